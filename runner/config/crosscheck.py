@@ -1,0 +1,195 @@
+"""Rules between keys, and rules of a value that the schema's types cannot say. Each finding shows every place involved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from runner.config.diagnose import dotted
+from runner.config.locate import Path
+from runner.config.source import Source
+from runner.errors import Diagnostic
+from schemas import RunConfig
+
+
+def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
+    """All findings, warnings among them."""
+    findings: list[Diagnostic] = []
+    for rule in (_exclusive, _length, _network, _dataset, _training, _selection, _patterns):
+        findings += rule(config, source)
+    return findings
+
+
+def _conflict(source: Source, message: str, paths: list[Path], hint: str) -> Diagnostic:
+    places = tuple(place for path in paths for place in source.key_places(path))
+    return Diagnostic(message, places, hint)
+
+
+def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    groups: list[tuple[Path, tuple[str, ...]]] = [
+        (("training",), ("max_train_steps", "max_train_epochs")),
+        (("training", "scheduler"), ("warmup_steps", "warmup_ratio")),
+        (("training", "checkpoints"), ("every_n_steps", "every_n_epochs")),
+        (("sampling",), ("every_n_steps", "every_n_epochs")),
+        (("dataset", "held_out"), ("fraction", "count", "path")),
+    ]
+    for section, names in groups:
+        given = [name for name in names if source.value((*section, name)) is not None]
+        if len(given) > 1:
+            listed = " and ".join(f"`{name}`" for name in given)
+            yield _conflict(
+                source, f"[{dotted(section)}] has {listed}; they say the same thing",
+                [(*section, name) for name in given], "keep one of them",
+            )  # fmt: skip
+    held_out = source.value(("dataset", "held_out"))
+    if isinstance(held_out, dict) and not held_out:
+        yield Diagnostic(
+            "[dataset.held_out] is empty", source.header_places(("dataset", "held_out")),
+            "give one of fraction, count and path, or leave the section out",
+        )  # fmt: skip
+
+
+def _length(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    if config.training.max_train_steps is None and config.training.max_train_epochs is None:
+        written = source.value(("training",)) or {}
+        if "max_train_steps" not in written and "max_train_epochs" not in written:
+            yield Diagnostic(
+                "[training] needs `max_train_steps` or `max_train_epochs`", source.header_places(("training",)),
+                "say how long to train: max_train_steps = 1000",
+            )  # fmt: skip
+
+
+def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    network, components = config.network, config.training.components
+    if network is not None and config.model.from_scratch:
+        yield _conflict(
+            source, "from_scratch draws new weights for the parts that train, but with [network] only the adapter trains",
+            [("model", "from_scratch"), ("network",)], "leave out [network] to train from scratch, or from_scratch to train an adapter",
+        )  # fmt: skip
+    if network is not None and network.conv_alpha is not None and network.conv_rank is None:
+        yield _conflict(
+            source, "`conv_alpha` without `conv_rank`: there are no adapters on convolutions",
+            [("network", "conv_alpha")], "set network.conv_rank too, or take conv_alpha out",
+        )  # fmt: skip
+    if not components.denoiser and not components.text_encoder_1:
+        yield _conflict(
+            source, "nothing trains: every component is off", [("training", "components", "denoiser")],
+            "turn on training.components.denoiser or text_encoder_1",
+        )  # fmt: skip
+    if config.model.clip_skip is not None and components.text_encoder_1 and network is None and config.model.clip_skip > 1:
+        yield Diagnostic(
+            f"with clip_skip = {config.model.clip_skip} the last layers of the text encoder are not used and will not train",
+            source.key_places(("model", "clip_skip")), "this is as in Kohya's tools", "warning",
+        )  # fmt: skip
+
+
+def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    buckets = config.dataset.buckets
+    if buckets.min_size is not None and buckets.max_size is not None and buckets.min_size > buckets.max_size:
+        yield _conflict(
+            source, f"`min_size` {buckets.min_size} is above `max_size` {buckets.max_size}",
+            [("dataset", "buckets", "min_size"), ("dataset", "buckets", "max_size")], "swap or change them",
+        )  # fmt: skip
+    if config.dataset.sources and all(item.regularization for item in config.dataset.sources):
+        yield Diagnostic(
+            "every source is a regularization set; there is nothing to train on",
+            source.key_places(("dataset", "sources", 0, "regularization")), "add a source without regularization = true",
+        )  # fmt: skip
+    trained = bool(config.training.components.text_encoder_1)
+    if trained and config.caching.text in ("disk", "memory"):
+        yield _conflict(
+            source, f'captions cannot be cached (caching.text = "{config.caching.text}") while the text encoder trains',
+            [("caching", "text"), ("training", "components", "text_encoder_1")],
+            "leave caching.text out, or turn off training.components.text_encoder_1",
+        )  # fmt: skip
+
+
+def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    training = config.training
+    if training.timesteps.min >= training.timesteps.max:
+        yield _conflict(
+            source, f"timesteps: min {training.timesteps.min} is not below max {training.timesteps.max}",
+            [("training", "timesteps", "min"), ("training", "timesteps", "max")], "max is excluded: min = 0, max = 1000 is all of them",
+        )  # fmt: skip
+    known = {"cosine_with_restarts": {"num_cycles"}, "cosine": {"num_cycles"}, "polynomial": {"power", "lr_end"}}
+    for name in training.scheduler.args:
+        allowed = known.get(training.scheduler.type, set())
+        if name not in allowed:
+            listed = ", ".join(sorted(allowed)) or "no arguments"
+            yield Diagnostic(
+                f'the schedule "{training.scheduler.type}" has no argument `{name}`',
+                source.key_places(("training", "scheduler", "args", name)), f"it takes {listed}",
+            )  # fmt: skip
+    if training.max_train_steps is not None and (training.scheduler.warmup_steps or 0) > training.max_train_steps:
+        yield _conflict(
+            source, f"the warm-up of {training.scheduler.warmup_steps} steps is longer than the run of {training.max_train_steps}",
+            [("training", "scheduler", "warmup_steps"), ("training", "max_train_steps")], "shorten the warm-up",
+        )  # fmt: skip
+    if training.loss.zero_terminal_snr and config.model.prediction_type == "epsilon":
+        yield _conflict(
+            source, "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned",
+            [("training", "loss", "zero_terminal_snr"), ("model", "prediction_type")], 'use prediction_type = "v_prediction"',
+        )  # fmt: skip
+    if training.loss.min_snr_gamma is not None and training.loss.debiased_estimation:
+        yield _conflict(
+            source, "min_snr_gamma and debiased_estimation are two weightings of the same loss",
+            [("training", "loss", "min_snr_gamma"), ("training", "loss", "debiased_estimation")], "keep one of them",
+        )  # fmt: skip
+    if training.mixed_precision == "fp16" and config.model.dtype == "bf16":
+        yield _conflict(
+            source, "bf16 weights under fp16 computation lose range both ways",
+            [("model", "dtype"), ("training", "mixed_precision")], "use one of the two for both",
+        )  # fmt: skip
+
+
+def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    selection = config.selection
+    if selection.strategy == "manual" and selection.step is None:
+        yield Diagnostic(
+            'strategy = "manual" needs `step`', source.value_places(("selection", "strategy")),
+            "add step = the checkpoint to take, or use `runner select run.toml --step N` later",
+        )  # fmt: skip
+    if selection.strategy != "manual" and selection.step is not None:
+        yield _conflict(
+            source, f'`step` is for strategy = "manual", but the strategy is "{selection.strategy}"',
+            [("selection", "step"), ("selection", "strategy")], 'set strategy = "manual" or take step out',
+        )  # fmt: skip
+    if selection.strategy == "best" and not selection.metrics:
+        yield Diagnostic(
+            'strategy = "best" needs a metric', source.key_places(("selection", "metrics")), 'metrics = ["stable_loss"]'
+        )
+    for index, publish in enumerate(selection.publish):
+        path: Path = ("selection", "publish", index)
+        if publish.which == "all" and publish.name is not None and "{step}" not in publish.name:
+            yield Diagnostic(
+                'with which = "all" the name needs {step}, or every checkpoint gets the same file',
+                source.value_places((*path, "name")), f'name = "{publish.name}-{{step}}"',
+            )  # fmt: skip
+        if publish.name is not None:
+            try:
+                publish.name.format(name="n", step=1, weights="raw")
+            except (KeyError, IndexError, ValueError, AttributeError):
+                yield Diagnostic(
+                    f"`name` {publish.name!r} has a field that is not known", source.value_places((*path, "name")),
+                    "fields are {name}, {step} and {weights}",
+                )  # fmt: skip
+        if publish.format == "kohya" and config.network is None:
+            yield _conflict(
+                source, 'format = "kohya" is a LoRA file, but this is a full fine-tune',
+                [(*path, "format")], 'use "single_file", "comfyui" or "diffusers", or add [network]',
+            )  # fmt: skip
+
+
+def _patterns(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    if config.network is None:
+        return
+    patterns: list[tuple[Path, str]] = []
+    if isinstance(config.network.targets, list):
+        patterns += [(("network", "targets", index), text) for index, text in enumerate(config.network.targets)]
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns += [(("network", name, text), text) for text in (source.value(("network", name)) or {})]
+    for path, text in patterns:
+        try:
+            re.compile(text)
+        except re.error as error:
+            yield Diagnostic(f"{text!r} is not a regular expression: {error}", source.value_places(path))

@@ -1,0 +1,142 @@
+"""[dataset]: pictures, captions, buckets. A source may set any of the item options again for itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Section, key
+
+Side = Annotated[int, Field(ge=8, le=16384)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ItemOptions(Section):
+    """Keys that stand in [dataset] and may stand again in a source, where they win."""
+
+    resolution: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = key(
+        None, effect="trajectory", stage="cache.latents"
+    )
+    """Training size: a number for its square, or [width, height]; buckets have about this area. Unset: by family (sd15: 512)."""
+
+    batch_size: int = key(1, effect="trajectory", stage="train", ge=1, le=4096)
+    """Items in a batch. All items of a batch are of one bucket; a bucket's short last batch is kept."""
+
+    caption_extension: str = key(".txt", effect="trajectory", stage="cache.text", pattern=r"^\.[A-Za-z0-9_.-]+$")
+    """A picture's caption lies beside it in a file with this extension."""
+
+    caption_separator: str = key(",", effect="trajectory", stage="cache.text", min_length=1)
+    """What separates the tags of a caption; several characters mean any of them. They are joined again by ", "."""
+
+    shuffle_caption: bool = key(False, effect="trajectory", stage="cache.text")
+    """Shuffles the tags anew at each use, behind the kept ones."""
+
+    keep_tokens: int = key(0, effect="trajectory", stage="cache.text", ge=0)
+    """So many tags at the front stay in place and are never dropped."""
+
+    keep_tokens_separator: str = key("", effect="trajectory", stage="cache.text")
+    """Where this stands in a caption, what is before it is kept in place; standing twice, what is after the second is a fixed tail."""
+
+    secondary_separator: str = key("", effect="trajectory", stage="cache.text")
+    """Joins tags that move together; it becomes the first caption separator in the end."""
+
+    enable_wildcard: bool = key(False, effect="trajectory", stage="cache.text")
+    """`{a|b}` chooses one of them at each use, of several caption lines one is chosen; `{{` and `}}` stand for braces."""
+
+    caption_prefix: str = key("", effect="trajectory", stage="cache.text")
+    """Text before every caption, with a space between."""
+
+    caption_suffix: str = key("", effect="trajectory", stage="cache.text")
+    """Text after every caption, with a space between."""
+
+    caption_dropout_rate: Probability = key(0.0, effect="trajectory", stage="train")
+    """Share of the uses of an item at which its caption is left empty; teaches guidance. 0.05 to 0.1 is common."""
+
+    caption_tag_dropout_rate: Probability = key(0.0, effect="trajectory", stage="cache.text")
+    """Each tag behind the kept ones is left out with this probability."""
+
+    caption_dropout_every_n_epochs: int = key(0, effect="trajectory", stage="train", ge=0)
+    """In each n-th epoch all captions are left empty; 0 never."""
+
+    token_warmup_min: int = key(1, effect="trajectory", stage="cache.text", ge=1)
+    """With token_warmup_step: how many tags behind the kept ones are used at first."""
+
+    token_warmup_step: float = key(0, effect="trajectory", stage="cache.text", ge=0)
+    """Until this step ever more tags are used; below 1 it is a share of all steps; 0 is off."""
+
+    flip_aug: bool = key(False, effect="trajectory", stage="cache.latents")
+    """Half of the uses show the picture mirrored; both are cached."""
+
+    random_crop: bool = key(False, effect="trajectory", stage="cache.latents")
+    """Crops at a random place instead of the centre. Encoded at each use unless caching.latents is set, then eight variants are cached."""
+
+
+class Source(ItemOptions):
+    """One folder of pictures. Any item option of [dataset] given here wins for this source."""
+
+    path: str = key(effect="none", min_length=1)
+    """A folder with pictures; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them."""
+
+    repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""
+
+    class_tokens: str | None = key(None, effect="trajectory", stage="cache.text")
+    """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""
+
+    regularization: bool = key(False, effect="trajectory", stage="train")
+    """Regularization pictures: they cycle until they match the number of training pictures, and are never held out."""
+
+    weight: float = key(1.0, effect="trajectory", stage="train", ge=0)
+    """Factor on the loss of this source's items."""
+
+
+class Buckets(Section):
+    """Sizes that pictures of other aspect ratios are trained at (Kohya's rule)."""
+
+    enabled: bool = key(True, effect="trajectory", stage="cache.latents")
+    """false: every picture is resized and cropped to the resolution itself."""
+
+    min_size: Side | None = key(None, effect="trajectory", stage="cache.latents")
+    """Shortest side of a bucket. Unset: half of the resolution's shorter side."""
+
+    max_size: Side | None = key(None, effect="trajectory", stage="cache.latents")
+    """Longest side of a bucket. Unset: twice the resolution's longer side."""
+
+    step: int | None = key(None, effect="trajectory", stage="cache.latents", ge=1)
+    """Sides are multiples of this. Unset: by family (sd15: 64, built-in micro: 8)."""
+
+    no_upscale: bool = key(False, effect="trajectory", stage="cache.latents")
+    """A picture smaller than the resolution keeps its own size, rounded down to the step."""
+
+
+class HeldOut(Section):
+    """Items that are never trained on; selection measures the loss on them. One of the three keys."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = key(None, effect="trajectory", stage="train")
+    """Share of the items, rounded up, chosen by a hash of seed and content."""
+
+    count: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    """Number of items, chosen by a hash of seed and content."""
+
+    path: str | None = key(None, effect="none", min_length=1)
+    """A folder of pictures and captions of their own that are never trained on."""
+
+
+class Dataset(ItemOptions):
+    """Where the pictures and captions are and how they are used."""
+
+    sources: list[Source] = key(default_factory=list, effect="none", min_length=1)
+    """The folders: [[dataset.sources]]."""
+
+    buckets: Buckets = key(default_factory=Buckets, effect="none")
+    """Sizes for other aspect ratios."""
+
+    held_out: HeldOut | None = key(None, effect="none")
+    """Items kept out of training for selection."""
+
+    workers: int = key(2, effect="none", ge=0, le=64)
+    """Threads that prepare batches ahead of the training step; 0 prepares them in the step itself."""
+
+    on_bad_item: Literal["error", "skip"] = key("error", effect="none")
+    """A picture that cannot be read, or has no caption: stop before anything starts, or leave it out and say so."""

@@ -1,0 +1,49 @@
+"""[model]: which model is trained and how its frozen parts are held."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from schemas.base import Section, key
+
+ModelStages = ("cache.latents", "cache.text", "train")
+
+
+class Model(Section):
+    """Which model is trained, where its parts lie, and how its frozen parts are held."""
+
+    family: Literal["sd15"] = key(effect="trajectory", stage=ModelStages)
+    """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
+
+    checkpoint: str = key(effect="none", min_length=1)
+    """A .safetensors or .ckpt file, a diffusers directory, a hub id that is in the local hub cache, or "builtin:micro". Its content, not its path, decides what is reused."""
+
+    from_scratch: bool = key(False, effect="trajectory", stage="train")
+    """true: keeps the architecture but draws new weights, from the seed, for every part that trains. Only for a full fine-tune."""
+
+    vae: str | None = key(None, effect="none")
+    """Another autoencoder than the checkpoint's: a file or a diffusers directory. Its content decides what is encoded again."""
+
+    text_encoder_1: str | None = key(None, effect="none")
+    """Another text encoder than the checkpoint's (CLIP-L): a file or a directory."""
+
+    tokenizer_1: str | None = key(None, effect="none")
+    """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer."""
+
+    revision: str | None = key(None, effect="none")
+    """Branch, tag or commit of a hub id in the local hub cache."""
+
+    dtype: Literal["bf16", "fp16", "fp32"] | None = key(None, effect="trajectory", stage=ModelStages)
+    """Precision of the frozen weights: encoders, and the denoiser under an adapter. Parts that train whole are kept in fp32. Unset: by family (sd15: bf16)."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = key(None, effect="trajectory", stage=("train", "sample"))
+    """What the denoiser predicts. Unset: the checkpoint's scheduler config, else epsilon. A single file does not say: set it for a v-prediction model."""
+
+    clip_skip: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=12)
+    """Use the text encoder's hidden states this many layers from the end; 1 is the last layer, 2 is common for anime models. Unset: 1."""
+
+    max_token_length: Literal[75, 150, 225] = key(75, effect="trajectory", stage="cache.text")
+    """Tokens of a caption that are used. 150 and 225 encode it in pieces of 75 and join them, as Kohya's tools do."""
+
+    attention: Literal["sdpa", "eager"] = key("sdpa", effect="bits", stage="train")
+    """How attention is computed: PyTorch's fused kernel, or the plain formula (slower, more memory)."""

@@ -1,0 +1,47 @@
+"""[network]: the adapter that is trained. Without this section the named components train whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Section, key
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Network(Section):
+    """The adapter that is trained. Leave the section out for a full fine-tune."""
+
+    type: Literal["lora"] = key("lora", effect="trajectory", stage="train")
+    """Kind of adapter. lora: low-rank pairs beside linear layers (arXiv 2106.09685), and beside convolutions with conv_rank."""
+
+    rank: Rank = key(16, effect="trajectory", stage="train")
+    """Inner width of the adapter (Kohya: network_dim). Larger learns more and makes larger files."""
+
+    alpha: Alpha | None = key(None, effect="trajectory", stage="train")
+    """The adapter's output is scaled by alpha / rank (Kohya: network_alpha). Unset: equal to rank, a scale of 1."""
+
+    dropout: Share = key(0.0, effect="trajectory", stage="train")
+    """Share of the adapter's inputs set to zero at each step."""
+
+    conv_rank: Rank | None = key(None, effect="trajectory", stage="train")
+    """Adapters also on the residual blocks' 3x3 convolutions, of this rank (Kohya: conv_dim, LoCon). Unset: none."""
+
+    conv_alpha: Alpha | None = key(None, effect="trajectory", stage="train")
+    """alpha of the convolutions' adapters. Unset: equal to conv_rank."""
+
+    targets: str | list[str] = key("default", effect="trajectory", stage="train")
+    """Which layers of the denoiser get adapters: a preset ("default": Kohya's set; "attention": q, k, v and out only) or a list of regular expressions searched in the layers' diffusers names."""
+
+    rank_pattern: dict[str, Rank] = key(default_factory=dict, effect="trajectory", stage="train")
+    """Another rank for layers whose name matches a regular expression: { "attn2" = 4 }."""
+
+    alpha_pattern: dict[str, Alpha] = key(default_factory=dict, effect="trajectory", stage="train")
+    """Another alpha for layers whose name matches a regular expression."""
+
+    init_from: str | None = key(None, effect="none")
+    """A LoRA file (Kohya's or diffusers' format) to start from; every one of its layers must fit, and its content decides whether a run is the same."""

@@ -1,0 +1,71 @@
+"""[sampling]: the pictures made while training and for the strip."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Section, key
+
+Sampler = Literal[
+    "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "unipc", "dpm2", "dpm2_a",
+    "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
+]  # fmt: skip
+
+
+class PromptOptions(Section):
+    """Keys of a prompt that [sampling] may set for all of them."""
+
+    negative_prompt: str | None = key(None, effect="trajectory", stage="sample")
+    """What the picture should not show."""
+
+    width: int | None = key(None, effect="trajectory", stage="sample", ge=8, le=8192)
+    """Width in pixels, rounded down to a multiple of 8. Unset: by family (sd15: 512)."""
+
+    height: int | None = key(None, effect="trajectory", stage="sample", ge=8, le=8192)
+    """Height in pixels, rounded down to a multiple of 8. Unset: by family (sd15: 512)."""
+
+    num_inference_steps: int | None = key(None, effect="trajectory", stage="sample", ge=1, le=1000)
+    """Steps of the sampler. Unset: by family (sd15: 30)."""
+
+    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
+    """Guidance scale; 1 is off. Unset: by family (sd15: 7.5)."""
+
+    sampler: Sampler | None = key(None, effect="trajectory", stage="sample")
+    """The sampler's name. Unset: by family (sd15: ddim)."""
+
+
+class Prompt(PromptOptions):
+    """One picture to make: [[sampling.prompts]]."""
+
+    prompt: str = key(effect="trajectory", stage="sample")
+    """What the picture shows."""
+
+    seed: int | None = key(None, effect="trajectory", stage="sample", ge=-1, le=2**63 - 1)
+    """Seed of the noise. Unset: derived from the run's seed and the prompt's place. -1: drawn once, when the run is first applied, and recorded."""
+
+
+class Sampling(PromptOptions):
+    """The pictures made while training and for the strip."""
+
+    every_n_steps: int | None = key(None, effect="none", ge=1)
+    """Makes the pictures each n steps while training."""
+
+    every_n_epochs: int | None = key(None, effect="none", ge=1)
+    """Makes the pictures each n epochs while training."""
+
+    at_first: bool = key(False, effect="none")
+    """Makes them before the first step too."""
+
+    prompt_file: str | None = key(None, effect="none", min_length=1)
+    """A .txt, .toml or .json file of prompts; they come before those of [[sampling.prompts]]."""
+
+    dialect: Literal["kohya"] | None = key(None, effect="trajectory", stage="sample")
+    """What the letters of options in a .txt prompt file mean. Unset: by family (sd15: kohya)."""
+
+    prompt_weighting: bool = key(False, effect="trajectory", stage="sample")
+    """Reads `(word:1.2)` and `[word]` in prompts as weights, as AUTOMATIC1111's web UI does. Off: taken literally."""
+
+    prompts: list[Prompt] = key(default_factory=list, effect="none")
+    """The pictures: [[sampling.prompts]]."""
