@@ -1,0 +1,1 @@
+"""What is trained on, torch-free: folders and captions, buckets, the order of an epoch."""

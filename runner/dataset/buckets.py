@@ -1,0 +1,118 @@
+"""Aspect-ratio buckets by Kohya's rule (sd-scripts' BucketManager), and how a picture is resized and cropped into one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True)
+class BucketRule:
+    """The settings of [dataset.buckets] with nothing left to derive."""
+
+    resolution: Size
+    enabled: bool
+    min_size: int
+    max_size: int
+    step: int
+    no_upscale: bool
+
+    @property
+    def area(self) -> int:
+        return self.resolution[0] * self.resolution[1]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture enters its bucket: resized to `resized` (which covers the bucket), then cropped to `bucket`."""
+
+    bucket: Size
+    resized: Size
+
+
+def bucket_sizes(rule: BucketRule) -> list[Size]:
+    """All buckets, sorted: the square, and for each width the tallest height within the area, both ways round."""
+    sizes: set[Size] = set()
+    square = int(math.sqrt(rule.area) // rule.step) * rule.step
+    if square > 0:
+        sizes.add((square, square))
+    for width in range(rule.min_size, rule.max_size + 1, rule.step):
+        height = min(rule.max_size, int(rule.area // width // rule.step) * rule.step)
+        if height >= rule.min_size:
+            sizes.update({(width, height), (height, width)})
+    return sorted(sizes)
+
+
+class Bucketing:
+    """Fits pictures into the buckets of one rule; remembers by size, since a dataset has few sizes."""
+
+    def __init__(self, rule: BucketRule) -> None:
+        self.rule = rule
+        self.sizes = bucket_sizes(rule)
+        self._fits: dict[Size, Fit] = {}
+
+    def fit(self, size: Size) -> Fit:
+        """Where a picture of this size goes."""
+        found = self._fits.get(size)
+        if found is None:
+            found = self._fits[size] = self._fit(size)
+        return found
+
+    def _fit(self, size: Size) -> Fit:
+        if not self.rule.enabled:
+            return Fit(self.rule.resolution, cover(size, self.rule.resolution))
+        if self.rule.no_upscale:
+            return _fit_no_upscale(size, self.rule)
+        if size in self.sizes:
+            return Fit(size, size)
+        aspect = size[0] / size[1]
+        bucket = min(self.sizes, key=lambda candidate: abs(candidate[0] / candidate[1] - aspect))
+        return Fit(bucket, cover(size, bucket))
+
+
+def cover(size: Size, bucket: Size) -> Size:
+    """The smallest size of the picture's aspect that covers the bucket; the loose side is rounded half up."""
+    width, height = size
+    if width / height > bucket[0] / bucket[1]:
+        return int(width * (bucket[1] / height) + 0.5), bucket[1]
+    return bucket[0], int(height * (bucket[0] / width) + 0.5)
+
+
+def _fit_no_upscale(size: Size, rule: BucketRule) -> Fit:
+    width, height = size
+    aspect = width / height
+    resized = size
+    if width * height > rule.area:
+        ideal_width = math.sqrt(rule.area * aspect)
+        ideal_height = rule.area / ideal_width
+        by_width = _snap(ideal_width, rule.step)
+        height_of_width = _snap(by_width / aspect, rule.step)
+        by_height = _snap(ideal_height, rule.step)
+        width_of_height = _snap(by_height * aspect, rule.step)
+        width_error = abs(by_width / height_of_width - aspect) if height_of_width else math.inf
+        height_error = abs(width_of_height / by_height - aspect) if by_height else math.inf
+        if width_error < height_error:
+            resized = (by_width, int(by_width / aspect + 0.5))
+        else:
+            resized = (int(by_height * aspect + 0.5), by_height)
+    bucket = (resized[0] - resized[0] % rule.step, resized[1] - resized[1] % rule.step)
+    return Fit(bucket, resized)
+
+
+def _snap(value: float, step: int) -> int:
+    rounded = int(value + 0.5)
+    return rounded - rounded % step
+
+
+def centre_crop(resized: Size, bucket: Size) -> Size:
+    """(left, top) of the crop in the resized picture."""
+    return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
+
+
+def describe(counts: Sequence[tuple[Size, int]]) -> str:
+    """`512x512 (40), 448x576 (3)`."""
+    return ", ".join(f"{width}x{height} ({count})" for (width, height), count in counts)

@@ -1,0 +1,105 @@
+"""From a caption file's text to the caption of one use, in the order of Kohya's tools (specs of sd-scripts' process_caption).
+
+Prefix and suffix → wildcards → kept tags → warm-up truncates the rest → shuffle → tag dropout → secondary separator.
+Leaving the whole caption out (caption_dropout_rate) is decided where batches are made, since it changes no encoding.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import dataclass
+
+from schemas.dataset import ItemOptions
+
+
+@dataclass(frozen=True)
+class CaptionRule:
+    """The caption options of one source."""
+
+    separator: str
+    shuffle: bool
+    keep_tokens: int
+    keep_tokens_separator: str
+    secondary_separator: str
+    wildcard: bool
+    prefix: str
+    suffix: str
+    tag_dropout: float
+    warmup_min: int
+    warmup_step: float
+
+    @classmethod
+    def of(cls, options: ItemOptions) -> CaptionRule:
+        return cls(
+            options.caption_separator, options.shuffle_caption, options.keep_tokens, options.keep_tokens_separator,
+            options.secondary_separator, options.enable_wildcard, options.caption_prefix, options.caption_suffix,
+            options.caption_tag_dropout_rate, options.token_warmup_min, options.token_warmup_step,
+        )  # fmt: skip
+
+    @property
+    def warms_up(self) -> bool:
+        return self.warmup_step > 0
+
+    @property
+    def varies(self) -> bool:
+        """Whether two uses of one item may have different captions."""
+        return self.shuffle or self.wildcard or self.tag_dropout > 0 or self.warms_up
+
+
+def render(text: str, rule: CaptionRule, rng: random.Random, step: int = 0, total_steps: int = 0) -> str:
+    """The caption of one use. `step` counts from 0 and matters only while the token warm-up lasts."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    caption = lines[0]
+    if rule.wildcard:
+        caption = lines[rng.randrange(len(lines))] if len(lines) > 1 else lines[0]
+    caption = " ".join(part for part in (rule.prefix, caption, rule.suffix) if part)
+    if rule.wildcard:
+        caption = _wildcards(caption, rng)
+    has_fixed_part = bool(rule.keep_tokens_separator) and rule.keep_tokens_separator in caption
+    if rule.shuffle or rule.tag_dropout > 0 or rule.warms_up or has_fixed_part:
+        caption = _tags(caption, rule, rng, step, total_steps)
+    if rule.secondary_separator:
+        caption = caption.replace(rule.secondary_separator, rule.separator[0])
+    return caption
+
+
+def _tags(caption: str, rule: CaptionRule, rng: random.Random, step: int, total_steps: int) -> str:
+    head: list[str] = []
+    tail: list[str] = []
+    if rule.keep_tokens_separator and rule.keep_tokens_separator in caption:
+        first, _, rest = caption.partition(rule.keep_tokens_separator)
+        head = _split(first, rule.separator)
+        if rule.keep_tokens_separator in rest:
+            rest, _, last = rest.partition(rule.keep_tokens_separator)
+            tail = _split(last, rule.separator)
+        flexible = _split(rest, rule.separator)
+    else:
+        tags = _split(caption, rule.separator)
+        head, flexible = tags[: rule.keep_tokens], tags[rule.keep_tokens :]
+    if rule.warms_up:
+        flexible = flexible[: _warm_count(len(flexible), rule, step, total_steps)]
+    if rule.shuffle:
+        rng.shuffle(flexible)
+    if rule.tag_dropout > 0:
+        flexible = [tag for tag in flexible if rng.random() >= rule.tag_dropout]
+    return ", ".join(head + flexible + tail)
+
+
+def _split(text: str, separators: str) -> list[str]:
+    parts = re.split(f"[{re.escape(separators)}]", text) if len(separators) > 1 else text.split(separators)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _warm_count(count: int, rule: CaptionRule, step: int, total_steps: int) -> int:
+    end = math.floor(rule.warmup_step * total_steps) if rule.warmup_step < 1 else int(rule.warmup_step)
+    if end < 1 or step >= end:
+        return count
+    return math.floor(step * ((count - rule.warmup_min) / end)) + rule.warmup_min
+
+
+def _wildcards(caption: str, rng: random.Random) -> str:
+    kept = caption.replace("{{", "\x00").replace("}}", "\x01")
+    chosen = re.sub(r"\{([^{}]+)\}", lambda match: rng.choice(match.group(1).split("|")), kept)
+    return chosen.replace("\x00", "{").replace("\x01", "}")

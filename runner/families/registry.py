@@ -1,0 +1,33 @@
+"""Names of families → where their bundles are. Importing a spec imports no torch; importing a family does."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from runner.families.spec import FamilySpec
+
+if TYPE_CHECKING:
+    from runner.families.contract import Family
+
+FAMILIES = {
+    "sd15": ("runner.families.sd.spec:SD15", "runner.families.sd.model:SD15"),
+}
+
+
+def family_spec(name: str) -> FamilySpec:
+    """The torch-free half."""
+    spec = _load(FAMILIES[name][0])
+    assert isinstance(spec, FamilySpec)
+    return spec
+
+
+def family(name: str) -> Family:
+    """The half with torch."""
+    bundle: Family = _load(FAMILIES[name][1])  # type: ignore[assignment]
+    return bundle
+
+
+def _load(address: str) -> object:
+    module, _, attribute = address.partition(":")
+    return getattr(import_module(module), attribute)

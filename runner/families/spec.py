@@ -1,0 +1,135 @@
+"""The torch-free half of a family: what planning needs to know of it and of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from schemas import RunConfig
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the model: where its bytes lie, what it is made of and how large it is.
+
+    `files` are all files whose content decides its weights, the configuration among them.
+    `layout` tells how its keys are named in those files: diffusers' names, or the family's original ones.
+    """
+
+    name: str
+    weights: tuple[Path, ...]
+    files: tuple[Path, ...]
+    layout: Literal["diffusers", "original", "none"]
+    config: Mapping[str, Any]
+    parameters: int
+    prefix: str = ""
+    """What stands before the component's keys in an original-layout file."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as far as its headers and configurations tell."""
+
+    family: str
+    components: Mapping[str, Component]
+    tokenizer: Path | None
+    """Folder of the tokenizer; None is the built-in CLIP tokenizer."""
+    tokenizer_files: tuple[Path, ...]
+    scheduler: Mapping[str, Any]
+    native_size: int
+    """Side in pixels that the model was made for."""
+    latent_factor: int
+    latent_channels: int
+    bucket_step: int
+    size_multiple: int
+    text_length: int
+    """Tokens of one piece of text, the two ends included."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that gets an adapter: its component and diffusers name, its size, its rank and alpha."""
+
+    component: str
+    name: str
+    kind: Literal["linear", "conv"]
+    inputs: int
+    outputs: int
+    kernel: int
+    rank: int
+    alpha: float
+
+    @property
+    def parameters(self) -> int:
+        return self.rank * (self.inputs * self.kernel**2 + self.outputs)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a family says where run.toml says nothing."""
+
+    dtype: str
+    num_inference_steps: int
+    cfg_scale: float
+    sampler: str
+    dialect: str
+
+
+@dataclass(frozen=True)
+class MemoryQuestion:
+    """What predicted memory depends on."""
+
+    model: Model
+    trains: Mapping[str, bool]
+    """Component → whether it trains whole (True) or carries an adapter (False); frozen ones are absent."""
+    trainable: int
+    frozen_bytes: int
+    """Bytes of one frozen weight."""
+    compute_bytes: int
+    """Bytes of one activation."""
+    optimizer_bytes: float
+    """Bytes of optimizer state for one trained number."""
+    ema: bool
+    batch: int
+    size: tuple[int, int]
+    checkpointing: bool
+    eager_attention: bool
+    latent_batch: int
+    text_batch: int
+    text_tokens: int
+    encodes_latents: bool
+    encodes_text: bool
+    sample_size: tuple[int, int] | None
+    samples_in_training: bool
+    adapters: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True)
+class MemoryAnswer:
+    """Predicted peak bytes of each phase, above what the libraries themselves take."""
+
+    phases: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values(), default=0)
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """A family's torch-free bundle."""
+
+    name: str
+    title: str
+    defaults: Defaults
+    inspect: Callable[[RunConfig, Path], Model]
+    """(configuration, folder of run.toml) → model. Raises `InvalidConfig` or `Invalid` for files that do not fit."""
+    targets: Callable[[RunConfig, Model], list[Target]]
+    memory: Callable[[MemoryQuestion], MemoryAnswer]
+    text_encoders: tuple[str, ...] = field(default=("text_encoder_1",))
+    refused_keys: Mapping[str, str] = field(default_factory=dict)
+    """Dotted key → why this family cannot use it."""

@@ -1,0 +1,1 @@
+"""The store: encoded items, finished artifacts, workspaces in progress, and an index of files by content."""

@@ -1,0 +1,130 @@
+"""An SQLite index of what the store holds and of the outside files that were read.
+
+`files` remembers a file's digest by (inode, size, mtime_ns, ctime_ns), with what reading it told: a picture's size or
+why it cannot be decoded, a caption's text. `items` lists the encoded items, so that planning asks the disk nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import RunFailed
+
+SCHEMA_VERSION = 1
+_CREATE = """
+create table if not exists files (
+    folder text not null, name text not null, inode integer, size integer, mtime_ns integer, ctime_ns integer,
+    digest text, width integer, height integer, text text, problem text, primary key (folder, name)) without rowid;
+create table if not exists items (kind text not null, key text not null, bytes integer, primary key (kind, key)) without rowid;
+create table if not exists measured (key text primary key, value real) without rowid;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What reading a file told. `problem` says why a picture cannot be used; then width and height are 0."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    digest: str
+    width: int = 0
+    height: int = 0
+    text: str | None = None
+    problem: str | None = None
+
+    def matches(self, stat: os.stat_result) -> bool:
+        """Whether the file is still the one that was read."""
+        return (self.inode, self.size, self.mtime_ns, self.ctime_ns) == stamp(stat)
+
+
+def stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells that a file has not changed: (inode, size, mtime_ns, ctime_ns)."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+class Index:
+    """The index of one store. Several processes may use it at once."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.connection = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            self.connection.execute("pragma journal_mode = wal")
+            self.connection.execute("pragma synchronous = normal")
+            version = self.connection.execute("pragma user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise RunFailed(f"{file} was made by a newer runner (index {version})", hint="update runner")
+            if version < SCHEMA_VERSION:
+                self.connection.executescript(_CREATE)
+                self.connection.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise RunFailed(
+                f"the store's index {file} cannot be read: {error}",
+                hint="delete it: it is made again from the files in the store",
+            ) from None
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def folder(self, folder: str) -> dict[str, FileRecord]:
+        """Everything known of the files of one folder, by name."""
+        rows = self.connection.execute(
+            "select name, inode, size, mtime_ns, ctime_ns, digest, width, height, text, problem from files where folder = ?",
+            (folder,),
+        )
+        return {row[0]: FileRecord(*row[1:]) for row in rows}
+
+    def put_files(self, folder: str, records: Iterable[tuple[str, FileRecord]]) -> None:
+        rows = [
+            (folder, name, r.inode, r.size, r.mtime_ns, r.ctime_ns, r.digest, r.width, r.height, r.text, r.problem)
+            for name, r in records
+        ]
+        with self.connection:
+            self.connection.execute("begin immediate")
+            self.connection.executemany("insert or replace into files values (?,?,?,?,?,?,?,?,?,?,?)", rows)
+            self.connection.execute("commit")
+
+    def known_digest(self, path: Path) -> str | None:
+        """The file's digest where it is known without reading the file."""
+        row = self.connection.execute(
+            "select inode, size, mtime_ns, ctime_ns, digest from files where folder = ? and name = ?",
+            (str(path.parent), path.name),
+        ).fetchone()
+        if row is not None and row[:4] == stamp(path.stat()):
+            return str(row[4])
+        return None
+
+    def digest(self, path: Path) -> str:
+        """The file's sha256, read only if it changed since the last time."""
+        known = self.known_digest(path)
+        if known is None:
+            stat = path.stat()
+            with open(path, "rb") as stream:
+                known = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.put_files(str(path.parent), [(path.name, FileRecord(*stamp(stat), known))])
+        return known
+
+    def item_keys(self, kind: str) -> set[str]:
+        return {row[0] for row in self.connection.execute("select key from items where kind = ?", (kind,))}
+
+    def add_items(self, kind: str, keys: Iterable[tuple[str, int]]) -> None:
+        rows = [(kind, key, size) for key, size in keys]
+        self.connection.executemany("insert or replace into items values (?,?,?)", rows)
+
+    def remove_item(self, kind: str, key: str) -> None:
+        self.connection.execute("delete from items where kind = ? and key = ?", (kind, key))
+
+    def measured(self, key: str) -> float | None:
+        """A figure measured on this machine, a step's seconds for instance."""
+        row = self.connection.execute("select value from measured where key = ?", (key,)).fetchone()
+        return float(row[0]) if row else None
+
+    def put_measured(self, key: str, value: float) -> None:
+        self.connection.execute("insert or replace into measured values (?,?)", (key, value))
