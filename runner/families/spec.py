@@ -10,6 +10,15 @@ from typing import Any, Literal
 from schemas import RunConfig
 
 
+class ModelProblem(Exception):
+    """Something about the model's files that does not fit what run.toml says at `key` (a path of names)."""
+
+    def __init__(self, key: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.hint = hint
+
+
 @dataclass(frozen=True)
 class Component:
     """A part of the model: where its bytes lie, what it is made of and how large it is.
@@ -24,8 +33,8 @@ class Component:
     layout: Literal["diffusers", "original", "none"]
     config: Mapping[str, Any]
     parameters: int
-    prefix: str = ""
-    """What stands before the component's keys in an original-layout file."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Key in the file → key in diffusers' and transformers' own naming."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class FamilySpec:
     title: str
     defaults: Defaults
     inspect: Callable[[RunConfig, Path], Model]
-    """(configuration, folder of run.toml) → model. Raises `InvalidConfig` or `Invalid` for files that do not fit."""
+    """(configuration, folder of run.toml) → model. Raises `ModelProblem` for files that do not fit."""
     targets: Callable[[RunConfig, Model], list[Target]]
     memory: Callable[[MemoryQuestion], MemoryAnswer]
     text_encoders: tuple[str, ...] = field(default=("text_encoder_1",))

@@ -1,0 +1,67 @@
+"""Reads a picture once: its digest, its upright size, or why it cannot be decoded. Captions: digest and text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from runner.store.index import FileRecord, stamp
+
+IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+MAX_CAPTION_BYTES = 1_000_000
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError,
+    AttributeError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow's decoders raise on bytes that are no whole picture."""
+_ORIENTATION = 0x0112
+_TURNED = range(5, 9)
+
+
+def probe_image(path: Path) -> FileRecord:
+    """Decodes the whole picture, so that a truncated one is found before training; the index remembers the result."""
+    stat = os.stat(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return FileRecord(*stamp(stat), "", problem=f"cannot be read: {error.strerror}")
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(content)) as picture:
+                turned = picture.getexif().get(_ORIENTATION) in _TURNED
+                picture.load()
+                width, height = picture.size
+    except DECODE_ERRORS as error:
+        reason = "it is empty" if not content else f"{type(error).__name__}: {error}".replace(repr(content), "")
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = reason if not content else "its content is no picture of a known format"
+        elif isinstance(error, (OSError, SyntaxError)):
+            reason = reason if not content else str(error)
+        return FileRecord(*stamp(stat), digest, problem=f"cannot be decoded: {reason}")
+    if turned:
+        width, height = height, width
+    return FileRecord(*stamp(stat), digest, width, height)
+
+
+def probe_caption(path: Path) -> FileRecord:
+    """The caption file's text: UTF-8, a byte order mark is tolerated."""
+    stat = os.stat(path)
+    if stat.st_size > MAX_CAPTION_BYTES:
+        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} has {stat.st_size:,} bytes")
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} is not UTF-8 (byte {error.start})")
+    return FileRecord(*stamp(stat), hashlib.sha256(content).hexdigest(), text=text.replace("\x00", ""))

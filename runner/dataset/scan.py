@@ -1,0 +1,232 @@
+"""Finds the pictures and captions of the sources. Files that have not changed since they were last read are not read again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.dataset.buckets import Size
+from runner.dataset.probe import IMAGE_EXTENSIONS, probe_caption, probe_image
+from runner.families.locate import resolve_path
+from runner.store.index import FileRecord, Index, stamp
+from schemas.dataset import Dataset, ItemOptions, Source
+
+Progress = Callable[[int, int], None]
+_REPEATS_IN_NAME = re.compile(r"(\d+)_(.*)")
+
+
+class SourceProblem(Exception):
+    """A source's folder is not usable. `number` is its place in [[dataset.sources]], -1 is held_out.path."""
+
+    def __init__(self, number: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.number = number
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of pictures with everything its source says. `number` is the source's place in the file."""
+
+    number: int
+    path: Path
+    label: str
+    repeats: int
+    class_tokens: str | None
+    regularization: bool
+    weight: float
+    options: ItemOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A usable picture with its caption's text as the file holds it. `name` is for people."""
+
+    folder: Folder
+    name: str
+    path: str
+    digest: str
+    size: Size
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadItem:
+    """A picture that cannot be used, and why."""
+
+    number: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the folders hold."""
+
+    items: list[Item]
+    bad: list[BadItem]
+
+
+def effective_options(dataset: Dataset, source: Source | None) -> ItemOptions:
+    """The item options of a source: what it sets itself, else what [dataset] says."""
+    values = {name: getattr(dataset, name) for name in ItemOptions.model_fields}
+    if source is not None:
+        values |= {name: getattr(source, name) for name in source.model_fields_set if name in values}
+    return ItemOptions.model_construct(**values)
+
+
+def source_folders(dataset: Dataset, base: Path) -> list[Folder]:
+    """The folders of all sources; a folder of `N_name` folders is opened up. Raises `SourceProblem`."""
+    folders: list[Folder] = []
+    for number, source in enumerate(dataset.sources):
+        path = resolve_path(source.path, base)
+        options = effective_options(dataset, source)
+        for place in _places(number, path):
+            repeats, tokens = _from_name(place)
+            folders.append(
+                Folder(
+                    number, place, place.name, source.repeats or repeats,
+                    source.class_tokens if source.class_tokens is not None else tokens,
+                    source.regularization, source.weight, options,
+                )
+            )  # fmt: skip
+    return folders
+
+
+def held_out_folder(dataset: Dataset, base: Path) -> Folder | None:
+    """The folder of held_out.path, where it is given."""
+    if dataset.held_out is None or dataset.held_out.path is None:
+        return None
+    path = resolve_path(dataset.held_out.path, base)
+    if not path.is_dir():
+        raise SourceProblem(-1, f"there is no folder {path}")
+    _, tokens = _from_name(path)
+    return Folder(-1, path, path.name, 1, tokens, False, 1.0, effective_options(dataset, None))
+
+
+def _places(number: int, path: Path) -> list[Path]:
+    if not path.exists():
+        raise SourceProblem(number, f"there is no folder {path}", _near_folder(path))
+    if not path.is_dir():
+        raise SourceProblem(number, f"{path} is a file; a source is a folder of pictures", f"name {path.parent}")
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceProblem(number, f"{path} cannot be read: {error.strerror}") from None
+    if any(_is_image(entry.name) for entry in entries):
+        return [path]
+    children = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not children:
+        endings = sorted({os.path.splitext(entry.name)[1] or entry.name for entry in entries})
+        held = f"it holds only {', '.join(endings[:6])}" if endings else "it is empty"
+        wanted = " ".join(sorted(extension.lstrip(".") for extension in IMAGE_EXTENSIONS))
+        raise SourceProblem(number, f"no pictures in {path}: {held}", f"pictures end in {wanted}")
+    unnumbered = [name for name in children if not _REPEATS_IN_NAME.fullmatch(name)]
+    if unnumbered:
+        raise SourceProblem(
+            number,
+            f"no pictures in {path}, and its folder {unnumbered[0]!r} has no number of repeats in its name",
+            f"name the folder with the pictures itself, or call it 1_{unnumbered[0]}",
+        )
+    return [path / name for name in children]
+
+
+def _near_folder(path: Path) -> str | None:
+    import difflib
+
+    if not path.parent.is_dir():
+        return f"{path.parent} does not exist either; paths are relative to run.toml's folder"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.5)
+    return f"did you mean {path.parent / near[0]}?" if near else None
+
+
+def _from_name(path: Path) -> tuple[int, str | None]:
+    match = _REPEATS_IN_NAME.fullmatch(path.name)
+    if match is None or int(match.group(1)) < 1:
+        return 1, None
+    return int(match.group(1)), match.group(2).strip() or None
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+
+
+def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = None) -> Scan:
+    """Lists and reads the folders. Raises `SourceProblem` where a folder has no pictures at all."""
+    items: list[Item] = []
+    bad: list[BadItem] = []
+    for folder in folders:
+        names = _scan_folder(folder, index, progress, items, bad)
+        if names == 0:
+            raise SourceProblem(folder.number, f"no pictures in {folder.path}")
+    return Scan(items, bad)
+
+
+def _scan_folder(
+    folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]
+) -> int:
+    location = str(folder.path)
+    known = index.folder(location)
+    extension = folder.options.caption_extension
+    entries = {entry.name: entry for entry in os.scandir(location)}
+    images = [name for name in entries if _is_image(name)]
+    captions = {name: os.path.splitext(name)[0] + extension for name in images}
+    records = _records(location, entries, images, known, index, probe_image, progress)
+    texts = _records(
+        location, entries, [name for name in captions.values() if name in entries], known, index, probe_caption, None
+    )
+    for name in images:
+        record, text = records[name], texts.get(captions[name])
+        label = f"{folder.label}/{name}"
+        if record.problem is not None:
+            bad.append(BadItem(folder.number, label, record.problem))
+        elif text is not None and text.problem is not None:
+            bad.append(BadItem(folder.number, label, text.problem))
+        elif text is None and folder.class_tokens is None:
+            bad.append(BadItem(folder.number, label, f"has no caption file ({captions[name]}), and its source no class_tokens"))
+        else:
+            caption = text.text if text is not None else folder.class_tokens
+            items.append(
+                Item(folder, label, f"{location}/{name}", record.digest, (record.width, record.height), caption or "")
+            )
+    return len(images)
+
+
+def _records(
+    location: str,
+    entries: dict[str, os.DirEntry[str]],
+    names: list[str],
+    known: dict[str, FileRecord],
+    index: Index,
+    probe: Callable[[Path], FileRecord],
+    progress: Progress | None,
+) -> dict[str, FileRecord]:
+    """The record of each name: the known one where the file is unchanged, else a fresh one (read in parallel)."""
+    found: dict[str, FileRecord] = {}
+    stale: list[str] = []
+    for name in names:
+        record = known.get(name)
+        stat = os.stat(f"{location}/{name}") if entries[name].is_symlink() else entries[name].stat()
+        if record is not None and (record.inode, record.size, record.mtime_ns, record.ctime_ns) == stamp(stat):
+            found[name] = record
+        else:
+            stale.append(name)
+    if not stale:
+        return found
+    fresh: list[tuple[str, FileRecord]] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        paths = (Path(location) / name for name in stale)
+        for done, (name, record) in enumerate(zip(stale, pool.map(probe, paths), strict=True), 1):
+            found[name] = record
+            fresh.append((name, record))
+            if progress is not None:
+                progress(done, len(stale))
+            if len(fresh) >= 2000:
+                index.put_files(location, fresh)
+                fresh = []
+    index.put_files(location, fresh)
+    return found

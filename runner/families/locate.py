@@ -1,0 +1,66 @@
+"""Finds the file or folder that a model key names: a path, a built-in model, or a hub id in the local hub cache."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from runner.families.spec import ModelProblem
+
+KeyPath = tuple[str | int, ...]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHT_NAMES = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+
+
+def locate_model(name: str, folder: Path, revision: str | None, builtin: Path, key: KeyPath) -> Path:
+    """The file or folder. Relative paths are relative to `folder`. Raises `ModelProblem` at `key`."""
+    if name.startswith("builtin:"):
+        found = builtin / name.removeprefix("builtin:")
+        if not found.is_dir() or found.parent != builtin:
+            known = ", ".join(f'"builtin:{entry.name}"' for entry in sorted(builtin.iterdir()) if entry.is_dir())
+            raise ModelProblem(key, f'there is no built-in model "{name}"', f"there is {known}")
+        return found
+    path = resolve_path(name, folder)
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _in_hub_cache(name, revision or "main", key, path)
+    near = []
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.6)
+    raise ModelProblem(key, f"there is no file or folder {path}", f"did you mean {path.parent / near[0]}?" if near else None)
+
+
+def resolve_path(name: str, folder: Path) -> Path:
+    """A path as run.toml means it: `~` is the home folder, relative ones are relative to run.toml's folder."""
+    return Path(os.path.normpath(folder / Path(name).expanduser()))
+
+
+def _in_hub_cache(name: str, revision: str, key: KeyPath, path: Path) -> Path:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    model = cache / f"models--{name.replace('/', '--')}"
+    reference = model / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    snapshot = model / "snapshots" / commit
+    if snapshot.is_dir() and snapshot.parent == model / "snapshots":
+        return snapshot
+    raise ModelProblem(
+        key, f"there is no {path}, and the hub model {name} ({revision}) is not in the local hub cache {cache}",
+        f"nothing is downloaded while running; fetch it once: hf download {name} --revision {revision}",
+    )  # fmt: skip
+
+
+def child_folder(place: Path, name: str) -> Path:
+    """`place/name` where it is a folder, else `place` itself: a component may be named with or without its pipeline."""
+    return place / name if (place / name).is_dir() else place
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights file of a component's folder."""
+    return next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)

@@ -1,0 +1,94 @@
+"""Where things lie in a store, and how a store is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runner.errors import Invalid
+from runner.store.atomic import write_json
+from runner.store.index import Index
+
+ENVIRONMENT = "RUNNER_STORE"
+FOLDER = ".runner"
+EXTENSIONS = {"latents": ".safetensors", "text": ".safetensors", "samples": ".png", "scores": ".json"}
+
+
+def find_store(folder: Path) -> Store:
+    """The store of a run.toml in `folder`: $RUNNER_STORE, else the nearest `.runner` upwards, else a new one there."""
+    given = os.environ.get(ENVIRONMENT)
+    if given:
+        return Store(Path(given).expanduser().absolute())
+    folder = folder.absolute()
+    for candidate in (folder, *folder.parents):
+        if (candidate / FOLDER).is_dir():
+            return Store(candidate / FOLDER)
+    return Store(folder / FOLDER)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One store's folder."""
+
+    root: Path
+
+    @cached_property
+    def index(self) -> Index:
+        try:
+            return Index(self.root / "index.sqlite")
+        except OSError as error:
+            raise Invalid(
+                f"the store {self.root} cannot be written: {error.strerror}",
+                hint=f"set {ENVIRONMENT} to a folder that can",
+            ) from None
+
+    def item(self, kind: str, key: str) -> Path:
+        """The file of one encoded item, picture or score."""
+        return self.root / "items" / kind / key[:2] / (key + EXTENSIONS[kind])
+
+    def artifact(self, kind: str, fingerprint: str) -> Path:
+        """The folder of a finished stage."""
+        return self.root / "artifacts" / kind / fingerprint
+
+    def workspace(self, kind: str, fingerprint: str) -> Path:
+        """The folder of a stage in progress; it survives a kill and is the only place where a resume looks."""
+        return self.root / "work" / kind / fingerprint
+
+    def artifacts(self, kind: str) -> Iterator[Path]:
+        return _folders(self.root / "artifacts" / kind)
+
+    def workspaces(self, kind: str) -> Iterator[Path]:
+        return _folders(self.root / "work" / kind)
+
+    def lock_file(self, name: str) -> Path:
+        return self.root / "locks" / f"{name}.lock"
+
+    # The registry of runs: what gc must keep.
+
+    def run_record(self, output_dir: Path) -> Path:
+        return self.root / "runs" / f"{run_id(output_dir)}.json"
+
+    def register(self, output_dir: Path, record: dict[str, Any]) -> None:
+        write_json(self.run_record(output_dir), record)
+
+    def registered(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """(file, record) of each run that uses this store."""
+        folder = self.root / "runs"
+        for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            yield file, json.loads(file.read_text(encoding="utf-8"))
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    if parent.is_dir():
+        yield from (entry for entry in sorted(parent.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def run_id(output_dir: Path) -> str:
+    """A short name for a run, from where its folder is."""
+    return hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:16]
