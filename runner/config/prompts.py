@@ -1,0 +1,244 @@
+"""Sample prompts: from .txt lines (with another tool's letters), .toml, .json and [[sampling.prompts]] to one list."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from runner.config.diagnose import diagnose
+from runner.config.load import read
+from runner.config.locate import Path
+from runner.config.source import Source
+from runner.errors import Diagnostic, InvalidConfig, Place
+from runner.seeding import derive
+from schemas.sampling import Prompt, Sampler, Sampling
+
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+DIALECTS: dict[str, dict[str, str]] = {
+    "kohya": {
+        "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps", "l": "cfg_scale", "n": "negative_prompt",
+        "ss": "sampler",
+    },
+}  # fmt: skip
+_ELSEWHERE = {"g": "embedded guidance", "f": "frames", "fs": "flow shift", "i": "a start image", "ei": "an end image"}
+"""Letters of the video tools, named when one stands in a line for a family that makes stills."""
+_KOHYA_NAMES = {
+    "scale": "cfg_scale", "sample_steps": "num_inference_steps", "sample_sampler": "sampler",
+    "guidance_scale": "cfg_scale",
+}  # fmt: skip
+_SAMPLER_ALIASES = {
+    "k_euler": "euler", "k_euler_a": "euler_a", "k_lms": "lms", "k_dpm_2": "dpm2", "k_dpm_2_a": "dpm2_a",
+    "dpm_2": "dpm2", "dpm_2_a": "dpm2_a", "dpmsolver++": "dpm++_2m", "euler_ancestral": "euler_a",
+}  # fmt: skip
+_OPTION = re.compile(r"(?:^|\s)--([A-Za-z]+)(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class ReadyPrompt:
+    """One picture to make, nothing left to derive. `seed` is None while a drawn one (-1) has not been drawn."""
+
+    index: int
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    cfg_scale: float
+    sampler: str
+    seed: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the picture, for its key."""
+        return {name: value for name, value in self.__dict__.items() if name != "index"}
+
+
+def read_prompt_file(file: FilePath, dialect: str) -> list[Prompt]:
+    """All prompts of a file. Raises `InvalidConfig` with every finding."""
+    if not file.is_file():
+        raise InvalidConfig([Diagnostic(f"there is no prompt file {file}")])
+    suffix = file.suffix.lower()
+    if suffix == ".toml":
+        return _from_toml(file)
+    if suffix == ".json":
+        return _from_json(file)
+    if suffix == ".txt":
+        return _from_text(file, dialect)
+    raise InvalidConfig([Diagnostic(f"{file.name}: prompt files end in .txt, .toml or .json")])
+
+
+def _text_of(file: FilePath) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidConfig([Diagnostic(f"{file.name} is not UTF-8 (byte {error.start})", hint="save it as UTF-8")]) from None
+    except OSError as error:
+        raise InvalidConfig([Diagnostic(f"{file} cannot be read: {error.strerror}")]) from None
+
+
+def _from_text(file: FilePath, dialect: str) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    findings: list[Diagnostic] = []
+    for number, line in enumerate(_text_of(file).splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            prompts.append(parse_line(line, dialect, file.name, number))
+        except InvalidConfig as error:
+            findings += error.diagnostics
+    if findings:
+        raise InvalidConfig(findings)
+    return prompts
+
+
+def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -> Prompt:
+    """One line: the text, then options as ` --x value`. Raises `InvalidConfig` with line and column."""
+    letters = DIALECTS[dialect]
+    options = list(_OPTION.finditer(line))
+    text = line[: options[0].start()] if options else line
+    values: dict[str, Any] = {"prompt": text.strip()}
+    findings: list[Diagnostic] = []
+    for option, following in zip(options, [*options[1:], None], strict=True):
+        letter = option.group(1)
+        raw = line[option.end() : following.start() if following else len(line)].strip()
+        column = option.start(1) - 1
+        place = Place(name, number, column, len(letter) + 2, line)
+        key = letters.get(letter)
+        if key is None:
+            findings.append(Diagnostic(f"unknown option `--{letter}`", (place,), _letter_hint(letter, letters, dialect)))
+            continue
+        if key in values:
+            findings.append(Diagnostic(f"option `--{letter}` stands twice", (place,), "keep one of them"))
+            continue
+        try:
+            values[key] = _converted(key, raw)
+        except ValueError as error:
+            findings.append(Diagnostic(f"option `--{letter}` ({key}): {error}", (place,)))
+    if not findings:
+        try:
+            return Prompt.model_validate(values)
+        except ValidationError as error:
+            for detail in error.errors():
+                wanted = next((letter for letter, key in letters.items() if key == detail["loc"][0]), "")
+                match = next((found for found in options if found.group(1) == wanted), None)
+                column = match.start(1) - 1 if match else 1
+                place = Place(name, number, column, len(wanted) + 2, line)
+                message = detail["msg"].replace("Input should be", "must be")
+                findings.append(Diagnostic(f"option `--{wanted}` ({detail['loc'][0]}): {message}", (place,)))
+    raise InvalidConfig(findings)
+
+
+def _letter_hint(letter: str, letters: dict[str, str], dialect: str) -> str:
+    listed = ", ".join(f"--{name} ({key})" for name, key in letters.items())
+    if letter in _ELSEWHERE:
+        return f"--{letter} is {_ELSEWHERE[letter]} in the video tools; this family makes stills. Options are {listed}"
+    return f'options of the dialect "{dialect}" are {listed}'
+
+
+def _converted(key: str, raw: str) -> Any:
+    if not raw and key != "negative_prompt":
+        raise ValueError("its value is missing")
+    if key == "negative_prompt":
+        return raw
+    if key == "sampler":
+        return sampler_name(raw)
+    try:
+        return float(raw) if key == "cfg_scale" else int(raw)
+    except ValueError:
+        kind = "a number" if key == "cfg_scale" else "an integer"
+        raise ValueError(f"must be {kind}, not {raw!r}") from None
+
+
+def sampler_name(name: str) -> str:
+    """Our name of a sampler. Raises `ValueError`."""
+    found = _SAMPLER_ALIASES.get(name, name)
+    if found not in SAMPLERS:
+        near = difflib.get_close_matches(name, SAMPLERS, 1)
+        hint = f'did you mean "{near[0]}"?' if near else f"samplers are {', '.join(SAMPLERS)}"
+        raise ValueError(f"there is no sampler {name!r}; {hint}")
+    return found
+
+
+def _from_toml(file: FilePath) -> list[Prompt]:
+    source = read(file)
+    document = source.document
+    if isinstance(document.get("prompt"), dict) and "prompts" not in document:
+        shared = {name: value for name, value in document["prompt"].items() if name != "subset"}
+        subsets = document["prompt"].get("subset", [])
+        entries = [(("prompt", "subset", index), {**shared, **entry}) for index, entry in enumerate(subsets)]
+        return _validated(entries, source, kohya=True)
+    prompts = document.get("prompts")
+    if not isinstance(prompts, list) or set(document) != {"prompts"}:
+        hint = "write [[prompts]] tables with the keys of [[sampling.prompts]], or Kohya's [prompt] with [[prompt.subset]]"
+        raise InvalidConfig([Diagnostic(f"{file.name} has no [[prompts]]", source.file_place(), hint)])
+    return _validated([(("prompts", index), entry) for index, entry in enumerate(prompts)], source, kohya=False)
+
+
+def _from_json(file: FilePath) -> list[Prompt]:
+    try:
+        content = json.loads(_text_of(file))
+    except json.JSONDecodeError as error:
+        line = error.doc.splitlines()[error.lineno - 1] if error.doc else ""
+        place = Place(file.name, error.lineno, error.colno, 1, line)
+        raise InvalidConfig([Diagnostic(f"not valid JSON: {error.msg}", (place,))]) from None
+    except RecursionError:
+        raise InvalidConfig([Diagnostic(f"{file.name} is nested too deeply")]) from None
+    if isinstance(content, dict) and isinstance(content.get("prompts"), list):
+        content = content["prompts"]
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise InvalidConfig([Diagnostic(f"{file.name} must be a list of objects", (Place(file.name),))])
+    source = Source(file, "", {"prompts": content})
+    return _validated([(("prompts", index), entry) for index, entry in enumerate(content)], source, kohya=True)
+
+
+def _validated(entries: list[tuple[Path, dict[str, Any]]], source: Source, kohya: bool) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    findings: list[Diagnostic] = []
+    for path, entry in entries:
+        values = {(_KOHYA_NAMES.get(name, name) if kohya else name): value for name, value in entry.items()}
+        if isinstance(values.get("sampler"), str):
+            values["sampler"] = _SAMPLER_ALIASES.get(values["sampler"], values["sampler"])
+        try:
+            prompts.append(Prompt.model_validate_json(json.dumps(values, default=str), strict=True))
+        except ValidationError as error:
+            found, _ = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
+            place = source.key_places(path) if source.text else (Place(source.shown_name),)
+            number = path[-1]
+            assert isinstance(number, int)
+            findings += [Diagnostic(f"prompt {number + 1}: {item.message}", place, item.hint) for item in found]
+    if findings:
+        raise InvalidConfig(findings)
+    return prompts
+
+
+def ready_prompts(
+    prompts: list[Prompt], sampling: Sampling, seed: int, native_size: int, multiple: int, drawn: dict[int, int]
+) -> tuple[list[ReadyPrompt], list[str]]:
+    """Fills in what is left open; `sampling` has its family's defaults. Returns the prompts and notes for the plan."""
+    ready: list[ReadyPrompt] = []
+    notes: list[str] = []
+    for index, prompt in enumerate(prompts):
+        assert sampling.num_inference_steps is not None
+        assert sampling.cfg_scale is not None
+        assert sampling.sampler is not None
+        width = prompt.width or sampling.width or native_size
+        height = prompt.height or sampling.height or native_size
+        floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
+        if floored != (width, height):
+            notes.append(f"prompt {index + 1}: {width}x{height} is made as {floored[0]}x{floored[1]} (multiples of {multiple})")
+        chosen = prompt.seed if prompt.seed is not None else derive(seed, "prompt", index) & 0xFFFFFFFF
+        negative = prompt.negative_prompt if prompt.negative_prompt is not None else sampling.negative_prompt
+        ready.append(
+            ReadyPrompt(
+                index, prompt.prompt, negative or "", *floored,
+                prompt.num_inference_steps or sampling.num_inference_steps,
+                prompt.cfg_scale if prompt.cfg_scale is not None else sampling.cfg_scale,
+                prompt.sampler or sampling.sampler, drawn.get(index) if chosen == -1 else chosen,
+            )
+        )  # fmt: skip
+    return ready, notes

@@ -1,0 +1,158 @@
+"""From scanned folders to the items of a run: buckets, held-out items, repeats, groups, and what is left out and why."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from runner.dataset.buckets import Bucketing, BucketRule, Size
+from runner.dataset.captions import CaptionRule
+from runner.dataset.encodings import ItemSettings, TrainItem
+from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
+from runner.dataset.scan import BadItem, Folder, Item, Scan
+from schemas.dataset import Buckets, HeldOut, ItemOptions
+
+
+class CollectProblem(Exception):
+    """The items cannot make a dataset; `key` is the key of run.toml to look at."""
+
+    def __init__(self, key: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The items of a run. `items` are sorted by content, so that names and places of files decide nothing."""
+
+    items: list[TrainItem]
+    held_out: list[TrainItem]
+    bad: list[BadItem]
+    groups: list[Group]
+    batches_per_epoch: int
+    uses_per_epoch: int
+
+
+def bucket_rule(options: ItemOptions, buckets: Buckets, native_size: int, step: int) -> BucketRule:
+    """The bucket settings of a folder with the family's defaults filled in."""
+    resolution = options.resolution or native_size
+    size: Size = (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
+    chosen = buckets.step or step
+    shortest = buckets.min_size or max(chosen, min(size) // 2 // chosen * chosen)
+    return BucketRule(size, buckets.enabled, shortest, buckets.max_size or 2 * max(size), chosen, buckets.no_upscale)
+
+
+def collect(
+    scanned: Scan, scanned_held_out: Scan | None, buckets: Buckets, held_out: HeldOut | None,
+    native_size: int, bucket_step: int, seed: int,
+) -> Collection:  # fmt: skip
+    """Raises `CollectProblem` where nothing would be left to train on."""
+    bad = list(scanned.bad)
+    fitting = _Fitting(buckets, native_size, bucket_step)
+    placed = fitting.place(scanned.items, bad)
+    evaluated: list[TrainItem] = []
+    if scanned_held_out is not None:
+        bad += scanned_held_out.bad
+        evaluated = fitting.place(scanned_held_out.items, bad)
+        known = {item.digest for item in evaluated}
+        placed = [item for item in placed if item.digest not in known]
+    elif held_out is not None:
+        chosen = _held_out_digests(placed, held_out, seed)
+        evaluated = [item for item in placed if item.digest in chosen and not item.settings.regularization]
+        placed = [item for item in placed if item.digest not in chosen]
+    placed = _with_regularization(placed)
+    placed.sort(key=_content_order)
+    evaluated.sort(key=_content_order)
+    if not any(not item.settings.regularization for item in placed) and not bad:
+        raise CollectProblem(("dataset", "sources"), "no item is left to train on", "add pictures or hold out fewer")
+    groups = group_items(
+        [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
+        [item.repeats for item in placed], range(len(placed)),
+    )  # fmt: skip
+    batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
+    return Collection(placed, evaluated, bad, groups, batches, sum(len(group.uses) for group in groups))
+
+
+def _content_order(item: TrainItem) -> tuple[str, str, str]:
+    return item.digest, item.text, item.settings.facts
+
+
+class _Fitting:
+    def __init__(self, buckets: Buckets, native_size: int, step: int) -> None:
+        self.buckets, self.native_size, self.step = buckets, native_size, step
+        self.bucketings: dict[BucketRule, Bucketing] = {}
+        self.settings: dict[int, tuple[ItemSettings, Bucketing]] = {}
+
+    def place(self, items: list[Item], bad: list[BadItem]) -> list[TrainItem]:
+        """Fits each item into its bucket; one that cannot fit joins `bad`."""
+        placed = []
+        for item in items:
+            settings, bucketing = self._of(item.folder)
+            fit = bucketing.fit(item.size)
+            if min(fit.bucket) < bucketing.rule.step:
+                reason = f"is {item.size[0]}x{item.size[1]}, smaller than the bucket step {bucketing.rule.step}"
+                bad.append(BadItem(item.folder.number, item.name, reason))
+                continue
+            placed.append(TrainItem(item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings))
+        return placed
+
+    def _of(self, folder: Folder) -> tuple[ItemSettings, Bucketing]:
+        found = self.settings.get(id(folder))
+        if found is None:
+            options = folder.options
+            rule = bucket_rule(options, self.buckets, self.native_size, self.step)
+            bucketing = self.bucketings.setdefault(rule, Bucketing(rule))
+            if rule.enabled and not rule.no_upscale and not bucketing.sizes:
+                raise CollectProblem(
+                    ("dataset", "buckets"),
+                    f"no bucket has sides of {rule.min_size} to {rule.max_size} in steps of {rule.step} "
+                    f"within {rule.resolution[0]}x{rule.resolution[1]} pixels",
+                    "lower min_size or raise the resolution",
+                )
+            if min(rule.resolution) % rule.step and not rule.enabled:
+                raise CollectProblem(
+                    ("dataset", "resolution"),
+                    f"{rule.resolution[0]}x{rule.resolution[1]} is no multiple of {rule.step}, which the model needs",
+                    "turn on dataset.buckets.enabled or choose another resolution",
+                )
+            found = self.settings[id(folder)] = (_settings(folder), bucketing)
+        return found
+
+
+def _settings(folder: Folder) -> ItemSettings:
+    options = folder.options
+    return ItemSettings(
+        CaptionRule.of(options), options.caption_dropout_rate, options.caption_dropout_every_n_epochs, options.flip_aug,
+        options.random_crop, folder.weight, folder.regularization, options.batch_size,
+    )  # fmt: skip
+
+
+def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[str]:
+    """Contents (a picture that lies there twice counts once) with the lowest hash of (seed, content)."""
+    candidates = sorted({item.digest for item in items if not item.settings.regularization})
+    count = rule.count if rule.count is not None else math.ceil((rule.fraction or 0) * len(candidates))
+    if count >= len(candidates):
+        key = "count" if rule.count is not None else "fraction"
+        raise CollectProblem(
+            ("dataset", "held_out", key),
+            f"{count} of {len(candidates)} items would be held out; none is left to train on",
+            "hold out fewer, or name a folder of its own with path",
+        )
+    return set(sorted(candidates, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())[:count])
+
+
+def _with_regularization(items: list[TrainItem]) -> list[TrainItem]:
+    """Regularization items get the repeats that make them match the training uses; those with none fall out."""
+    regular = sorted((item for item in items if item.settings.regularization), key=_content_order)
+    if not regular:
+        return items
+    training = [item for item in items if not item.settings.regularization]
+    repeats = regularization_repeats(sum(item.repeats for item in training), len(regular))
+    cycled = [
+        TrainItem(item.name, item.path, item.digest, item.fit, item.text, count, item.settings)
+        for item, count in zip(regular, repeats, strict=True)
+        if count > 0
+    ]
+    return training + cycled

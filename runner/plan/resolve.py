@@ -1,0 +1,164 @@
+"""Fills in what run.toml leaves open: from the family, the checkpoint, and other keys. The plan shows each derived value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from runner.families.locate import resolve_path
+from runner.families.spec import FamilySpec, Model
+from schemas import RunConfig
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that run.toml did not give."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def replaced(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """The configuration with the keys at dotted paths set."""
+    result: BaseModel = config
+    for dotted, value in values.items():
+        result = _set(result, dotted.split("."), value)
+    assert isinstance(result, RunConfig)
+    return result
+
+
+def _set(model: BaseModel, path: list[str], value: Any) -> BaseModel:
+    if len(path) == 1:
+        return model.model_copy(update={path[0]: value})
+    return model.model_copy(update={path[0]: _set(getattr(model, path[0]), path[1:], value)})
+
+
+def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> tuple[RunConfig, list[Derived]]:
+    """All keys that depend on the model and on other keys; the checkpoints' cadence needs `resolve_length` too."""
+    derived: list[Derived] = []
+
+    def derive(key: str, value: Any, why: str) -> None:
+        derived.append(Derived(key, value, why))
+
+    family = f"family {spec.name}"
+    dtype = config.model.dtype or spec.defaults.dtype
+    if config.run.output_dir is None:
+        derive("run.output_dir", str(folder / "runs" / config.run.name), "beside run.toml")
+    else:
+        config = replaced(config, {"run.output_dir": str(resolve_path(config.run.output_dir, folder))})
+    if config.model.dtype is None:
+        derive("model.dtype", dtype, family)
+    if config.model.prediction_type is None:
+        stated = model.scheduler.get("prediction_type", "epsilon")
+        derive("model.prediction_type", stated, "the checkpoint's scheduler")
+    if config.model.clip_skip is None:
+        derive("model.clip_skip", 1, "the last layer")
+    precision = config.training.mixed_precision
+    if precision is None:
+        precision = "no" if dtype == "fp32" else dtype
+        derive("training.mixed_precision", precision, "model.dtype")
+    if config.caching.dtype is None:
+        derive("caching.dtype", "fp32" if precision == "no" else precision, "training.mixed_precision")
+    if config.dataset.resolution is None:
+        derive("dataset.resolution", model.native_size, "the model's own size")
+    if config.dataset.buckets.step is None:
+        derive("dataset.buckets.step", model.bucket_step, "the model's architecture")
+    if config.network is not None:
+        if config.network.alpha is None:
+            derive("network.alpha", float(config.network.rank), "network.rank, a scale of 1")
+        if config.network.conv_rank is not None and config.network.conv_alpha is None:
+            derive("network.conv_alpha", float(config.network.conv_rank), "network.conv_rank, a scale of 1")
+    derived += _caching(config)
+    sampling = config.sampling
+    for name, value, why in (
+        ("width", model.native_size, "the model's own size"),
+        ("height", model.native_size, "the model's own size"),
+        ("num_inference_steps", spec.defaults.num_inference_steps, family),
+        ("cfg_scale", spec.defaults.cfg_scale, family),
+        ("sampler", spec.defaults.sampler, family),
+        ("dialect", spec.defaults.dialect, family),
+    ):
+        if getattr(sampling, name) is None:
+            derive(f"sampling.{name}", value, why)
+    return replaced(config, {item.key: item.value for item in derived}), derived
+
+
+def _caching(config: RunConfig) -> list[Derived]:
+    """Where encodings are kept: on disk, unless what is encoded changes from use to use."""
+    derived = []
+    sources = [source for source in config.dataset.sources]
+    if config.caching.latents is None:
+        crops = any(source.random_crop if "random_crop" in source.model_fields_set else config.dataset.random_crop for source in sources)
+        derived.append(
+            Derived("caching.latents", "off", "random_crop: every use is encoded")
+            if crops
+            else Derived("caching.latents", "disk", "default")
+        )
+    if config.caching.text is None:
+        varying = ("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step")
+        reason = next(
+            (
+                name
+                for source in sources
+                for name in varying
+                if (getattr(source, name) if name in source.model_fields_set else getattr(config.dataset, name))
+            ),
+            None,
+        )
+        if config.training.components.text_encoder_1:
+            derived.append(Derived("caching.text", "off", "the text encoder trains"))
+        elif reason is not None:
+            derived.append(Derived("caching.text", "off", f"{reason}: captions vary between uses"))
+        else:
+            derived.append(Derived("caching.text", "disk", "default"))
+    return derived
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long training is, exactly."""
+
+    steps: int
+    steps_per_epoch: int
+    batches_per_epoch: int
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.steps_per_epoch if self.steps_per_epoch else 0.0
+
+
+def resolve_length(config: RunConfig, batches_per_epoch: int) -> tuple[RunConfig, Length, list[Derived]]:
+    """Steps, and the cadences that follow from them."""
+    per_epoch = math.ceil(batches_per_epoch / config.training.gradient_accumulation_steps)
+    derived: list[Derived] = []
+    steps = config.training.max_train_steps
+    if steps is None:
+        assert config.training.max_train_epochs is not None
+        steps = per_epoch * config.training.max_train_epochs
+        derived.append(Derived("training.max_train_steps", steps, f"{config.training.max_train_epochs} epochs of {per_epoch} steps"))
+    checkpoints = config.training.checkpoints
+    every = checkpoints.every_n_steps
+    if every is None:
+        if checkpoints.every_n_epochs is not None:
+            every, why = checkpoints.every_n_epochs * per_epoch, "training.checkpoints.every_n_epochs"
+        else:
+            every, why = max(1, math.ceil(steps / 10)), "ten over the run"
+        derived.append(Derived("training.checkpoints.every_n_steps", every, why))
+    if checkpoints.state_every_n_steps is None:
+        derived.append(Derived("training.checkpoints.state_every_n_steps", every, "with each checkpoint"))
+    if config.sampling.every_n_steps is None and config.sampling.every_n_epochs is not None:
+        derived.append(
+            Derived("sampling.every_n_steps", config.sampling.every_n_epochs * per_epoch, "sampling.every_n_epochs")
+        )
+    resolved = replaced(config, {item.key: item.value for item in derived})
+    return resolved, Length(steps, per_epoch, batches_per_epoch), derived
+
+
+def checkpoint_steps(length: int, every: int) -> list[int]:
+    """The steps at which checkpoints are saved: every n-th and the last."""
+    return sorted({*range(every, length + 1, every), length})
