@@ -70,6 +70,10 @@ class Target:
     kernel: int
     rank: int
     alpha: float
+    kohya: str
+    """The module's name in Kohya's files: `lora_unet_down_blocks_0_…`."""
+    diffusers: str
+    """The module's name in diffusers' files: `unet.down_blocks.0.…`."""
 
     @property
     def parameters(self) -> int:

@@ -68,7 +68,7 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
         derive("dataset.resolution", model.native_size, "the model's own size")
     if config.dataset.buckets.step is None:
         derive("dataset.buckets.step", model.bucket_step, "the model's architecture")
-    if config.network is not None:
+    if config.network is not None and not config.network.rank_pattern:
         if config.network.alpha is None:
             derive("network.alpha", float(config.network.rank), "network.rank, a scale of 1")
         if config.network.conv_rank is not None and config.network.conv_alpha is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Invalid
-from runner.store.atomic import write_json
+from runner.atomic import write_json
 from runner.store.index import Index
 
 ENVIRONMENT = "RUNNER_STORE"

@@ -212,6 +212,8 @@ _ATTENTION = re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$")
 _KOHYA_CONVOLUTIONAL = re.compile(r"\.(resnets|downsamplers|upsamplers)\.")
 _CLIP_TARGETS = re.compile(r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$")
 PRESETS = ("default", "attention")
+_KOHYA_PREFIXES = {"denoiser": "lora_unet_", "text_encoder_1": "lora_te_text_model_"}
+_DIFFUSERS_PREFIXES = {"denoiser": "unet.", "text_encoder_1": "text_encoder.text_model."}
 
 
 def targets(config: RunConfig, model: Model) -> list[Target]:
@@ -273,7 +275,8 @@ def _target(component: str, layer: Layer, network: Network) -> Target:
         alpha = network.conv_alpha if convolutional and network.conv_rank is not None else network.alpha
     kind = "conv" if layer.kind == "conv" else "linear"
     return Target(
-        component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, float(rank if alpha is None else alpha)
+        component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, float(rank if alpha is None else alpha),
+        _KOHYA_PREFIXES[component] + layer.name.replace(".", "_"), _DIFFUSERS_PREFIXES[component] + layer.name,
     )  # fmt: skip
 
 

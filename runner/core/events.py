@@ -1,0 +1,92 @@
+"""events.jsonl: one JSON object a line, appended: {v, time, attempt, seq, stage, step, type, …}. Torch-free.
+
+A resume appends `resumed` with the step it starts from; `read_events` drops the lines of steps that were done again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+EVENTS_VERSION = 1
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Events:
+    """The log of a run; listeners (progress, TensorBoard) hear every event as it is written."""
+
+    def __init__(self, file: Path | None, listeners: tuple[Listener, ...] = ()) -> None:
+        self.file = file
+        self.listeners = list(listeners)
+        self.stage = "run"
+        self.seq = 0
+        self.attempt = 1
+        self._stream = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.attempt = 1 + max((event.get("attempt", 0) for event in _lines(file)), default=0)
+            _end_last_line(file)
+            self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+
+    def emit(self, kind: str, step: int | None = None, **content: Any) -> None:
+        """Writes one event and tells the listeners. Numbers that are not finite are written as null."""
+        self.seq += 1
+        event = {
+            "v": EVENTS_VERSION, "time": round(time.time(), 3), "attempt": self.attempt, "seq": self.seq,
+            "stage": self.stage, "step": step, "type": kind, **content,
+        }  # fmt: skip
+        if self._stream is not None:
+            self._stream.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
+            self._stream.flush()
+        for listener in self.listeners:
+            listener(event)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _end_last_line(file: Path) -> None:
+    """A kill may leave half a line; the next event must not join it."""
+    if file.exists() and file.stat().st_size:
+        with open(file, "rb+") as stream:
+            stream.seek(-1, 2)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the half line of a killed process
+            if isinstance(event, dict) and event.get("v", 0) <= EVENTS_VERSION:
+                yield event
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """All events that still hold: where training was resumed from step s, earlier lines of later steps are gone."""
+    events: list[dict[str, Any]] = []
+    for event in _lines(file):
+        if event.get("type") == "resumed" and event.get("stage") == "train":
+            start = event.get("step") or 0
+            events = [
+                old for old in events if old.get("stage") != "train" or old.get("step") is None or old["step"] <= start
+            ]
+        events.append(event)
+    return events

@@ -1,0 +1,178 @@
+"""The one training loop. It knows steps, precision, state and signals; models and data are the task's, files the hooks'."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from runner.core.rng import seed_modules
+from runner.core.state import State, flatten_optimizer, restore_optimizer
+from runner.core.task import Batch, Task
+from runner.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How the loop runs. `factor` gives the schedule's factor for each step (from 0)."""
+
+    steps: int
+    seed: int
+    max_grad_norm: float
+    log_every: int
+    factor: Callable[[int], float]
+    ema: EMAModel | None = None
+    ema_every: int = 1
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens around the steps. Each is told the number of finished steps."""
+
+    is_due: Callable[[int], bool]
+    """Whether `after` has something to do at this step; the loop then makes sure that all losses were finite."""
+    after: Callable[[int, Callable[[], State]], None]
+    log: Callable[[int, dict[str, float]], None]
+    stop_requested: Callable[[], bool] = lambda: False
+    last_checkpoint: Callable[[], str] = lambda: "none"
+
+
+class Stop(Exception):
+    """The loop was asked to stop; `state` is where to go on."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(f"stopped after step {state.step}")
+        self.state = state
+
+
+@dataclass
+class _Meters:
+    """Sums on the device, read only when a line is logged: reading waits for the device."""
+
+    loss: Tensor
+    first_bad: Tensor
+    count: int = 0
+    norm: Tensor | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, hooks: Hooks, start: State | None
+) -> State:
+    """Trains to `loop.steps` and returns the final state. Raises `Stop`, or `RunFailed` for a loss that is not finite."""
+    accelerator = Accelerator(cpu=task.device.type == "cpu")
+    parameters = list(task.parameters.values())
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    meters = _Meters(torch.zeros((), device=task.device), torch.full((), loop.steps + 1, device=task.device))
+    step = _restore(task, optimizer, scaler, loop, start, meters) if start is not None else 0
+
+    def state() -> State:
+        return _capture(task, optimizer, scaler, loop, meters, step)
+
+    task.train_mode(True)
+    began, began_step = time.perf_counter(), step
+    recent: dict[int, list[Batch]] = {}
+    for batches in task.steps_from(step):
+        if step >= loop.steps:
+            break
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * loop.factor(step)
+        total = torch.zeros((), device=task.device)
+        for index, batch in enumerate(batches):
+            seed_modules(loop.seed, "modules", step, index)
+            loss = task.loss(batch)
+            accelerator.backward(scaler.scale(loss * batch.share))
+            total += loss.detach() * batch.share
+        if loop.max_grad_norm > 0:
+            scaler.unscale_(optimizer)
+            meters.norm = torch.nn.utils.clip_grad_norm_(parameters, loop.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if loop.ema is not None and (step + 1) % loop.ema_every == 0:
+            loop.ema.step(parameters)
+        step += 1
+        meters.loss += total
+        meters.count += 1
+        meters.first_bad = torch.where(torch.isfinite(total), meters.first_bad, meters.first_bad.clamp(max=step))
+        recent[step] = batches
+        due, last = hooks.is_due(step), step == loop.steps
+        if due or last or step % loop.log_every == 0 or hooks.stop_requested():
+            _check_finite(meters, recent, loop, hooks)
+            recent.clear()
+        if step % loop.log_every == 0 or last:
+            _log(meters, step, optimizer, hooks, (step - began_step) / max(time.perf_counter() - began, 1e-9))
+        if due:
+            task.train_mode(False)
+            hooks.after(step, state)
+            task.train_mode(True)
+        if hooks.stop_requested() and not last:
+            raise Stop(state())
+    task.train_mode(False)
+    return state()
+
+
+def _check_finite(meters: _Meters, recent: dict[int, list[Batch]], loop: Loop, hooks: Hooks) -> None:
+    bad = int(meters.first_bad.item())
+    if bad > loop.steps:
+        return
+    names = sorted({name for batch in recent.get(bad, []) for name in batch.names})
+    raise RunFailed(
+        f"the loss is not finite at step {bad}; items of its batch: {', '.join(names[:12]) or 'unknown'}; "
+        f"last good checkpoint: {hooks.last_checkpoint()}",
+        hint="lower training.learning_rate, check those items, or use bf16 instead of fp16",
+    )
+
+
+def _log(
+    meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Hooks, steps_per_second: float
+) -> None:
+    line = {"loss": meters.loss.item() / max(meters.count, 1)}
+    for group in optimizer.param_groups:
+        name = "lr" if len(optimizer.param_groups) == 1 else f"lr/{group['name']}"
+        line[name] = float(group["lr"])
+    if meters.norm is not None:
+        line["grad_norm"] = meters.norm.item()
+    meters.history.append({"step": step, **line})
+    meters.loss.zero_()
+    meters.count = 0
+    hooks.log(step, {**line, "steps_per_second": steps_per_second})
+
+
+def _capture(
+    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, meters: _Meters, step: int
+) -> State:
+    tensors, rest = flatten_optimizer(optimizer.state_dict())
+    groups = {"weights": {name: parameter.detach() for name, parameter in task.parameters.items()}, "optimizer": tensors}
+    counters: dict[str, Any] = {
+        "optimizer": rest, "scaler": scaler.state_dict(), "history": meters.history,
+        "loss_sum": meters.loss.item(), "loss_count": meters.count,
+    }  # fmt: skip
+    if loop.ema is not None:
+        groups["ema"] = dict(zip(task.parameters, loop.ema.shadow_params, strict=True))
+        counters["ema_steps"] = loop.ema.optimization_step
+    return State(step, groups, counters)
+
+
+def _restore(
+    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, start: State, meters: _Meters
+) -> int:
+    with torch.no_grad():
+        for name, parameter in task.parameters.items():
+            parameter.copy_(start.groups["weights"][name])
+    restore_optimizer(optimizer, start.groups["optimizer"], start.counters["optimizer"])
+    scaler.load_state_dict(start.counters["scaler"])
+    if loop.ema is not None:
+        for name, shadow in zip(task.parameters, loop.ema.shadow_params, strict=True):
+            shadow.copy_(start.groups["ema"][name])
+        loop.ema.optimization_step = start.counters["ema_steps"]
+    meters.loss += start.counters["loss_sum"]
+    meters.count = start.counters["loss_count"]
+    meters.history = list(start.counters["history"])
+    return start.step

@@ -1,0 +1,141 @@
+"""What a resume needs: trained tensors, optimizer, average, counters. A state is there whole or not at all.
+
+A state is a folder `state-<step>` with safetensors files, counters.json, and manifest.json with the digest of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.formats.tensors import write_tensors
+from runner.atomic import new_folder, sweep, write_json
+
+STATE_VERSION = 1
+KEPT_STATES = 2
+"""The newest, and one before it in case the newest is damaged."""
+
+
+@dataclass
+class State:
+    """`groups` is file name → tensors ("weights", "optimizer", "ema"); `counters` is everything that is no tensor."""
+
+    step: int
+    groups: dict[str, dict[str, Tensor]]
+    counters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A state that could not be used, and why."""
+
+    folder: Path
+    reason: str
+
+
+def save_state(parent: Path, state: State) -> Path:
+    """Writes a state: staged under another name, synced, renamed once. Then drops the older ones."""
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent)
+    folder = parent / f"state-{state.step:08d}"
+    if folder.exists():
+        shutil.rmtree(folder)
+    with new_folder(folder) as staged:
+        for name, tensors in state.groups.items():
+            write_tensors(staged / f"{name}.safetensors", tensors)
+        write_json(staged / "counters.json", {"step": state.step, **state.counters})
+        digests = {file.name: _digest(file) for file in sorted(staged.iterdir())}
+        write_json(staged / "manifest.json", {"version": STATE_VERSION, "step": state.step, "files": digests})
+    for old in state_folders(parent)[:-KEPT_STATES]:
+        shutil.rmtree(old)
+    return folder
+
+
+def state_folders(parent: Path) -> list[Path]:
+    """The states there are, oldest first."""
+    return sorted(parent.glob("state-*")) if parent.is_dir() else []
+
+
+def newest_step(parent: Path) -> int | None:
+    """The step of the newest state, by its name alone."""
+    folders = state_folders(parent)
+    return int(folders[-1].name.removeprefix("state-")) if folders else None
+
+
+def load_newest(parent: Path, up_to: int | None = None) -> tuple[State | None, list[Damaged]]:
+    """The newest valid state (of at most step `up_to`), and the newer ones that are damaged."""
+    damaged: list[Damaged] = []
+    for folder in reversed(state_folders(parent)):
+        if up_to is not None and int(folder.name.removeprefix("state-")) > up_to:
+            continue
+        try:
+            return _load(folder), damaged
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damaged.append(Damaged(folder, str(error)))
+    return None, damaged
+
+
+def _load(folder: Path) -> State:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["version"] > STATE_VERSION:
+        raise ValueError(f"it was written by a newer runner (state version {manifest['version']})")
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise ValueError(f"its manifest names a file outside: {name}")
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+    counters = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
+    groups = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
+    return State(counters.pop("step"), groups, counters)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as tensors and the rest; no pickle is written or read."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
+    return tensors, {"scalars": scalars, "groups": groups}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """The reverse of `flatten_optimizer`, into an optimizer over the same parameters."""
+    current = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape and tensor.dim() > 1:  # in the parameter's memory layout, as it was made
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        entries.setdefault(int(index), {})[name] = tensor
+    for index, values in rest["scalars"].items():
+        entries.setdefault(int(index), {}).update(values)
+    groups = []
+    for group, saved in zip(current["param_groups"], rest["groups"], strict=True):
+        groups.append({**group, **_tuples(saved), "params": group["params"]})
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _tuples(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in group.items()}

@@ -1,0 +1,67 @@
+"""The discrete noise process of DDPM (arXiv 2006.11239) with its variants of target.
+
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps;   SNR_t = abar_t / (1 - abar_t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A training example: the noisy latents, what the denoiser should answer, and the signal-to-noise ratio [B]."""
+
+    x_t: Tensor
+    target: Tensor
+    snr: Tensor
+
+
+@dataclass(frozen=True)
+class Process:
+    """alphas_cumprod [T] in fp32 and the kind of prediction ("epsilon" or "v_prediction")."""
+
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
+        """x_0 and noise [B, …] in fp32, t [B] integers. `input_noise` goes into x_t alone (input perturbation)."""
+        abar = self.alphas_cumprod.to(x_0.device)[t]
+        signal = abar.sqrt().view(-1, *[1] * (x_0.dim() - 1))
+        spread = (1 - abar).sqrt().view(-1, *[1] * (x_0.dim() - 1))
+        x_t = signal * x_0 + spread * (noise if input_noise is None else input_noise)
+        target = noise if self.prediction_type == "epsilon" else signal * noise - spread * x_0
+        return Noisy(x_t, target, abar / (1 - abar))
+
+
+def make_process(schedule: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> Process:
+    """From a diffusers scheduler configuration. Raises `ValueError` for a schedule of betas that is not known."""
+    count = schedule.get("num_train_timesteps") or 1000
+    start, end = schedule.get("beta_start") or 0.0001, schedule.get("beta_end") or 0.02
+    kind = schedule.get("beta_schedule") or "linear"
+    if schedule.get("trained_betas") is not None:
+        betas = torch.tensor(schedule["trained_betas"], dtype=torch.float32)
+    elif kind == "linear":
+        betas = torch.linspace(start, end, count, dtype=torch.float32)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
+    else:
+        raise ValueError(f"the checkpoint's beta_schedule is {kind!r}; linear and scaled_linear are known")
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    return Process(rescale_zero_terminal_snr(abar) if zero_terminal_snr else abar, prediction_type)
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Algorithm 1 of arXiv 2305.08891: shifts and scales sqrt(abar) so that the last is 0 and the first stays."""
+    root = alphas_cumprod.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))) ** 2

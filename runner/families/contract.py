@@ -1,0 +1,56 @@
+"""What a family is to the stages: a frozen bundle of functions, no inheritance. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.diffusion.process import Process
+from runner.families.spec import FamilySpec, Model
+from runner.stages.inputs import Numerics
+
+Conditioning = dict[str, Tensor]
+"""What the denoiser is told besides the noisy latents; each tensor's first dimension is the batch."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a component is loaded."""
+
+    dtype: torch.dtype
+    device: torch.device
+    attention: str = "sdpa"
+    scratch_seed: int | None = None
+    """Draw new weights from this seed instead of loading any."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's functions.
+
+    load(model, component, options) → the module, in eval mode, without gradients.
+    load_tokenizer(model) → what encode_texts takes.
+    encode_images(vae, pixels [B, 3, H, W] in -1..1, generators or None for the mode) → latents [B, C, h, w] in model space.
+    encode_texts(encoder, tokenizer, texts, numerics, weighting) → conditioning of the texts.
+    decode_latents(vae, latents) → pixels [B, 3, H, W] in -1..1.
+    process(numerics) → the noise process.
+    denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
+    tiny(folder) → writes a checkpoint of the real classes with small random weights, which lets every path run on a CPU.
+    save_pipeline(folder, model, modules, dtype) → a whole directory in diffusers' layout.
+    """
+
+    spec: FamilySpec
+    load: Callable[[Model, str, LoadOptions], nn.Module]
+    load_tokenizer: Callable[[Model], Any]
+    encode_images: Callable[[nn.Module, Tensor, Sequence[torch.Generator] | None], Tensor]
+    encode_texts: Callable[[nn.Module, Any, Sequence[str], Numerics, bool], Conditioning]
+    decode_latents: Callable[[nn.Module, Tensor], Tensor]
+    process: Callable[[Numerics], Process]
+    denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+    tiny: Callable[[Path], None]
+    save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]]], None]

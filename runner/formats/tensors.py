@@ -1,0 +1,100 @@
+"""Reads tensors out of weights files and writes safetensors deterministically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from runner.errors import RunFailed
+from runner.formats.headers import PICKLE_SUFFIXES
+
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+def read_tensors(
+    file: Path, keys: Mapping[str, str], dtype: torch.dtype | None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The tensors under the given keys (key in the file → name in the result), one copy each. Raises `RunFailed`."""
+    try:
+        if file.suffix in PICKLE_SUFFIXES:
+            found = _unpickled(file)
+            return {name: _placed(found[key], dtype, device) for key, name in keys.items()}
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            return {name: _placed(stream.get_tensor(key), dtype, device) for key, name in keys.items()}
+    except (OSError, SafetensorError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunFailed(f"{file} cannot be read: {error}", hint="copy or download it again") from None
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+    wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+    moved = tensor.to(device=device, dtype=wanted)
+    # A tensor that is still a view of the mapped file would change (or crash) with the file.
+    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    for wrapper in ("state_dict", "module"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    return content
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file with sorted keys: equal content gives equal bytes (the library's own order is random)."""
+    with open(file, "wb") as stream:
+        header, ordered = _header(tensors, metadata)
+        stream.write(header)
+        for tensor in ordered:
+            stream.write(raw_bytes(tensor))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The same as bytes, for small files."""
+    header, ordered = _header(tensors, metadata)
+    return header + b"".join(raw_bytes(tensor) for tensor in ordered)
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> tuple[bytes, list[Tensor]]:
+    # Larger elements first, as the format's own writer does, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    content: dict[str, object] = {}
+    if metadata:
+        content["__metadata__"] = dict(sorted(metadata.items()))
+    offset = 0
+    for name in names:
+        size = tensors[name].numel() * tensors[name].element_size()
+        content[name] = {
+            "dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]
+        }  # fmt: skip
+        offset += size
+    encoded = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded, [tensors[name] for name in names]
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """A tensor's numbers as they lie in memory, little-endian."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names, shapes and numbers."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        hasher.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        hasher.update(raw_bytes(tensors[name]))
+    return hasher.hexdigest()

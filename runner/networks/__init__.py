@@ -1,0 +1,1 @@
+"""Adapters: attaching, initialising, merging."""

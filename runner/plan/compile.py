@@ -1,0 +1,218 @@
+"""Compiles a prepared run into its graph: cache → train → sample → select → publish. Pure and torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from typing import Any, Protocol
+
+from runner.dataset.encodings import TrainItem
+from runner.plan.fingerprint import fingerprint, identity
+from runner.plan.prepare import Prepared
+from runner.plan.resolve import checkpoint_steps
+from runner.stages.inputs import (
+    CACHE_VERSION,
+    SAMPLE_VERSION,
+    SELECT_VERSION,
+    TRAIN_VERSION,
+    LatentEncoder,
+    LatentsInputs,
+    Numerics,
+    PublishInputs,
+    Runtime,
+    SampleInputs,
+    SelectInputs,
+    TextEncoder,
+    TextsInputs,
+    TrainInputs,
+)
+
+STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
+EVALUATED_TRAINING_ITEMS = 32
+"""At most so many training items are measured beside the held-out ones."""
+_NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+class Inputs(Protocol):
+    """What every stage's inputs can tell."""
+
+    def facts(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of the graph."""
+
+    name: str
+    version: int
+    inputs: Inputs
+    upstream: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The stages of a run in order, and what they share at run time."""
+
+    nodes: dict[str, Node]
+    runtime: Runtime
+    latents: LatentsInputs
+    texts: TextsInputs
+    train: TrainInputs
+    sample: SampleInputs
+    select: SelectInputs
+    publish: PublishInputs
+
+    def fingerprint(self, name: str) -> str:
+        return self.nodes[name].fingerprint
+
+
+def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept: list[int] | None = None) -> Graph:
+    """`pinned` is a choice by hand; `kept` the checkpoints that a finished training has, where they are not the planned ones."""
+    config, weights, collection = prepared.config, prepared.weights, prepared.collection
+    training, caching, seed = config.training, config.caching, config.run.seed
+    assert config.model.dtype is not None
+    assert caching.dtype is not None
+    assert training.mixed_precision is not None
+    assert config.model.prediction_type is not None
+    numerics = Numerics(
+        config.model.family, config.model.dtype, training.mixed_precision, config.model.prediction_type,
+        training.loss.zero_terminal_snr, {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
+        config.model.max_token_length, config.model.clip_skip or 1,
+    )  # fmt: skip
+    latent_encoder = LatentEncoder(weights["vae"], numerics.dtype, caching.latent_draw, seed, caching.dtype)
+    text_encoder = TextEncoder(
+        weights["text_encoder_1"], weights["tokenizer"], numerics.dtype, numerics.clip_skip, numerics.max_token_length,
+        caching.dtype,
+    )  # fmt: skip
+    train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
+    trajectory = train.trajectory()
+    compared = _compared(collection.items, seed)
+    items = _digest_of([train.items_digest, *(item.facts() for item in (*collection.held_out, *compared))])
+    latents, texts = LatentsInputs(latent_encoder, items), TextsInputs(text_encoder, items)
+    base = identity("base", *(f"{name}={digest}" for name, digest in sorted(weights.items())), str(config.model.from_scratch))
+    assert training.checkpoints.every_n_steps is not None
+    steps = tuple(kept) if kept is not None else _kept_steps(prepared)
+    has_ema = training.ema is not None
+    sample = SampleInputs(
+        trajectory, base, steps, has_ema, tuple(prepared.prompts), numerics,
+        {name: weights[name] for name in ("vae", "text_encoder_1", "tokenizer")}, config.sampling.prompt_weighting,
+    )  # fmt: skip
+    selection = config.selection
+    pictures = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
+    select = SelectInputs(
+        trajectory, base, steps, has_ema, seed, selection.strategy, tuple(selection.metrics), selection.step, pinned,
+        selection.veto, tuple(collection.held_out), tuple(compared), numerics,
+        (latent_encoder.identity, text_encoder.identity), pictures,
+    )  # fmt: skip
+
+    nodes: dict[str, Node] = {}
+
+    def add(name: str, version: int, inputs: Inputs, upstream: tuple[str, ...], follows: tuple[str, ...]) -> None:
+        facts = {"kind": name, "version": version, "facts": inputs.facts(), "upstream": [nodes[n].fingerprint for n in follows]}
+        nodes[name] = Node(name, version, inputs, upstream, fingerprint(facts))
+
+    # Training names its items and encoders itself, so the fingerprints of the caches are not part of its own: a caption
+    # that only evaluation uses, or another padded batch, makes no other trajectory.
+    add("cache.latents", CACHE_VERSION, latents, (), ())
+    add("cache.text", CACHE_VERSION, texts, (), ())
+    add("train", TRAIN_VERSION, train, ("cache.latents", "cache.text"), ())
+    add("sample", SAMPLE_VERSION, sample, ("train",), ())
+    add("select", SELECT_VERSION, select, ("train", "sample"), ())
+    publish = PublishInputs(
+        nodes["select"].fingerprint, tuple(selection.publish), training.checkpoints.dtype, config.run.name
+    )
+    add("publish", SELECT_VERSION, publish, ("select",), ())
+    return Graph(nodes, _runtime(prepared), latents, texts, train, sample, select, publish)
+
+
+def _train_inputs(
+    prepared: Prepared, numerics: Numerics, latent_encoder: LatentEncoder, text_encoder: TextEncoder
+) -> TrainInputs:
+    config, training = prepared.config, prepared.config.training
+    network = config.network
+    used = ["denoiser"] + (["text_encoder_1"] if training.components.text_encoder_1 else [])
+    return TrainInputs(
+        numerics=numerics,
+        seed=config.run.seed,
+        steps=prepared.length.steps,
+        weights={name: prepared.weights[name] for name in used},
+        from_scratch=config.model.from_scratch,
+        latent_encoder=latent_encoder.identity,
+        text_encoder=text_encoder.identity,
+        components=training.components,
+        targets=tuple(prepared.targets) if network is not None else None,
+        dropout=network.dropout if network is not None else 0.0,
+        init_from=prepared.weights.get("init_from"),
+        learning_rate=training.learning_rate,
+        accumulation=training.gradient_accumulation_steps,
+        max_grad_norm=training.max_grad_norm,
+        optimizer=training.optimizer,
+        scheduler=training.scheduler,
+        loss=training.loss,
+        timesteps=training.timesteps,
+        ema=training.ema,
+        items=tuple(prepared.collection.items),
+        groups=tuple(prepared.collection.groups),
+        latents_cached=config.caching.latents != "off",
+        texts_cached=config.caching.text != "off",
+    )
+
+
+def _compared(items: list[TrainItem], seed: int) -> list[TrainItem]:
+    """Some training items, chosen by a hash like the held-out ones."""
+    own = [item for item in items if not item.settings.regularization]
+    order = sorted(own, key=lambda item: hashlib.sha256(f"{seed}:{item.digest}".encode()).digest())
+    return sorted(order[:EVALUATED_TRAINING_ITEMS], key=lambda item: (item.digest, item.text))
+
+
+def _kept_steps(prepared: Prepared) -> tuple[int, ...]:
+    """The checkpoints that the run will have; which of the older ones is the best is known only then."""
+    checkpoints = prepared.config.training.checkpoints
+    assert checkpoints.every_n_steps is not None
+    steps = checkpoint_steps(prepared.length.steps, checkpoints.every_n_steps)
+    return tuple(steps if checkpoints.keep is None else steps[-checkpoints.keep :])
+
+
+def _digest_of(parts: list[str]) -> str:
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.encode("utf-8", "surrogatepass") + b"\n")
+    return hasher.hexdigest()
+
+
+def _runtime(prepared: Prepared) -> Runtime:
+    config = prepared.config
+    training, checkpoints, caching = config.training, config.training.checkpoints, config.caching
+    assert checkpoints.every_n_steps is not None
+    assert checkpoints.state_every_n_steps is not None
+    assert caching.latents is not None
+    assert caching.text is not None
+    return Runtime(
+        model=prepared.model,
+        base_folder=prepared.folder,
+        output_dir=prepared.output_dir,
+        name=config.run.name,
+        device=config.run.device,
+        deterministic=config.run.deterministic,
+        attention=config.model.attention,
+        compile=training.compile,
+        gradient_checkpointing=training.memory.gradient_checkpointing,
+        latents=caching.latents,
+        texts=caching.text,
+        latent_batch_size=caching.latent_batch_size,
+        text_batch_size=caching.text_batch_size,
+        workers=config.dataset.workers,
+        checkpoint_every=checkpoints.every_n_steps,
+        keep=checkpoints.keep,
+        state_every=checkpoints.state_every_n_steps,
+        log_every=training.logging.every_n_steps,
+        tensorboard=training.logging.tensorboard,
+        sample_every=config.sampling.every_n_steps,
+        sample_at_first=config.sampling.at_first,
+        steps_per_epoch=prepared.length.steps_per_epoch,
+        init_from=prepared.init_from,
+    )
+
+

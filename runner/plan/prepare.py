@@ -1,0 +1,248 @@
+"""Reads everything outside run.toml that a plan depends on, and reports all that is wrong with it at once.
+
+No model is loaded and torch is not imported: headers, configurations, pictures and captions only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.config.load import Loaded
+from runner.config.prompts import ReadyPrompt, read_prompt_file, ready_prompts
+from runner.config.source import Source
+from runner.dataset.collect import Collection, CollectProblem, collect
+from runner.dataset.scan import BadItem, Progress, SourceProblem, held_out_folder, scan, source_folders
+from runner.errors import Diagnostic, Invalid, InvalidConfig
+from runner.families.locate import resolve_path
+from runner.families.registry import family_spec
+from runner.families.spec import FamilySpec, Model, ModelProblem, Target
+from runner.formats.adapter_names import check_adapter_file
+from runner.formats.headers import read_header
+from runner.plan.fingerprint import canonical, identity
+from runner.plan.resolve import Derived, Length, resolve, resolve_length
+from runner.store.store import Store
+from schemas import RunConfig
+from schemas.sampling import Prompt
+
+DEFER_DIGEST_ABOVE = 2 * 2**30
+"""Bytes of unread model files above which a plan does not wait for their digests; apply computes them."""
+
+
+@dataclass
+class Prepared:
+    """A valid run: its configuration with nothing left open, its model, its items, its prompts."""
+
+    source: Source
+    config: RunConfig
+    derived: list[Derived]
+    length: Length
+    spec: FamilySpec
+    model: Model
+    targets: list[Target]
+    collection: Collection
+    prompts: list[ReadyPrompt]
+    warnings: list[Diagnostic]
+    notes: list[str]
+    store: Store
+    init_from: Path | None
+    weights: dict[str, str] = field(default_factory=dict)
+    """Component, "tokenizer" and "init_from" → digest."""
+    deferred: list[Path] = field(default_factory=list)
+    """Model files whose digest was left to apply."""
+
+    @property
+    def folder(self) -> Path:
+        return self.source.file.absolute().parent
+
+    @property
+    def output_dir(self) -> Path:
+        assert self.config.run.output_dir is not None
+        return Path(self.config.run.output_dir)
+
+
+def prepare(
+    loaded: Loaded, store: Store, *, progress: Progress | None = None, may_defer: bool = True,
+    drawn_seeds: Callable[[Path], dict[int, int]] = lambda _: {},
+) -> Prepared:  # fmt: skip
+    """Raises `InvalidConfig` with every finding."""
+    if loaded.config is None:
+        raise InvalidConfig(loaded.diagnostics)
+    return _Preparation(loaded, loaded.config, store, progress, may_defer, drawn_seeds).run()
+
+
+class _Preparation:
+    def __init__(
+        self, loaded: Loaded, config: RunConfig, store: Store, progress: Progress | None, may_defer: bool,
+        drawn_seeds: Callable[[Path], dict[int, int]],
+    ) -> None:  # fmt: skip
+        self.source, self.config, self.store = loaded.source, config, store
+        self.findings = list(loaded.diagnostics)
+        self.progress, self.may_defer, self.drawn_seeds = progress, may_defer, drawn_seeds
+        self.folder = self.source.file.absolute().parent
+        self.spec = family_spec(config.model.family)
+
+    def run(self) -> Prepared:
+        model = self._model()
+        targets = self._targets(model) if model is not None else []
+        prompts = self._prompts()
+        init_from = self._init_from(targets)
+        self._output_folders()
+        collection = self._collection(model)
+        if any(finding.severity == "error" for finding in self.findings) or model is None or collection is None:
+            raise InvalidConfig(self.findings)
+        config, derived = resolve(self.config, self.spec, model, self.folder)
+        config, length, more = resolve_length(config, collection.batches_per_epoch)
+        assert config.run.output_dir is not None
+        ready, notes = ready_prompts(
+            prompts, config.sampling, config.run.seed, model.native_size, model.size_multiple,
+            self.drawn_seeds(Path(config.run.output_dir)),
+        )  # fmt: skip
+        warnings = [finding for finding in self.findings if finding.severity == "warning"]
+        prepared = Prepared(
+            self.source, config, derived + more, length, self.spec, model, targets, collection, ready, warnings, notes,
+            self.store, init_from,
+        )  # fmt: skip
+        _digests(prepared, self.may_defer)
+        return prepared
+
+    def _error(self, key: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
+        self.findings.append(Diagnostic(message, self.source.value_places(key), hint))
+
+    def _model(self) -> Model | None:
+        try:
+            return self.spec.inspect(self.config, self.folder)
+        except ModelProblem as problem:
+            self._error(problem.key, str(problem), problem.hint)
+            return None
+
+    def _targets(self, model: Model) -> list[Target]:
+        try:
+            return self.spec.targets(self.config, model)
+        except ModelProblem as problem:
+            self._error(problem.key, str(problem), problem.hint)
+            return []
+
+    def _prompts(self) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        if self.config.sampling.prompt_file is not None:
+            file = resolve_path(self.config.sampling.prompt_file, self.folder)
+            if not file.is_file():
+                self._error(("sampling", "prompt_file"), f"there is no prompt file {file}")
+            else:
+                try:
+                    prompts += read_prompt_file(file, self.config.sampling.dialect or self.spec.defaults.dialect)
+                except InvalidConfig as error:
+                    self.findings += error.diagnostics
+        return prompts + self.config.sampling.prompts
+
+    def _init_from(self, targets: list[Target]) -> Path | None:
+        network = self.config.network
+        if network is None or network.init_from is None:
+            return None
+        key = ("network", "init_from")
+        file = resolve_path(network.init_from, self.folder)
+        if not file.is_file():
+            self._error(key, f"there is no file {file}")
+            return None
+        try:
+            problem = check_adapter_file(read_header(file), targets) if targets else None
+        except Invalid as error:
+            self._error(key, str(error), error.diagnostics[0].hint)
+            return None
+        if problem is not None:
+            self._error(key, f"{file.name} does not fit: {problem}", "its rank, alpha and layers must be those of [network]")
+        return file
+
+    def _output_folders(self) -> None:
+        output = self.config.run.output_dir or f"runs/{self.config.run.name}"
+        places: list[tuple[tuple[str | int, ...], Path]] = [(("run", "output_dir"), resolve_path(output, self.folder))]
+        for index, publish in enumerate(self.config.selection.publish):
+            places.append((("selection", "publish", index, "directory"), resolve_path(publish.directory, self.folder)))
+        for key, place in places:
+            problem = _unwritable(place)
+            if problem is not None:
+                self._error(key, f"{place} cannot be written: {problem}", "choose another folder")
+
+    def _collection(self, model: Model | None) -> Collection | None:
+        dataset = self.config.dataset
+        try:
+            scanned = scan(source_folders(dataset, self.folder), self.store.index, self.progress)
+            apart = held_out_folder(dataset, self.folder)
+            scanned_apart = scan([apart], self.store.index, self.progress) if apart is not None else None
+        except SourceProblem as problem:
+            key = ("dataset", "held_out", "path") if problem.number < 0 else ("dataset", "sources", problem.number, "path")
+            self._error(key, str(problem), problem.hint)
+            return None
+        step = self.config.dataset.buckets.step
+        if model is not None and step is not None and step % model.size_multiple:
+            self._error(("dataset", "buckets", "step"), f"step {step} is no multiple of {model.size_multiple}, which the model needs")
+        try:
+            collection = collect(
+                scanned, scanned_apart, dataset.buckets, dataset.held_out, model.native_size if model else 512,
+                model.bucket_step if model else 64, self.config.run.seed,
+            )  # fmt: skip
+        except CollectProblem as problem:
+            self._error(problem.key, str(problem), problem.hint)
+            return None
+        if collection.bad and dataset.on_bad_item == "error":
+            self._bad_items(collection.bad)
+        elif not any(not item.settings.regularization for item in collection.items):
+            self._error(("dataset", "sources"), "no usable item is left to train on")
+        return collection
+
+    def _bad_items(self, bad: list[BadItem]) -> None:
+        numbers = sorted({item.number for item in bad})
+        for number in numbers:
+            items = [item for item in bad if item.number == number]
+            listed = "".join(f"\n  {item.name} {item.reason}" for item in items[:20])
+            more = f"\n  … and {len(items) - 20} more" if len(items) > 20 else ""
+            key = ("dataset", "held_out", "path") if number < 0 else ("dataset", "sources", number, "path")
+            noun = "item" if len(items) == 1 else "items"
+            self._error(
+                key, f"{len(items)} {noun} cannot be used:{listed}{more}",
+                'mend or remove them, or set dataset.on_bad_item = "skip" to leave them out',
+            )  # fmt: skip
+
+
+def _unwritable(place: Path) -> str | None:
+    """Why a folder cannot be made or written, as far as can be told without trying."""
+    existing = place
+    while not existing.exists():
+        if existing.parent == existing:
+            return "its root does not exist"
+        existing = existing.parent
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"no permission to write in {existing}"
+    try:
+        read_only = bool(os.statvfs(existing).f_flag & os.ST_RDONLY)
+    except (OSError, AttributeError):
+        read_only = False
+    return f"{existing} is on a read-only file system" if read_only else None
+
+
+def _digests(prepared: Prepared, may_defer: bool) -> None:
+    """The digests of all model files; large unread ones are left to apply, where that is allowed."""
+    model, index = prepared.model, prepared.store.index
+    files = {file for component in model.components.values() for file in component.files} | set(model.tokenizer_files)
+    unknown = [file for file in files if index.known_digest(file) is None]
+    if may_defer and sum(file.stat().st_size for file in unknown) > DEFER_DIGEST_ABOVE:
+        prepared.deferred = sorted(unknown)
+    late = set(prepared.deferred)
+
+    def digest(file: Path) -> str:
+        return f"deferred:{file}" if file in late else index.digest(file)
+
+    for name, component in model.components.items():
+        parts = [digest(file) for file in component.files]
+        if component.layout == "none":
+            parts.append("drawn")
+        prepared.weights[name] = identity("component", name, canonical(dict(component.config)), *parts)
+    tokenizer = [digest(file) for file in model.tokenizer_files]
+    prepared.weights["tokenizer"] = identity("tokenizer", *tokenizer) if tokenizer else "clip"
+    if prepared.init_from is not None:
+        prepared.weights["init_from"] = index.digest(prepared.init_from)
