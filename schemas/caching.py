@@ -27,5 +27,7 @@ class Caching(Section):
     latent_draw: Literal["mode", "sample"] = key("mode", effect="trajectory", stage="cache.latents")
     """The autoencoder gives a distribution: take its mode, or one sample that depends on seed and picture alone."""
 
-    dtype: Literal["bf16", "fp16", "fp32"] | None = key(None, effect="trajectory", stage=("cache.latents", "cache.text"))
+    dtype: Literal["bf16", "fp16", "fp32"] | None = key(
+        None, effect="trajectory", stage=("cache.latents", "cache.text")
+    )
     """Precision of the stored encodings. Unset: that of training.mixed_precision, fp32 for "no"."""

@@ -36,7 +36,9 @@ class Model(Section):
     dtype: Literal["bf16", "fp16", "fp32"] | None = key(None, effect="trajectory", stage=ModelStages)
     """Precision of the frozen weights: encoders, and the denoiser under an adapter. Parts that train whole are kept in fp32. Unset: by family (sd15: bf16)."""
 
-    prediction_type: Literal["epsilon", "v_prediction"] | None = key(None, effect="trajectory", stage=("train", "sample"))
+    prediction_type: Literal["epsilon", "v_prediction"] | None = key(
+        None, effect="trajectory", stage=("train", "sample")
+    )
     """What the denoiser predicts. Unset: the checkpoint's scheduler config, else epsilon. A single file does not say: set it for a v-prediction model."""
 
     clip_skip: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=12)

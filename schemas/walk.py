@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -116,7 +117,7 @@ def docstrings(model: type[Section]) -> dict[str, str]:
             continue
         tree = ast.parse(inspect.getsource(sys.modules[base.__module__]))
         body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == base.__name__)
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in itertools.pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), (
                     f"{base.__name__}.{statement.target.id} has no docstring"

@@ -98,7 +98,9 @@ def _missing(path: Path, source: Source) -> Diagnostic:
     key = all_keys().get(dotted(path))
     where = f"[{dotted(section)}]" if section else "the file"
     if key is not None and key.section is not None:
-        return Diagnostic(f"section [{name}] is missing", source.file_place(), f"add [{name}]; see `runner explain {name}`")
+        return Diagnostic(
+            f"section [{name}] is missing", source.file_place(), f"add [{name}]; see `runner explain {name}`"
+        )
     if key is not None and key.array:
         where = f"[[{dotted(section)}]]"
     example = f"; {name} is {key.type_text}" if key else ""
@@ -147,7 +149,9 @@ def hint_for_unknown(path: Path) -> str | None:
     name = str(path[-1])
     section = dotted(path[:-1])
     siblings = {key.path[-1]: key for key in all_keys().values() if ".".join(key.path[:-1]) == section}
-    elsewhere = [key for key in all_keys().values() if key.path[-1] == name and not key.dotted.startswith("dataset.sources")]
+    elsewhere = [
+        key for key in all_keys().values() if key.path[-1] == name and not key.dotted.startswith("dataset.sources")
+    ]
     if elsewhere:
         return "this key stands in " + " or ".join(_section_text(key) for key in elsewhere[:3])
     near = difflib.get_close_matches(name, siblings, 1, 0.75)

@@ -133,7 +133,9 @@ def _dates(source: Source) -> list[Diagnostic]:
                 look(value, (*path, index))
         elif isinstance(node, (datetime.date, datetime.time)):
             findings.append(
-                Diagnostic(f"`{indexed(path)}` is a date; no key takes one", source.value_places(path), "put it in quotes")
+                Diagnostic(
+                    f"`{indexed(path)}` is a date; no key takes one", source.value_places(path), "put it in quotes"
+                )
             )
         elif isinstance(node, float) and (node != node or node in (float("inf"), float("-inf"))):
             findings.append(
@@ -166,6 +168,8 @@ def _without(document: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
                 node = None
                 break
         last = path[-1] if path else None
-        if (isinstance(node, dict) and last in node) or (isinstance(node, list) and isinstance(last, int) and last < len(node)):
+        if (isinstance(node, dict) and last in node) or (
+            isinstance(node, list) and isinstance(last, int) and last < len(node)
+        ):
             del node[last]
     return pruned

@@ -41,9 +41,9 @@ def _set(document: dict[str, Any], path: Path, value: Any, typed: str) -> None:
         else:
             raise UsageError(f"--set {typed}: there is no `{part}` in run.toml to set a key of")
     last = path[-1]
-    if isinstance(node, dict) and isinstance(last, str):
-        node[last] = value
-    elif isinstance(node, list) and isinstance(last, int) and last < len(node):
+    if (isinstance(node, dict) and isinstance(last, str)) or (
+        isinstance(node, list) and isinstance(last, int) and last < len(node)
+    ):
         node[last] = value
     else:
         raise UsageError(f"--set {typed}: there is no `{last}` in run.toml to set")

@@ -76,7 +76,9 @@ def _text_of(file: FilePath) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidConfig([Diagnostic(f"{file.name} is not UTF-8 (byte {error.start})", hint="save it as UTF-8")]) from None
+        raise InvalidConfig(
+            [Diagnostic(f"{file.name} is not UTF-8 (byte {error.start})", hint="save it as UTF-8")]
+        ) from None
     except OSError as error:
         raise InvalidConfig([Diagnostic(f"{file} cannot be read: {error.strerror}")]) from None
 
@@ -110,7 +112,9 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
         place = Place(name, number, column, len(letter) + 2, line)
         key = letters.get(letter)
         if key is None:
-            findings.append(Diagnostic(f"unknown option `--{letter}`", (place,), _letter_hint(letter, letters, dialect)))
+            findings.append(
+                Diagnostic(f"unknown option `--{letter}`", (place,), _letter_hint(letter, letters, dialect))
+            )
             continue
         if key in values:
             findings.append(Diagnostic(f"option `--{letter}` stands twice", (place,), "keep one of them"))
@@ -174,7 +178,9 @@ def _from_toml(file: FilePath) -> list[Prompt]:
         return _validated(entries, source, kohya=True)
     prompts = document.get("prompts")
     if not isinstance(prompts, list) or set(document) != {"prompts"}:
-        hint = "write [[prompts]] tables with the keys of [[sampling.prompts]], or Kohya's [prompt] with [[prompt.subset]]"
+        hint = (
+            "write [[prompts]] tables with the keys of [[sampling.prompts]], or Kohya's [prompt] with [[prompt.subset]]"
+        )
         raise InvalidConfig([Diagnostic(f"{file.name} has no [[prompts]]", source.file_place(), hint)])
     return _validated([(("prompts", index), entry) for index, entry in enumerate(prompts)], source, kohya=False)
 
@@ -230,7 +236,9 @@ def ready_prompts(
         height = prompt.height or sampling.height or native_size
         floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
         if floored != (width, height):
-            notes.append(f"prompt {index + 1}: {width}x{height} is made as {floored[0]}x{floored[1]} (multiples of {multiple})")
+            notes.append(
+                f"prompt {index + 1}: {width}x{height} is made as {floored[0]}x{floored[1]} (multiples of {multiple})"
+            )
         chosen = prompt.seed if prompt.seed is not None else derive(seed, "prompt", index) & 0xFFFFFFFF
         negative = prompt.negative_prompt if prompt.negative_prompt is not None else sampling.negative_prompt
         ready.append(

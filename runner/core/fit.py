@@ -63,7 +63,12 @@ class _Meters:
 
 
 def fit(
-    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, hooks: Hooks, start: State | None
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loop: Loop,
+    hooks: Hooks,
+    start: State | None,
 ) -> State:
     """Trains to `loop.steps` and returns the final state. Raises `Stop`, or `RunFailed` for a loss that is not finite."""
     accelerator = Accelerator(cpu=task.device.type == "cpu")
@@ -102,8 +107,8 @@ def fit(
         meters.count += 1
         meters.first_bad = torch.where(torch.isfinite(total), meters.first_bad, meters.first_bad.clamp(max=step))
         recent[step] = batches
-        due, last = hooks.is_due(step), step == loop.steps
-        if due or last or step % loop.log_every == 0 or hooks.stop_requested():
+        due, last, stopping = hooks.is_due(step), step == loop.steps, hooks.stop_requested()
+        if due or last or stopping or step % loop.log_every == 0:
             _check_finite(meters, recent, loop, hooks)
             recent.clear()
         if step % loop.log_every == 0 or last:
@@ -112,7 +117,7 @@ def fit(
             task.train_mode(False)
             hooks.after(step, state)
             task.train_mode(True)
-        if hooks.stop_requested() and not last:
+        if stopping and not last:
             raise Stop(state())
     task.train_mode(False)
     return state()
@@ -130,9 +135,7 @@ def _check_finite(meters: _Meters, recent: dict[int, list[Batch]], loop: Loop, h
     )
 
 
-def _log(
-    meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Hooks, steps_per_second: float
-) -> None:
+def _log(meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Hooks, steps_per_second: float) -> None:
     line = {"loss": meters.loss.item() / max(meters.count, 1)}
     for group in optimizer.param_groups:
         name = "lr" if len(optimizer.param_groups) == 1 else f"lr/{group['name']}"
@@ -149,7 +152,10 @@ def _capture(
     task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, meters: _Meters, step: int
 ) -> State:
     tensors, rest = flatten_optimizer(optimizer.state_dict())
-    groups = {"weights": {name: parameter.detach() for name, parameter in task.parameters.items()}, "optimizer": tensors}
+    groups = {
+        "weights": {name: parameter.detach() for name, parameter in task.parameters.items()},
+        "optimizer": tensors,
+    }
     counters: dict[str, Any] = {
         "optimizer": rest, "scaler": scaler.state_dict(), "history": meters.history,
         "loss_sum": meters.loss.item(), "loss_count": meters.count,
@@ -161,7 +167,12 @@ def _capture(
 
 
 def _restore(
-    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, start: State, meters: _Meters
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loop: Loop,
+    start: State,
+    meters: _Meters,
 ) -> int:
     with torch.no_grad():
         for name, parameter in task.parameters.items():

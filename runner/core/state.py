@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.formats.tensors import write_tensors
 from runner.atomic import new_folder, sweep, write_json
+from runner.formats.tensors import write_tensors
 
 STATE_VERSION = 1
 KEPT_STATES = 2

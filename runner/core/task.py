@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 @dataclass
 class Batch:
-    """One micro-batch, made ahead of its step. `names` are its items, for messages; `share` is its part of the step."""
+    """One micro-batch, made ahead of its step. `names` are its items, for messages; `share` is its part of the step.
+
+    `texts` and `requests` are what a task needs that encodes captions and pictures itself.
+    """
 
     step: int
     names: tuple[str, ...]
     share: float
     tensors: dict[str, Tensor]
     texts: tuple[str, ...] = ()
+    requests: tuple[Any, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Moves the tensors without waiting; from pinned memory the copy overlaps with computation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,18 @@ from runner.dataset.encodings import View
 from runner.errors import RunFailed
 
 
+class PictureRequest(NamedTuple):
+    """One view of one picture to encode."""
+
+    path: str
+    digest: str
+    view: View
+
+    def pixels(self) -> Tensor:
+        """fp32 [3, H, W] in -1..1."""
+        return load_pixels(self.path, self.view, self.digest)
+
+
 def load_pixels(path: str, view: View, digest: str) -> Tensor:
     """fp32 [3, H, W] in -1..1. Raises `RunFailed` where the file is no longer the one that was planned with."""
     try:
@@ -22,7 +35,9 @@ def load_pixels(path: str, view: View, digest: str) -> Tensor:
     except OSError as error:
         raise RunFailed(f"{path} cannot be read any more: {error.strerror}", hint="apply again") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise RunFailed(f"{path} changed while the run was going on", hint="apply again: the plan takes the new content")
+        raise RunFailed(
+            f"{path} changed while the run was going on", hint="apply again: the plan takes the new content"
+        )
     with Image.open(BytesIO(content)) as picture:
         return to_pixels(transformed(picture, view))
 

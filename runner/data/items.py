@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.formats.tensors import tensor_bytes, tensors_digest
 from runner.atomic import TEMPORARY
+from runner.formats.tensors import tensor_bytes, tensors_digest
 from runner.store.store import Store
 
 MEMORY_BUDGET = 2**30

@@ -88,7 +88,9 @@ def view_of_use(item: TrainItem, seed: int, use: int, cached: bool) -> View:
 def _crop_variant(item: TrainItem, seed: int, variant: int) -> View:
     draw = rng(seed, "crop", item.digest, variant)
     (width, height), bucket = item.fit.resized, item.fit.bucket
-    return View(item.fit.resized, draw.randint(0, width - bucket[0]), draw.randint(0, height - bucket[1]), bucket, False)
+    return View(
+        item.fit.resized, draw.randint(0, width - bucket[0]), draw.randint(0, height - bucket[1]), bucket, False
+    )
 
 
 def cached_views(item: TrainItem, seed: int) -> list[View]:

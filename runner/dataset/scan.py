@@ -166,9 +166,7 @@ def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = No
     return Scan(items, bad)
 
 
-def _scan_folder(
-    folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]
-) -> int:
+def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]) -> int:
     location = str(folder.path)
     known = index.folder(location)
     extension = folder.options.caption_extension
@@ -187,7 +185,9 @@ def _scan_folder(
         elif text is not None and text.problem is not None:
             bad.append(BadItem(folder.number, label, text.problem))
         elif text is None and folder.class_tokens is None:
-            bad.append(BadItem(folder.number, label, f"has no caption file ({captions[name]}), and its source no class_tokens"))
+            bad.append(
+                BadItem(folder.number, label, f"has no caption file ({captions[name]}), and its source no class_tokens")
+            )
         else:
             caption = text.text if text is not None else folder.class_tokens
             items.append(

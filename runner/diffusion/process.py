@@ -1,6 +1,6 @@
 """The discrete noise process of DDPM (arXiv 2006.11239) with its variants of target.
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps;   SNR_t = abar_t / (1 - abar_t)
+x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps;   SNR_t = abar_t / (1 - abar_t)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from runner.diffusion.process import Process
 from runner.families.spec import FamilySpec, Model
-from runner.stages.inputs import Numerics
+from runner.inputs import Numerics
 
 Conditioning = dict[str, Tensor]
 """What the denoiser is told besides the noisy latents; each tensor's first dimension is the batch."""

@@ -33,7 +33,9 @@ def locate_model(name: str, folder: Path, revision: str | None, builtin: Path, k
     near = []
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.6)
-    raise ModelProblem(key, f"there is no file or folder {path}", f"did you mean {path.parent / near[0]}?" if near else None)
+    raise ModelProblem(
+        key, f"there is no file or folder {path}", f"did you mean {path.parent / near[0]}?" if near else None
+    )
 
 
 def resolve_path(name: str, folder: Path) -> Path:

@@ -74,9 +74,7 @@ def read_pickle_header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except OSError as error:
         raise Invalid(f"{file} cannot be read: {error.strerror or error}") from None
     except zipfile.BadZipFile:
-        raise Invalid(
-            f"{file} is no PyTorch checkpoint of the zip format, or it is cut off", hint=convert
-        ) from None
+        raise Invalid(f"{file} is no PyTorch checkpoint of the zip format, or it is cut off", hint=convert) from None
     except (pickle.UnpicklingError, TypeError, ValueError, EOFError, AttributeError, IndexError, KeyError) as error:
         raise Invalid(f"{file} holds more than weights ({error}); it is not opened", hint=convert) from None
     for wrapper in ("state_dict", "module"):

@@ -15,7 +15,9 @@ from runner.families.spec import Target
 _ADAPTER = "default"
 
 
-def attach(modules: Mapping[str, nn.Module], targets: Sequence[Target], dropout: float, seed: int) -> dict[str, nn.Parameter]:
+def attach(
+    modules: Mapping[str, nn.Module], targets: Sequence[Target], dropout: float, seed: int
+) -> dict[str, nn.Parameter]:
     """Adds an adapter to each target and returns the trainable parameters, `component.layer.lora_A|lora_B`, in fp32.
 
     A is drawn (Kaiming uniform, as peft and Kohya do) from a generator of its own layer, B is zero.

@@ -23,7 +23,8 @@ def optimizer_class(kind: str) -> type[torch.optim.Optimizer]:
         import bitsandbytes
     except ImportError:
         raise RunFailed(
-            'optimizer "adamw8bit" needs the package bitsandbytes', hint="pip install 'runner[bitsandbytes]', or use \"adamw\""
+            'optimizer "adamw8bit" needs the package bitsandbytes',
+            hint="pip install 'runner[bitsandbytes]', or use \"adamw\"",
         ) from None
     found: type[torch.optim.Optimizer] = bitsandbytes.optim.AdamW8bit
     return found

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-
 from typing import Any, Protocol
 
 from runner.dataset.encodings import TrainItem
-from runner.plan.fingerprint import fingerprint, identity
-from runner.plan.prepare import Prepared
-from runner.plan.resolve import checkpoint_steps
-from runner.stages.inputs import (
+from runner.inputs import (
     CACHE_VERSION,
     SAMPLE_VERSION,
     SELECT_VERSION,
@@ -27,6 +23,9 @@ from runner.stages.inputs import (
     TextsInputs,
     TrainInputs,
 )
+from runner.plan.fingerprint import fingerprint, identity
+from runner.plan.prepare import Prepared
+from runner.plan.resolve import checkpoint_steps
 
 STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 EVALUATED_TRAINING_ITEMS = 32
@@ -91,7 +90,9 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     compared = _compared(collection.items, seed)
     items = _digest_of([train.items_digest, *(item.facts() for item in (*collection.held_out, *compared))])
     latents, texts = LatentsInputs(latent_encoder, items), TextsInputs(text_encoder, items)
-    base = identity("base", *(f"{name}={digest}" for name, digest in sorted(weights.items())), str(config.model.from_scratch))
+    base = identity(
+        "base", *(f"{name}={digest}" for name, digest in sorted(weights.items())), str(config.model.from_scratch)
+    )
     assert training.checkpoints.every_n_steps is not None
     steps = tuple(kept) if kept is not None else _kept_steps(prepared)
     has_ema = training.ema is not None
@@ -110,7 +111,12 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     nodes: dict[str, Node] = {}
 
     def add(name: str, version: int, inputs: Inputs, upstream: tuple[str, ...], follows: tuple[str, ...]) -> None:
-        facts = {"kind": name, "version": version, "facts": inputs.facts(), "upstream": [nodes[n].fingerprint for n in follows]}
+        facts = {
+            "kind": name,
+            "version": version,
+            "facts": inputs.facts(),
+            "upstream": [nodes[n].fingerprint for n in follows],
+        }
         nodes[name] = Node(name, version, inputs, upstream, fingerprint(facts))
 
     # Training names its items and encoders itself, so the fingerprints of the caches are not part of its own: a caption
@@ -214,5 +220,3 @@ def _runtime(prepared: Prepared) -> Runtime:
         steps_per_epoch=prepared.length.steps_per_epoch,
         init_from=prepared.init_from,
     )
-
-

@@ -153,7 +153,9 @@ class _Preparation:
             self._error(key, str(error), error.diagnostics[0].hint)
             return None
         if problem is not None:
-            self._error(key, f"{file.name} does not fit: {problem}", "its rank, alpha and layers must be those of [network]")
+            self._error(
+                key, f"{file.name} does not fit: {problem}", "its rank, alpha and layers must be those of [network]"
+            )
         return file
 
     def _output_folders(self) -> None:
@@ -173,12 +175,19 @@ class _Preparation:
             apart = held_out_folder(dataset, self.folder)
             scanned_apart = scan([apart], self.store.index, self.progress) if apart is not None else None
         except SourceProblem as problem:
-            key = ("dataset", "held_out", "path") if problem.number < 0 else ("dataset", "sources", problem.number, "path")
+            key = (
+                ("dataset", "held_out", "path")
+                if problem.number < 0
+                else ("dataset", "sources", problem.number, "path")
+            )
             self._error(key, str(problem), problem.hint)
             return None
         step = self.config.dataset.buckets.step
         if model is not None and step is not None and step % model.size_multiple:
-            self._error(("dataset", "buckets", "step"), f"step {step} is no multiple of {model.size_multiple}, which the model needs")
+            self._error(
+                ("dataset", "buckets", "step"),
+                f"step {step} is no multiple of {model.size_multiple}, which the model needs",
+            )
         try:
             collection = collect(
                 scanned, scanned_apart, dataset.buckets, dataset.held_out, model.native_size if model else 512,

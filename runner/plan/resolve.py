@@ -91,9 +91,12 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
 def _caching(config: RunConfig) -> list[Derived]:
     """Where encodings are kept: on disk, unless what is encoded changes from use to use."""
     derived = []
-    sources = [source for source in config.dataset.sources]
+    sources = config.dataset.sources
     if config.caching.latents is None:
-        crops = any(source.random_crop if "random_crop" in source.model_fields_set else config.dataset.random_crop for source in sources)
+        crops = any(
+            source.random_crop if "random_crop" in source.model_fields_set else config.dataset.random_crop
+            for source in sources
+        )
         derived.append(
             Derived("caching.latents", "off", "random_crop: every use is encoded")
             if crops
@@ -140,7 +143,11 @@ def resolve_length(config: RunConfig, batches_per_epoch: int) -> tuple[RunConfig
     if steps is None:
         assert config.training.max_train_epochs is not None
         steps = per_epoch * config.training.max_train_epochs
-        derived.append(Derived("training.max_train_steps", steps, f"{config.training.max_train_epochs} epochs of {per_epoch} steps"))
+        derived.append(
+            Derived(
+                "training.max_train_steps", steps, f"{config.training.max_train_epochs} epochs of {per_epoch} steps"
+            )
+        )
     checkpoints = config.training.checkpoints
     every = checkpoints.every_n_steps
     if every is None:

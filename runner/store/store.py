@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.errors import Invalid
 from runner.atomic import write_json
+from runner.errors import Invalid
 from runner.store.index import Index
 
 ENVIRONMENT = "RUNNER_STORE"

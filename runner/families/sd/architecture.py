@@ -172,7 +172,13 @@ def _transformer(
         for attention, source in (("attn1", width), ("attn2", context)):
             for part, inputs in (("to_q", width), ("to_k", source), ("to_v", source)):
                 yield Layer(
-                    f"{block}.{attention}.{part}", f"{old}.{attention}.{part}", "linear", inputs, width, bias=False, level=level
+                    f"{block}.{attention}.{part}",
+                    f"{old}.{attention}.{part}",
+                    "linear",
+                    inputs,
+                    width,
+                    bias=False,
+                    level=level,
                 )
             yield Layer(
                 f"{block}.{attention}.to_out.0", f"{old}.{attention}.to_out.0", "linear", width, width, level=level
@@ -205,7 +211,11 @@ def _encoder(config: Config) -> Iterator[Layer]:
     for index, outputs in enumerate(channels):
         for layer in range(config["layers_per_block"]):
             yield from _vae_residual(
-                f"encoder.down_blocks.{index}.resnets.{layer}", f"encoder.down.{index}.block.{layer}", width, outputs, index
+                f"encoder.down_blocks.{index}.resnets.{layer}",
+                f"encoder.down.{index}.block.{layer}",
+                width,
+                outputs,
+                index,
             )
             width = outputs
         if index < len(channels) - 1:
@@ -234,7 +244,13 @@ def _decoder(config: Config) -> Iterator[Layer]:
             width = outputs
         if index < level:
             yield Layer(
-                f"{place}.upsamplers.0.conv", f"{original}.upsample.conv", "conv", width, width, 3, level=level - index - 1
+                f"{place}.upsamplers.0.conv",
+                f"{original}.upsample.conv",
+                "conv",
+                width,
+                width,
+                3,
+                level=level - index - 1,
             )
     yield Layer("decoder.conv_norm_out", "decoder.norm_out", "norm", width, width)
     yield Layer("decoder.conv_out", "decoder.conv_out", "conv", width, config["out_channels"], 3)
@@ -272,7 +288,10 @@ def clip_layers(config: Config) -> list[Layer]:
     ]
     for index in range(config["num_hidden_layers"]):
         block = f"encoder.layers.{index}"
-        layers += [_clip(f"{block}.self_attn.{part}", "linear", width, width) for part in ("k_proj", "v_proj", "q_proj", "out_proj")]
+        layers += [
+            _clip(f"{block}.self_attn.{part}", "linear", width, width)
+            for part in ("k_proj", "v_proj", "q_proj", "out_proj")
+        ]
         layers += [
             _clip(f"{block}.layer_norm1", "norm", width, width),
             _clip(f"{block}.mlp.fc1", "linear", width, inner),

@@ -22,7 +22,7 @@ from runner.families.sd.text import encode_texts, load_tokenizer
 from runner.families.sd.tiny import write_tiny
 from runner.families.spec import Component, Model
 from runner.formats.tensors import read_tensors
-from runner.stages.inputs import Numerics
+from runner.inputs import Numerics
 
 
 def _empty(component: Component) -> nn.Module:
@@ -107,7 +107,9 @@ def process(numerics: Numerics) -> Process:
 
 
 def denoise(denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-    return denoiser(x_t, t, encoder_hidden_states=conditioning["hidden"], return_dict=False)[0]
+    dtype = denoiser.conv_in.weight.dtype
+    hidden = conditioning["hidden"].to(dtype)
+    return denoiser(x_t.to(dtype), t, encoder_hidden_states=hidden, return_dict=False)[0].float()
 
 
 def tiny(folder: Path) -> None:

@@ -15,7 +15,11 @@ from runner.families.sd.spec import FOLDERS, SHIPPED, component_layers
 from runner.families.spec import Model
 from runner.formats.tensors import write_tensors
 
-_PREFIXES = {"denoiser": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder_1": "cond_stage_model.transformer."}
+_PREFIXES = {
+    "denoiser": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder_1": "cond_stage_model.transformer.",
+}
 _FILES = {
     "denoiser": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -24,7 +28,9 @@ _FILES = {
 _CLASSES = {"denoiser": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 
 
-def save_pipeline(folder: Path, model: Model, modules: Mapping[str, Mapping[str, Tensor]], prediction_type: str) -> None:
+def save_pipeline(
+    folder: Path, model: Model, modules: Mapping[str, Mapping[str, Tensor]], prediction_type: str
+) -> None:
     """A diffusers directory: `modules` is component → state dict in diffusers' names."""
     from runner.families.sd.text import load_tokenizer
 
@@ -36,7 +42,9 @@ def save_pipeline(folder: Path, model: Model, modules: Mapping[str, Mapping[str,
             config["_class_name"] = _CLASSES[name]
         else:
             config.update(model_type="clip_text_model", architectures=["CLIPTextModel"])
-        _write_json(sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")})
+        _write_json(
+            sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")}
+        )
         if name == "text_encoder_1":  # files use the names of transformers 4, which every reader knows
             state = {f"text_model.{key}": tensor for key, tensor in state.items()}
         write_tensors(sub / _FILES[name], state, {"format": "pt"})

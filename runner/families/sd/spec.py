@@ -104,7 +104,9 @@ def _make_layers(name: str, config: Mapping[str, Any], key: KeyPath) -> list[Lay
     try:
         return _layers(name, json.dumps(config, sort_keys=True))
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ModelProblem(key, f"the configuration of the {FOLDERS[name]} is not one of Stable Diffusion ({error})") from None
+        raise ModelProblem(
+            key, f"the configuration of the {FOLDERS[name]} is not one of Stable Diffusion ({error})"
+        ) from None
 
 
 def _folder_component(name: str, sub: Path, place: Path, config: Mapping[str, Any], fresh: bool) -> Component:
@@ -113,7 +115,9 @@ def _folder_component(name: str, sub: Path, place: Path, config: Mapping[str, An
     if weights is None:
         if fresh:
             return Component(name, (), (sub / "config.json",), "none", config, count(layers))
-        raise ModelProblem(CHECKPOINT, f"{sub} holds no weights", "expected model.safetensors or diffusion_pytorch_model.safetensors")
+        raise ModelProblem(
+            CHECKPOINT, f"{sub} holds no weights", "expected model.safetensors or diffusion_pytorch_model.safetensors"
+        )
     return _component(name, weights, (sub / "config.json", weights), config, layers, CHECKPOINT)
 
 
@@ -173,7 +177,9 @@ def _model(config: RunConfig, folder: Path, place: Path, components: dict[str, C
         components=components,
         tokenizer=tokenizer,
         tokenizer_files=_tokenizer_files(tokenizer),
-        scheduler=read_json(scheduler_file) if scheduler_file.is_file() else read_json(SHIPPED / "scheduler" / "scheduler_config.json"),
+        scheduler=read_json(scheduler_file)
+        if scheduler_file.is_file()
+        else read_json(SHIPPED / "scheduler" / "scheduler_config.json"),
         native_size=int(unet.get("sample_size", 64)) * factor,
         latent_factor=factor,
         latent_channels=int(vae["latent_channels"]),
@@ -199,7 +205,14 @@ def _tokenizer_files(folder: Path | None) -> tuple[Path, ...]:
     """The files that decide what a tokenizer does; empty where there is none."""
     if folder is None or not folder.is_dir():
         return ()
-    names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    names = (
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    )
     found = tuple(folder / name for name in names if (folder / name).is_file())
     given = {file.name for file in found}
     return found if "tokenizer.json" in given or {"vocab.json", "merges.txt"} <= given else ()
@@ -232,7 +245,9 @@ def targets(config: RunConfig, model: Model) -> list[Target]:
     for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
         for pattern in patterns:
             if not any(re.search(pattern, target.name) for target in found):
-                raise ModelProblem(("network", name, pattern), f"{pattern!r} matches none of the {len(found)} layers with adapters")
+                raise ModelProblem(
+                    ("network", name, pattern), f"{pattern!r} matches none of the {len(found)} layers with adapters"
+                )
     return found
 
 

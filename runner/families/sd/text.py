@@ -16,7 +16,7 @@ from runner.errors import RunFailed
 from runner.families.contract import Conditioning
 from runner.families.sd.weighting import parse_weights
 from runner.families.spec import Model
-from runner.stages.inputs import Numerics
+from runner.inputs import Numerics
 
 _BPE_FILE = Path(__file__).parent / "configs" / "clip_tokenizer" / "bpe_simple_vocab_16e6.txt.gz"
 _CLIP_SIZE = 49408

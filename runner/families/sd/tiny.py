@@ -52,10 +52,16 @@ def write_tiny(folder: Path) -> None:
     """Writes a diffusers directory with random weights, always the same ones."""
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=20)
+    tokenizer = CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=20
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     text = CLIPTextConfig(
-        **_TEXT, vocab_size=len(tokens), bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1
+        **_TEXT,
+        vocab_size=len(tokens),
+        bos_token_id=len(tokens) - 2,
+        eos_token_id=len(tokens) - 1,
+        pad_token_id=len(tokens) - 1,
     )
     with forked(0, "tiny"):
         UNet2DConditionModel(**_UNET).save_pretrained(folder / "unet")

@@ -1,0 +1,150 @@
+"""Makes the micro-batches of each step ahead of it, in threads; what is in them depends on keys alone, not on threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runner.core.rng import normal
+from runner.core.task import Batch
+from runner.data.images import PictureRequest
+from runner.data.items import Encodings, stacked
+from runner.dataset.encodings import TrainItem, View, caption_of_use, is_dropped, view_of_use
+from runner.dataset.order import Use, epoch_batches
+from runner.inputs import TrainInputs
+from runner.seeding import rng
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One micro-batch to make: step, place in the step, epoch, the uses, and its share of the step's items."""
+
+    step: int
+    place: int
+    epoch: int
+    uses: tuple[Use, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where encodings come from; None: pixels or texts are handed on and encoded by the task.
+
+    `latent_shape` gives [C, h, w] of a picture of (width, height).
+    """
+
+    latents: Encodings | None
+    latent_key: Callable[[str, View], str]
+    latent_shape: Callable[[tuple[int, int]], tuple[int, int, int]]
+    texts: Encodings | None
+    text_key: Callable[[str], str]
+
+
+class StepLoader:
+    """The micro-batches of a run, from any step on. `rank` of `world` takes every world-th item of each batch."""
+
+    def __init__(self, inputs: TrainInputs, sources: Sources, workers: int, rank: int = 0, world: int = 1) -> None:
+        self.inputs, self.sources, self.workers = inputs, sources, workers
+        self.rank, self.world = rank, world
+
+    def steps_from(self, step: int) -> Iterator[list[Batch]]:
+        """Endless: one list of micro-batches a step."""
+        specs = self._specs(step)
+        if self.workers == 0:
+            for group in specs:
+                yield [self._make(spec) for spec in group]
+            return
+        with ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="batches") as pool:
+            ahead: deque[list[Future[Batch]]] = deque()
+            for group in specs:
+                ahead.append([pool.submit(self._make, spec) for spec in group])
+                if len(ahead) > self.workers + 1:
+                    yield [future.result() for future in ahead.popleft()]
+
+    def names_at(self, step: int) -> list[str]:
+        """The items of one step (0-based), for messages."""
+        group = next(self._specs(step))
+        return sorted({self.inputs.items[use.item].name for spec in group for use in spec.uses})
+
+    def _specs(self, step: int) -> Iterator[list[_Spec]]:
+        accumulation = self.inputs.accumulation
+        batches = epoch_batches(self.inputs.groups, self.inputs.seed, 0)
+        per_epoch = -(-len(batches) // accumulation)
+        epoch = step // per_epoch
+        while True:
+            batches = epoch_batches(self.inputs.groups, self.inputs.seed, epoch)
+            for index in range(step - epoch * per_epoch, per_epoch):
+                chosen = batches[index * accumulation : (index + 1) * accumulation]
+                total = sum(len(batch) for batch in chosen)
+                yield [
+                    _Spec(epoch * per_epoch + index, place, epoch, batch, len(batch) / total)
+                    for place, batch in enumerate(chosen)
+                ]
+            epoch += 1
+            step = epoch * per_epoch
+
+    def _make(self, spec: _Spec) -> Batch:
+        inputs, seed = self.inputs, self.inputs.seed
+        positions = range(self.rank, len(spec.uses), self.world)
+        views: list[tuple[TrainItem, View]] = []
+        texts: list[str] = []
+        for position in positions:
+            use = spec.uses[position]
+            item = inputs.items[use.item]
+            number = spec.epoch * item.repeats + use.occurrence
+            views.append((item, view_of_use(item, seed, number, inputs.latents_cached)))
+            dropped = is_dropped(item, seed, number, spec.epoch)
+            texts.append(
+                "" if dropped else caption_of_use(item, seed, number, inputs.texts_cached, spec.step, inputs.steps)
+            )
+        tensors = self._pictures(views)
+        tensors["timesteps"] = torch.tensor(
+            [
+                rng(seed, "timestep", spec.step, spec.place, position).randrange(
+                    inputs.timesteps.min, inputs.timesteps.max
+                )
+                for position in positions
+            ]
+        )
+        tensors["weights"] = torch.tensor([self._weight(item) for item, _ in views])
+        if self.sources.texts is not None:
+            rows = [self.sources.texts.get(self.sources.text_key(text)) for text in texts]
+            tensors |= {f"cond.{name}": tensor for name, tensor in stacked(rows).items()}
+        shape = self.sources.latent_shape(views[0][1].bucket)
+        tensors |= self._noise(shape, spec, positions)
+        requests = tuple(PictureRequest(item.path, item.digest, view) for item, view in views)
+        names = tuple(item.name for item, _ in views)
+        return Batch(spec.step, names, spec.share, tensors, tuple(texts), requests)
+
+    def _pictures(self, views: list[tuple[TrainItem, View]]) -> dict[str, Tensor]:
+        if self.sources.latents is not None:
+            rows = [self.sources.latents.get(self.sources.latent_key(item.digest, view)) for item, view in views]
+            return {"latents": stacked(rows)["latents"].float()}
+        pixels = [PictureRequest(item.path, item.digest, view).pixels() for item, view in views]
+        return {"pixels": torch.stack(pixels)}
+
+    def _noise(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> dict[str, Tensor]:
+        """{"noise": [B, C, h, w]}, and "input_noise" where the denoiser's input gets other noise than its target.
+
+        Keyed by place in the step, so that neither ranks nor batches of other steps change it.
+        """
+        seed, loss = self.inputs.seed, self.inputs.loss
+
+        def drawn(purpose: str, size: tuple[int, ...]) -> Tensor:
+            return torch.stack([normal(size, seed, purpose, spec.step, spec.place, position) for position in positions])
+
+        noise = drawn("noise", shape)
+        if loss.noise_offset > 0:
+            noise = noise + loss.noise_offset * drawn("noise_offset", (shape[0], 1, 1))
+        if loss.input_perturbation > 0:
+            return {"noise": noise, "input_noise": noise + loss.input_perturbation * drawn("input_noise", shape)}
+        return {"noise": noise}
+
+    def _weight(self, item: TrainItem) -> float:
+        prior = self.inputs.loss.prior_loss_weight if item.settings.regularization else 1.0
+        return item.settings.weight * prior

@@ -1,0 +1,82 @@
+"""Samplers by name, through diffusers' schedulers; one loop that is the same as StableDiffusionPipeline's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_sde_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+}  # fmt: skip
+_KEPT = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "steps_offset", "clip_sample",
+    "set_alpha_to_one", "skip_prk_steps", "timestep_spacing",
+)  # fmt: skip
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> Any:
+    """The diffusers scheduler of a sampler, on the checkpoint's noise schedule."""
+    cls_name, extra = _SCHEDULERS[name]
+    cls = getattr(diffusers, cls_name)
+    settings = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    settings |= {"prediction_type": prediction_type, **extra}
+    if zero_terminal_snr:
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    known = inspect.signature(cls.__init__).parameters
+    return cls(**{key: value for key, value in settings.items() if key in known})
+
+
+def supports_zero_terminal_snr(name: str) -> bool:
+    """Whether a sampler's scheduler can rescale its betas."""
+    cls = getattr(diffusers, _SCHEDULERS[name][0])
+    return "rescale_betas_zero_snr" in inspect.signature(cls.__init__).parameters
+
+
+def sample(
+    scheduler: Any,
+    denoise: Denoise,
+    shape: tuple[int, ...],
+    steps: int,
+    cfg_scale: float,
+    seed: int,
+    device: torch.device,
+) -> Tensor:
+    """Latents fp32 [1, C, h, w]. `denoise(x [2, …] or [1, …], t [])` answers for (negative, positive) at once, or for the
+    positive alone where cfg_scale is at most 1. The noise comes from a CPU generator of `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(steps, device=device)
+    x = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
+    accepted = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {}
+    if "eta" in accepted:
+        extra["eta"] = 0.0
+    if "generator" in accepted:
+        extra["generator"] = generator
+    guided = cfg_scale > 1
+    for t in scheduler.timesteps:
+        model_input = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
+        prediction = denoise(model_input, t)
+        if guided:
+            negative, positive = prediction.chunk(2)
+            prediction = negative + cfg_scale * (positive - negative)
+        x = scheduler.step(prediction, t, x, **extra, return_dict=False)[0]
+    return x

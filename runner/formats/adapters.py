@@ -1,0 +1,121 @@
+"""LoRA files: Kohya's and diffusers/PEFT's naming, read and written with true alpha; every key is accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runner.errors import Invalid
+from runner.families.spec import Target
+from runner.formats.adapter_names import DOWN, UP, check_adapter_file, find_adapters, naming_of
+from runner.formats.headers import read_header
+from runner.formats.tensors import read_tensors
+
+ADAPTER_METADATA = "lora_adapter_metadata"
+"""The key under which diffusers looks for rank and alpha; without it a file is loaded with alpha = rank."""
+
+
+def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """`component.layer.lora_A|lora_B` in fp32, scaled so that under our alpha they do what the file says.
+
+    Raises `Invalid` where a layer is missing, unknown or of another size.
+    """
+    header = read_header(file)
+    problem = check_adapter_file(header, targets)
+    if problem is not None:
+        raise Invalid(f"{file} does not fit: {problem}")
+    keys = list(header.tensors)
+    naming = naming_of(keys)
+    assert naming is not None
+    found, _, _ = find_adapters(keys, targets)
+    tensors = read_tensors(file, {key: key for key in keys}, None)
+    alphas = _peft_alphas(header.metadata)
+    result: dict[str, Tensor] = {}
+    for target in targets:
+        name = f"{target.component}.{target.name}"
+        entry = found[name]
+        down, up = tensors[entry.down].float(), tensors[entry.up].float()
+        if entry.alpha is not None:
+            alpha = float(tensors[entry.alpha].float())
+        else:
+            alpha = alphas.get(target.diffusers, float(target.rank))
+        result[f"{name}.lora_A"] = _shaped(down, target.rank, target, first=True)
+        result[f"{name}.lora_B"] = _shaped(up * (alpha / target.alpha), target.rank, target, first=False)
+    return result
+
+
+def _shaped(tensor: Tensor, rank: int, target: Target, first: bool) -> Tensor:
+    """In the shape of our module: a 1x1 convolution's factors may come as matrices and the other way round."""
+    rows, columns = (rank, target.inputs) if first else (target.outputs, rank)
+    kernel = target.kernel if first else 1
+    return tensor.reshape((rows, columns, kernel, kernel) if target.kind == "conv" else (rows, columns))
+
+
+def _peft_alphas(metadata: Mapping[str, str]) -> dict[str, float]:
+    """`component.layer` → alpha, from diffusers' adapter metadata."""
+    try:
+        content = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
+    except json.JSONDecodeError:
+        return {}
+    found: dict[str, float] = {}
+    if not isinstance(content, dict):
+        return {}
+    for component in ("unet", "text_encoder"):
+        default = content.get(f"{component}.lora_alpha")
+        pattern = content.get(f"{component}.alpha_pattern") or {}
+        for module in content.get(f"{component}.target_modules") or []:
+            prefix = "text_encoder.text_model." if component == "text_encoder" else "unet."
+            name = prefix + str(module).removeprefix("text_model.")
+            value = pattern.get(module, default) if isinstance(pattern, dict) else default
+            if isinstance(value, (int, float)):
+                found[name] = float(value)
+    return found
+
+
+def kohya_state(targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Kohya's keys: down, up and the true alpha of each layer."""
+    found: dict[str, Tensor] = {}
+    for target in targets:
+        name = f"{target.component}.{target.name}"
+        found[target.kohya + DOWN["kohya"]] = state[f"{name}.lora_A"].to(dtype)
+        found[target.kohya + UP["kohya"]] = state[f"{name}.lora_B"].to(dtype)
+        found[target.kohya + ".alpha"] = torch.tensor(target.alpha, dtype=dtype)
+    return found
+
+
+def diffusers_state(
+    targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """diffusers' keys, and the metadata without which a reader would take alpha = rank."""
+    found: dict[str, Tensor] = {}
+    for target in targets:
+        name = f"{target.component}.{target.name}"
+        found[target.diffusers + DOWN["diffusers"]] = state[f"{name}.lora_A"].to(dtype)
+        found[target.diffusers + UP["diffusers"]] = state[f"{name}.lora_B"].to(dtype)
+    return found, {"format": "pt", ADAPTER_METADATA: json.dumps(_adapter_metadata(targets), sort_keys=True)}
+
+
+def _adapter_metadata(targets: Sequence[Target]) -> dict[str, object]:
+    content: dict[str, object] = {}
+    for component in dict.fromkeys(target.component for target in targets):
+        own = [target for target in targets if target.component == component]
+        root = own[0].diffusers.partition(".")[0]
+        names = {target.diffusers.removeprefix(f"{root}."): target for target in own}
+        rank, alpha = own[0].rank, own[0].alpha
+        content |= {
+            f"{root}.r": rank,
+            f"{root}.lora_alpha": alpha,
+            f"{root}.target_modules": list(names),
+            f"{root}.rank_pattern": {name: target.rank for name, target in names.items() if target.rank != rank},
+            f"{root}.alpha_pattern": {name: target.alpha for name, target in names.items() if target.alpha != alpha},
+            f"{root}.bias": "none",
+            f"{root}.peft_type": "LORA",
+            f"{root}.lora_dropout": 0.0,
+            f"{root}.use_dora": False,
+            f"{root}.use_rslora": False,
+        }
+    return content

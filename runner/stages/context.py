@@ -1,0 +1,70 @@
+"""What every stage runs with: the family, the store, the device, the log, and whether it was asked to stop."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from runner.core.events import Events
+from runner.core.precision import DTYPES
+from runner.errors import Exit
+from runner.families.contract import Family, LoadOptions
+from runner.inputs import Numerics, Runtime
+from runner.store.store import Store
+
+
+class StopFlag:
+    """Set by a signal; carries the exit code that the signal asks for."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.code = Exit.INTERRUPTED
+
+    def set(self, code: Exit) -> None:
+        self.code = code
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+@dataclass
+class Context:
+    """Shared by the stages of one apply."""
+
+    family: Family
+    store: Store
+    runtime: Runtime
+    numerics: Numerics
+    device: torch.device
+    events: Events
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    def load(self, component: str, *, whole: bool = False, scratch_seed: int | None = None) -> nn.Module:
+        """One component in the dtype of frozen weights; in fp32 where it trains `whole`."""
+        options = LoadOptions(
+            torch.float32 if whole else DTYPES[self.numerics.dtype], self.device, self.runtime.attention, scratch_seed
+        )
+        return self.family.load(self.runtime.model, component, options)
+
+    def free(self) -> None:
+        """Gives memory back after a component was dropped."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of run.device. Raises `RuntimeError` as torch does where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -1,0 +1,72 @@
+"""Where a stage's encodings come from: the store, this process's memory, or the encoder itself at each use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runner.data.images import PictureRequest
+from runner.data.items import Encodings, HeldEncodings, StoredEncodings
+from runner.dataset.encodings import TrainItem, View, cached_captions, cached_views, centre_view, evaluation_caption
+from runner.inputs import LatentEncoder, TextEncoder
+from runner.stages.cache import encode_pictures, encode_texts
+from runner.stages.context import Context
+
+
+class Latents:
+    """Latents of views, under one encoder's settings."""
+
+    def __init__(self, context: Context, encoder: LatentEncoder) -> None:
+        self.context, self.encoder = context, encoder
+        self.batch_size = context.runtime.latent_batch_size
+
+    def key(self, digest: str, view: View) -> str:
+        return self.encoder.key(digest, view, self.batch_size)
+
+    def requests(self, views: Iterable[tuple[TrainItem, View]]) -> dict[str, PictureRequest]:
+        return {self.key(item.digest, view): PictureRequest(item.path, item.digest, view) for item, view in views}
+
+    def ready(self, views: Iterable[tuple[TrainItem, View]]) -> Encodings:
+        """All these views, from the store where they are kept on disk, else encoded now and held."""
+        if self.context.runtime.latents == "disk":
+            return StoredEncodings(self.context.store, "latents")
+        held = HeldEncodings(dict(encode_pictures(self.context, self.encoder, self.requests(views))))
+        self.context.free()
+        return held
+
+
+class Texts:
+    """Conditioning of captions, under one encoder's settings."""
+
+    def __init__(self, context: Context, encoder: TextEncoder) -> None:
+        self.context, self.encoder = context, encoder
+        self.batch_size = context.runtime.text_batch_size
+
+    def key(self, text: str) -> str:
+        return self.encoder.key(text, self.batch_size)
+
+    def ready(self, texts: Iterable[str]) -> Encodings:
+        """All these texts, from the store or encoded now."""
+        if self.context.runtime.texts == "disk":
+            return StoredEncodings(self.context.store, "text")
+        wanted = {self.key(text): text for text in dict.fromkeys(texts)}
+        held = HeldEncodings(dict(encode_texts(self.context, self.encoder, wanted)))
+        self.context.free()
+        return held
+
+
+def training_views(items: Iterable[TrainItem], seed: int) -> list[tuple[TrainItem, View]]:
+    """Every view that training on cached latents can ask for."""
+    return [(item, view) for item in items for view in cached_views(item, seed)]
+
+
+def training_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
+    """Every caption that training on cached text can ask for, the empty one among them."""
+    return ["", *(text for item in items for text in cached_captions(item, seed))]
+
+
+def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]:
+    return [(item, centre_view(item)) for item in items]
+
+
+def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
+    return [evaluation_caption(item, seed) for item in items]

@@ -1,0 +1,68 @@
+"""The modules that train, as training, sampling and scoring all build them: the same calls, so the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from runner.errors import RunFailed
+from runner.formats.adapters import read_adapters
+from runner.inputs import TrainInputs
+from runner.networks.lora import attach
+from runner.seeding import derive
+from runner.stages.context import Context
+
+
+@dataclass
+class Trained:
+    """Component → module, for the denoiser and the text encoders that train; and what trains, by name."""
+
+    modules: dict[str, nn.Module]
+    parameters: dict[str, nn.Parameter]
+
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts a checkpoint's tensors in place. Raises `RunFailed` where the names are not these."""
+        if set(weights) != set(self.parameters):
+            differing = sorted(set(weights) ^ set(self.parameters))
+            raise RunFailed(f"the checkpoint is not one of this run: {len(differing)} tensors differ ({differing[0]})")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+
+
+def learning_rates(inputs: TrainInputs) -> dict[str, float]:
+    """Component → learning rate, for those that train."""
+    components = inputs.components
+    found = {"denoiser": components.denoiser, "text_encoder_1": components.text_encoder_1}
+    return {name: inputs.learning_rate if value is True else float(value) for name, value in found.items() if value}
+
+
+def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trained:
+    """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train."""
+    trains = learning_rates(inputs)
+    whole = inputs.targets is None
+    modules: dict[str, nn.Module] = {}
+    for component in dict.fromkeys(("denoiser", *trains)):
+        is_whole = whole and component in trains
+        seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
+        modules[component] = context.load(component, whole=is_whole, scratch_seed=seed)
+    if inputs.targets is not None:
+        parameters = attach(modules, inputs.targets, inputs.dropout, inputs.seed)
+        if init_from is not None:
+            start = read_adapters(init_from, inputs.targets)
+            with torch.no_grad():
+                for name, tensor in start.items():
+                    parameters[name].copy_(tensor)
+    else:
+        parameters = {
+            f"{component}.{name}": parameter
+            for component in trains
+            for name, parameter in modules[component].named_parameters()
+        }
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return Trained(modules, parameters)

@@ -1,0 +1,115 @@
+"""Stable loss: the loss of fixed items at fixed noise levels under fixed noise, so that checkpoints differ by themselves alone.
+
+The noise of an item at a level comes from (seed, the picture's content, the level), never from its place in a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.atomic import write_json
+from runner.core.precision import autocast
+from runner.core.rng import normal
+from runner.data.items import Encodings
+from runner.dataset.encodings import TrainItem, centre_view, evaluation_caption
+from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
+from runner.stages.context import Context
+from runner.stages.encode import TextEncoding
+from runner.stages.encodings import Latents, Texts, evaluation_texts, evaluation_views
+
+LEVELS = 8
+"""Noise levels, spread evenly over the timesteps."""
+
+Score = dict[str, Any]
+
+
+@dataclass
+class Scorer:
+    """The items to measure, encoded; `texts` is None where the text encoder trains and captions are encoded anew."""
+
+    context: Context
+    inputs: SelectInputs
+    latents: Latents
+    stored: Encodings
+    texts: Texts | None
+    stored_texts: Encodings | None
+
+    @classmethod
+    def prepare(
+        cls, context: Context, inputs: SelectInputs, encoders: tuple[LatentEncoder, TextEncoder], text_trains: bool
+    ) -> Scorer:
+        """Encodes what is in no cache, before any denoiser is loaded."""
+        items = (*inputs.held_out, *inputs.compared)
+        latents, texts = Latents(context, encoders[0]), Texts(context, encoders[1])
+        stored = latents.ready(evaluation_views(items))
+        if text_trains:
+            return cls(context, inputs, latents, stored, None, None)
+        return cls(context, inputs, latents, stored, texts, texts.ready(evaluation_texts(items, inputs.seed)))
+
+    def levels(self) -> list[int]:
+        """The timesteps that are measured."""
+        count = self.context.family.process(self.context.numerics).num_timesteps
+        return [int((index + 0.5) * count / LEVELS) for index in range(LEVELS)]
+
+    def score(self, step: int, weights: str, modules: dict[str, nn.Module]) -> Score:
+        """Measures the model as it is now; the result is kept in the store and read from there the next time."""
+        file = self.context.store.item("scores", self.inputs.score_key(step, weights))
+        if file.is_file():
+            return read_score(file.read_text(encoding="utf-8"))
+        encoder = None
+        if self.texts is None:
+            encoder = TextEncoding(self.context, "fp32", modules["text_encoder_1"])
+        found = {
+            "step": step,
+            "weights": weights,
+            "levels": self.levels(),
+            "held_out": self._measure(self.inputs.held_out, modules["denoiser"], encoder),
+            "compared": self._measure(self.inputs.compared, modules["denoiser"], encoder),
+        }
+        write_json(file, found)
+        self.context.store.index.add_items("scores", [(file.stem, file.stat().st_size)])
+        return read_score(json.dumps(found))
+
+    @torch.no_grad()
+    def _measure(
+        self, items: Sequence[TrainItem], denoiser: nn.Module, encoder: TextEncoding | None
+    ) -> list[list[float]]:
+        """[items][levels] of mean squared errors against the denoiser's own target."""
+        context, numerics, seed = self.context, self.context.numerics, self.inputs.seed
+        process = context.family.process(numerics)
+        t = torch.tensor(self.levels(), device=context.device)
+        rows: list[list[float]] = []
+        for item in items:
+            latent = self.stored.get(self.latents.key(item.digest, centre_view(item)))["latents"].float()
+            noise = torch.stack(
+                [normal(tuple(latent.shape), seed, "score", item.digest, level) for level in range(LEVELS)]
+            )
+            caption = evaluation_caption(item, seed)
+            if encoder is not None:
+                row = encoder.encode([caption])[0]
+            else:
+                assert self.texts is not None
+                assert self.stored_texts is not None
+                row = self.stored_texts.get(self.texts.key(caption))
+            conditioning = {
+                name: tensor.to(context.device).expand(LEVELS, *tensor.shape) for name, tensor in row.items()
+            }
+            x_0 = latent.to(context.device).expand(LEVELS, *latent.shape)
+            noisy = process.noisy(x_0, noise.to(context.device), t)
+            with autocast(numerics.mixed_precision, context.device):
+                prediction = context.family.denoise(denoiser, noisy.x_t, t, conditioning)
+            errors: Tensor = ((prediction.float() - noisy.target) ** 2).mean(dim=list(range(1, x_0.dim())))
+            rows.append([float(value) for value in errors.cpu()])
+        return rows
+
+
+def read_score(text: str) -> Score:
+    """A score as JSON holds it; numbers that were not finite come back as NaN."""
+    content: Score = json.loads(text)
+    return content
