@@ -66,12 +66,6 @@ def state_folders(parent: Path) -> list[Path]:
     return sorted(parent.glob("state-*")) if parent.is_dir() else []
 
 
-def newest_step(parent: Path) -> int | None:
-    """The step of the newest state, by its name alone."""
-    folders = state_folders(parent)
-    return int(folders[-1].name.removeprefix("state-")) if folders else None
-
-
 def load_newest(parent: Path, up_to: int | None = None) -> tuple[State | None, list[Damaged]]:
     """The newest valid state (of at most step `up_to`), and the newer ones that are damaged."""
     damaged: list[Damaged] = []

@@ -61,6 +61,22 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             stream.write(raw_bytes(tensor))
 
 
+def write_hashed_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Adds the hashes by which web UIs know a LoRA, as sd-scripts defines them: sshs_model_hash is the sha256 of the
+    data behind the header, sshs_legacy_hash that of the file's bytes 0x100000 to 0x110000, first 8 digits."""
+    write_tensors(file, tensors, {**metadata, "sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8})
+    with open(file, "rb+") as stream:
+        length = struct.unpack("<Q", stream.read(8))[0]
+        header = stream.read(length)
+        model_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0x100000)
+        legacy_hash = hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]
+        for name, value in (("sshs_model_hash", model_hash), ("sshs_legacy_hash", legacy_hash)):
+            header = header.replace(f'"{name}":"{"0" * len(value)}"'.encode(), f'"{name}":"{value}"'.encode())
+        stream.seek(8)
+        stream.write(header)
+
+
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The same as bytes, for small files."""
     header, ordered = _header(tensors, metadata)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, HeldEncodings, StoredEncodings
-from runner.dataset.encodings import TrainItem, View, cached_captions, cached_views, centre_view, evaluation_caption
+from runner.dataset.encodings import TrainItem, View
 from runner.inputs import LatentEncoder, TextEncoder
 from runner.stages.cache import encode_pictures, encode_texts
 from runner.stages.context import Context
@@ -52,21 +52,3 @@ class Texts:
         held = HeldEncodings(dict(encode_texts(self.context, self.encoder, wanted)))
         self.context.free()
         return held
-
-
-def training_views(items: Iterable[TrainItem], seed: int) -> list[tuple[TrainItem, View]]:
-    """Every view that training on cached latents can ask for."""
-    return [(item, view) for item in items for view in cached_views(item, seed)]
-
-
-def training_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
-    """Every caption that training on cached text can ask for, the empty one among them."""
-    return ["", *(text for item in items for text in cached_captions(item, seed))]
-
-
-def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]:
-    return [(item, centre_view(item)) for item in items]
-
-
-def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
-    return [evaluation_caption(item, seed) for item in items]

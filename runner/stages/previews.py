@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from runner.atomic import write_bytes
+from runner.config.prompts import ReadyPrompt
 from runner.inputs import SampleInputs
 from runner.stages.context import Context
 from runner.stages.encode import Encoding
 from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
+from runner.store.run_folder import show_sample
 
 
 def label_of(step: int, weights: str) -> str:
@@ -27,9 +29,12 @@ class Previews:
         self.every = context.runtime.sample_every if self.prompts else None
         self.at_first = bool(self.prompts) and context.runtime.sample_at_first
         self.encoded: dict[str, Encoding] = {}
-        if not text_trains and (self.every is not None or self.at_first):
-            self.encoded = encode_prompts(context, self.prompts, inputs.prompt_weighting)
-            context.free()
+
+    def encode(self) -> None:
+        """Encodes the prompts and lets the text encoder go again; nothing to do where it trains."""
+        if not self.text_trains:
+            self.encoded = encode_prompts(self.context, self.prompts, self.inputs.prompt_weighting)
+            self.context.free()
 
     def is_due(self, step: int) -> bool:
         return self.every is not None and step % self.every == 0
@@ -37,17 +42,12 @@ class Previews:
     def make(self, step: int, modules: dict[str, nn.Module], weights: str = "raw") -> int:
         """Makes what is missing for a step with the modules as they are; returns how many pictures were made."""
         store = self.context.store
-        missing = [
-            prompt
-            for prompt in self.prompts
-            if not store.item("samples", self.inputs.key(prompt, step, weights)).is_file()
-        ]
+        missing = self.missing(step, weights)
         if not missing:
             return 0
         encoded = self.encoded
-        if self.text_trains or not encoded:
-            encoder = modules["text_encoder_1"] if self.text_trains else None
-            encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, encoder)
+        if self.text_trains:
+            encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules["text_encoder_1"])
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
         vae = self.context.load("vae")
         for prompt, latent in zip(missing, latents, strict=True):
@@ -55,7 +55,13 @@ class Previews:
             key = self.inputs.key(prompt, step, weights)
             write_bytes(store.item("samples", key), picture)
             store.index.add_items("samples", [(key, len(picture))])
+            show_sample(store.item("samples", key), self.context.runtime.output_dir, step, weights, prompt.index)
             self.context.events.emit("sample", step=step, prompt=prompt.index, key=key, weights=weights)
         del vae
         self.context.free()
         return len(missing)
+
+    def missing(self, step: int, weights: str) -> list[ReadyPrompt]:
+        """The prompts that have no picture of these weights yet."""
+        store = self.context.store
+        return [p for p in self.prompts if not store.item("samples", self.inputs.key(p, step, weights)).is_file()]

@@ -19,9 +19,10 @@ from runner.core.rng import normal
 from runner.data.items import Encodings
 from runner.dataset.encodings import TrainItem, centre_view, evaluation_caption
 from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
+from runner.plan.keys import evaluation_texts, evaluation_views
 from runner.stages.context import Context
 from runner.stages.encode import TextEncoding
-from runner.stages.encodings import Latents, Texts, evaluation_texts, evaluation_views
+from runner.stages.encodings import Latents, Texts
 
 LEVELS = 8
 """Noise levels, spread evenly over the timesteps."""

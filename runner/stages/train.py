@@ -13,28 +13,27 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from runner import __version__
-from runner.atomic import link_or_copy_tree, new_folder, sweep, write_json
+from runner.atomic import fsync_folder, fsync_tree, link_or_copy_tree, sweep, write_json
 from runner.core.fit import Hooks, Loop, Stop, fit
 from runner.core.precision import scaler
 from runner.core.process import prepare_torch
-from runner.core.state import State, load_newest, newest_step, save_state
+from runner.core.state import State, load_newest, save_state
 from runner.data.loader import Sources, StepLoader
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, TextEncoder, TrainInputs
 from runner.optim.build import build_optimizer, parameter_groups
 from runner.optim.schedules import schedule
+from runner.plan.keys import training_texts, training_views
 from runner.plan.resolve import checkpoint_steps
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding
-from runner.stages.encodings import Latents, Texts, training_texts, training_views
+from runner.stages.encodings import Latents, Texts
 from runner.stages.modules import Trained, build, learning_rates
 from runner.stages.previews import Previews
 from runner.stages.score import Scorer
 from runner.stages.task import DiffusionTask
-
-MANIFEST = "train.json"
-MANIFEST_VERSION = 1
+from runner.store.training import MANIFEST, MANIFEST_VERSION, RECORD, TrainFolder, longest_of
 
 
 class TrainStage:
@@ -65,6 +64,8 @@ class TrainStage:
         if runtime.keep is not None:
             self.scorer = self.make_scorer()
         previews = self.make_previews(context)
+        if previews.every is not None or previews.at_first:
+            previews.encode()
         sources, latents = self._sources()
         loader = StepLoader(inputs, sources, runtime.workers)
         self.trained = build(context, inputs, runtime.init_from)
@@ -93,7 +94,7 @@ class TrainStage:
         self.workspace.mkdir(parents=True, exist_ok=True)
         sweep(self.workspace)
         sweep(self.checkpoints.folder)
-        record_file = self.workspace / "workspace.json"
+        record_file = self.workspace / RECORD
         bits = self.context.runtime.bits()
         if not record_file.exists():
             self._adopt()
@@ -118,20 +119,17 @@ class TrainStage:
         """Starts from the longest run of the same trajectory: a finished one, or one in progress for another length."""
         if self.inputs.has_horizon:
             return
-        best: tuple[int, Path] | None = None
-        for folder in (*self.context.store.artifacts("train"), *self.context.store.workspaces("train")):
-            if folder != self.workspace and trajectory_of(folder) == self.inputs.trajectory():
-                step = newest_step(folder / "states")
-                if step is not None and step <= self.inputs.steps and (best is None or step > best[0]):
-                    best = (step, folder)
-        if best is not None:
-            for part in ("states", "checkpoints"):
-                if (best[1] / part).is_dir():
-                    link_or_copy_tree(best[1] / part, self.workspace / part)
-            source = best[1] / ("workspace.json" if (best[1] / "workspace.json").exists() else MANIFEST)
-            record = json.loads(source.read_text(encoding="utf-8"))
-            content = {name: record[name] for name in ("trajectory", "threads", "bits")}
-            write_json(self.workspace / "workspace.json", content)
+        store = self.context.store
+        others = [*store.artifacts("train"), *(f for f in store.workspaces("train") if f != self.workspace)]
+        best = longest_of([TrainFolder(folder) for folder in others], self.inputs.trajectory(), self.inputs.steps)
+        if best is None:
+            return
+        for part in ("states", "checkpoints"):
+            if (best[1].path / part).is_dir():
+                link_or_copy_tree(best[1].path / part, self.workspace / part)
+        record = best[1].record()
+        assert record is not None
+        write_json(self.workspace / RECORD, {name: record[name] for name in ("trajectory", "threads", "bits")})
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -209,36 +207,19 @@ class TrainStage:
         return sum(sum(row) for row in rows) / max(1, sum(len(row) for row in rows))
 
     def _finish(self, final: State) -> Path:
-        """Makes the workspace the artifact: the final state, the checkpoints and the manifest, by one rename."""
+        """Makes the workspace the artifact, by one rename: the final state, the checkpoints and the manifest."""
         save_state(self.states, final)
         for folder in sorted(self.states.iterdir())[:-1]:
             shutil.rmtree(folder)
-        record = json.loads((self.workspace / "workspace.json").read_text(encoding="utf-8"))
+        record = json.loads((self.workspace / RECORD).read_text(encoding="utf-8"))
         manifest: dict[str, Any] = {
             "version": MANIFEST_VERSION, "runner": __version__, **record, "steps": self.inputs.steps,
             "checkpoints": self.checkpoints.steps(), "weights": ["raw", "ema"] if self.ema is not None else ["raw"],
             "history": final.counters["history"], "seconds_per_step": self.seconds,
         }  # fmt: skip
-        with new_folder(self.artifact) as staged:
-            for part in ("states", "checkpoints"):
-                link_or_copy_tree(self.workspace / part, staged / part)
-            write_json(staged / MANIFEST, manifest)
-        shutil.rmtree(self.workspace)
+        write_json(self.workspace / MANIFEST, manifest)
+        fsync_tree(self.workspace)
+        self.artifact.parent.mkdir(parents=True, exist_ok=True)
+        self.workspace.rename(self.artifact)
+        fsync_folder(self.artifact.parent)
         return self.artifact
-
-
-def trajectory_of(folder: Path) -> str | None:
-    """The trajectory that a workspace or artifact of training belongs to."""
-    for name in (MANIFEST, "workspace.json"):
-        try:
-            found: str = json.loads((folder / name).read_text(encoding="utf-8"))["trajectory"]
-            return found
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
-
-
-def read_manifest(artifact: Path) -> dict[str, Any]:
-    """What a finished training recorded."""
-    content: dict[str, Any] = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
-    return content

@@ -1,0 +1,1 @@
+"""Applying a plan: the only part with side effects on a run."""

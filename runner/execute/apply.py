@@ -1,0 +1,272 @@
+"""Applies a plan: runs the stages in order, then brings the run's folder, the published files and the lock up to date."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.core.events import Events
+from runner.core.process import prepare_torch
+from runner.data.items import DamagedItem
+from runner.errors import RunFailed, Stopped
+from runner.execute.export import Exporter
+from runner.execute.view import refresh_view
+from runner.families.registry import family
+from runner.plan.compile import Graph
+from runner.plan.diff import current_graph, finished_training
+from runner.plan.history import remember
+from runner.plan.keys import wanted_texts, wanted_views
+from runner.plan.prepare import Prepared
+from runner.stages.cache import encode_pictures, encode_texts, store_encodings
+from runner.stages.checkpoints import Checkpoints
+from runner.stages.context import Context, StopFlag, choose_device
+from runner.stages.encodings import Latents, Texts
+from runner.stages.previews import Previews
+from runner.stages.sample import candidates, run_sample
+from runner.stages.score import Scorer
+from runner.stages.select import run_select
+from runner.stages.train import TrainStage
+from runner.store.lock import held
+from runner.store.lockfile import environment
+from runner.store.run_folder import read_drawn_seeds, write_drawn_seeds
+from runner.store.store import Store
+from runner.store.training import TrainFolder
+
+MAX_REPAIRS = 3
+"""How often damaged items are encoded again before the disk is blamed."""
+
+
+@dataclass
+class Outcome:
+    """What an apply led to."""
+
+    graph: Graph
+    selection: dict[str, Any] | None
+    notes: list[str]
+    environment: dict[str, str]
+
+
+class Apply:
+    """One apply of a prepared run. `until` names the last stage to run."""
+
+    def __init__(self, prepared: Prepared, events: Events, stop: StopFlag, until: str | None, plan_text: str) -> None:
+        self.prepared, self.events, self.until, self.plan_text = prepared, events, until, plan_text
+        self.store: Store = prepared.store
+        self.graph = current_graph(prepared)
+        device = choose_device(prepared.config.run.device)
+        prepare_torch(prepared.config.run.deterministic)
+        self.environment = environment(_device_name(device))
+        bundle = family(prepared.config.model.family)
+        self.context = Context(bundle, self.store, self.graph.runtime, self.graph.train.numerics, device, events, stop)
+        self.encoders = (self.graph.latents.encoder, self.graph.texts.encoder)
+        self.text_trains = bool(prepared.config.training.components.text_encoder_1)
+
+    def run(self) -> Outcome:
+        """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
+        self._remember()
+        steps: list[tuple[str, Callable[[], None]]] = [
+            ("cache.latents", self._latents), ("cache.text", self._texts), ("train", self._train),
+            ("sample", self._sample), ("select", self._select), ("publish", self._publish),
+        ]  # fmt: skip
+        self.selection: dict[str, Any] | None = None
+        self.notes: list[str] = []
+        for name, stage in steps:
+            self._stage(name, stage)
+            if name == self.until or (self.until == "cache" and name == "cache.text"):
+                break
+        return Outcome(self.graph, self.selection, self.notes, self.environment)
+
+    def _stage(self, name: str, stage: Callable[[], None]) -> None:
+        """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""
+        for attempt in range(MAX_REPAIRS + 1):
+            if self.context.stop.is_set():
+                raise Stopped(f"stopped before {name}", self.context.stop.code)
+            self.events.stage = name
+            try:
+                stage()
+                self.context.free()
+                return
+            except DamagedItem as damaged:
+                if attempt == MAX_REPAIRS:
+                    raise RunFailed(
+                        f"items of {damaged.kind} are damaged again and again (the last: {damaged.key[:16]})",
+                        hint="the disk of the store may be failing",
+                    ) from None
+                self.events.emit(
+                    "warning", text=f"{damaged.kind} {damaged.key[:16]} is damaged or gone; it is encoded again"
+                )
+                self._drop_damaged(damaged.kind)
+                self._latents()
+                self._texts()
+
+    def _drop_damaged(self, kind: str) -> None:
+        """Takes every item whose file is not whole out of the index, so that it is encoded again."""
+        from runner.data.items import read_item
+
+        keys = self._latent_requests() if kind == "latents" else self._text_requests()
+        for key in keys:
+            try:
+                read_item(self.store, kind, key)
+            except DamagedItem:
+                self.store.index.remove_item(kind, key)
+                self.store.item(kind, key).unlink(missing_ok=True)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def _pending(self) -> tuple[Any, Any]:
+        """(train inputs, select inputs) where those stages still need encodings."""
+        trained = finished_training(self.prepared, self.graph) is not None
+        train = None if trained and self.until != "cache" else self.graph.train
+        select = self.graph.select if self.graph.select.metrics else None
+        chosen = self.store.artifact("select", self.graph.fingerprint("select")).is_dir()
+        return train, None if chosen and trained else select
+
+    def _latent_requests(self) -> dict[str, Any]:
+        if self.graph.runtime.latents != "disk":
+            return {}
+        return Latents(self.context, self.encoders[0]).requests(wanted_views(*self._pending(), self.graph.train.seed))
+
+    def _text_requests(self) -> dict[str, str]:
+        if self.graph.runtime.texts != "disk":
+            return {}
+        texts = Texts(self.context, self.encoders[1])
+        return {texts.key(text): text for text in wanted_texts(*self._pending(), self.graph.train.seed)}
+
+    def _latents(self) -> None:
+        present = self.store.index.item_keys("latents")
+        wanted = {key: request for key, request in self._latent_requests().items() if key not in present}
+        if wanted:
+            self.events.emit("started", total=len(wanted))
+            store_encodings(
+                self.context, "latents", len(wanted), encode_pictures(self.context, self.encoders[0], wanted)
+            )
+
+    def _texts(self) -> None:
+        present = self.store.index.item_keys("text")
+        wanted = {key: text for key, text in self._text_requests().items() if key not in present}
+        if wanted:
+            self.events.emit("started", total=len(wanted))
+            store_encodings(self.context, "text", len(wanted), encode_texts(self.context, self.encoders[1], wanted))
+
+    def _train(self) -> None:
+        if finished_training(self.prepared, self.graph) is not None:
+            return
+        self._draw_seeds()
+        fingerprint = self.graph.fingerprint("train")
+        with held(self.store.lock_file(f"train-{fingerprint[:32]}"), "this training (another run makes the same one)"):
+            self.events.emit("started", total=self.graph.train.steps)
+            stage = TrainStage(
+                self.context, self.graph.train, self.encoders, fingerprint,
+                lambda context: Previews(context, self.graph.sample, self.text_trains),
+                lambda: Scorer.prepare(self.context, self.graph.select, self.encoders, self.text_trains),
+            )  # fmt: skip
+            stage.run()
+        if stage.seconds:
+            self.store.index.put_measured(step_key(self.graph), stage.seconds)
+        self.graph = current_graph(self.prepared)
+
+    def _draw_seeds(self) -> None:
+        """Draws the seeds of -1, once for the run's life, and records them."""
+        missing = [prompt.index for prompt in self.graph.sample.prompts if prompt.seed is None]
+        if not missing:
+            return
+        seeds = read_drawn_seeds(self.prepared.output_dir)
+        seeds |= {index: secrets.randbelow(2**32) for index in missing if index not in seeds}
+        write_drawn_seeds(self.prepared.output_dir, seeds)
+        from dataclasses import replace
+
+        self.prepared.prompts = [
+            replace(prompt, seed=seeds[prompt.index]) if prompt.seed is None else prompt
+            for prompt in self.prepared.prompts
+        ]
+        self.graph = current_graph(self.prepared)
+
+    def _sample(self) -> None:
+        self._draw_seeds()
+        self.events.emit("started", total=len(self.graph.sample.prompts))
+        run_sample(self.context, self.graph.sample, self.graph.train, self._checkpoints(), self.text_trains)
+
+    def _select(self) -> None:
+        fingerprint = self.graph.fingerprint("select")
+        place = self.store.artifact("select", fingerprint)
+        if not (place / "selection.json").is_file():
+            self.events.emit("started", total=len(candidates(self.graph.select.steps, self.graph.select.ema, True)))
+            run_select(
+                self.context, self.graph.select, self.graph.train, self.graph.sample, self.encoders, self._checkpoints(),
+                self.text_trains, fingerprint,
+            )  # fmt: skip
+        self.selection = json.loads((place / "selection.json").read_text(encoding="utf-8"))
+
+    def _publish(self) -> None:
+        assert self.selection is not None
+        trained = TrainFolder(self.store.artifact("train", self.graph.fingerprint("train")))
+        exporter = Exporter(
+            self.context, self.prepared, self.graph.train, self._checkpoints(), self.graph.fingerprint("train")
+        )
+        self.notes = refresh_view(
+            self.prepared, self.graph, self.selection, trained, exporter, self.plan_text, self.environment
+        )
+        self._remember()
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.store.artifact("train", self.graph.fingerprint("train")) / "checkpoints")
+
+    def _remember(self) -> None:
+        """What the next plan compares with, and what gc must keep."""
+        graph, seed = self.graph, self.graph.train.seed
+        sample = graph.sample
+        which = candidates(sample.steps, sample.ema, with_base=True)
+        keys = {
+            "latents": [
+                graph.latents.encoder.key(item.digest, view, graph.runtime.latent_batch_size)
+                for item, view in wanted_views(graph.train, graph.select, seed)
+            ],
+            "text": [
+                graph.texts.encoder.key(text, graph.runtime.text_batch_size)
+                for text in wanted_texts(graph.train, graph.select, seed)
+            ],
+            "samples": [sample.key(p, *candidate) for candidate in which for p in sample.prompts if p.seed is not None],
+            "scores": [graph.select.score_key(*candidate) for candidate in which],
+        }
+        record = {
+            "version": 1,
+            "file": str(self.prepared.source.file.absolute()),
+            "output_dir": str(self.prepared.output_dir),
+            "name": self.prepared.config.run.name,
+            "fingerprints": {name: node.fingerprint for name, node in graph.nodes.items()},
+            "trajectory": graph.train.trajectory(),
+            "steps": graph.train.steps,
+            "bits": graph.runtime.bits(),
+        }
+        remember(self.prepared, record, keys)
+
+
+def step_key(graph: Graph) -> str:
+    """Under which the seconds of a step are remembered: what makes steps alike, on this machine."""
+    items = graph.train
+    sizes = sorted({(group.bucket, group.batch_size) for group in items.groups})
+    kind = "whole" if items.targets is None else f"{len(items.targets)} adapters"
+    runtime = graph.runtime
+    return f"step {items.weights['denoiser']} {kind} {sizes} {items.accumulation} {items.numerics.mixed_precision} {runtime.compile} {runtime.gradient_checkpointing} {runtime.device}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}, driver CUDA {torch.version.cuda}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def read_selection(store: Store, graph: Graph) -> dict[str, Any] | None:
+    """The record of a finished selection."""
+    file: Path = store.artifact("select", graph.fingerprint("select")) / "selection.json"
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError):
+        return None

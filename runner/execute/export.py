@@ -1,0 +1,99 @@
+"""Makes a file that other programs load from one checkpoint. Exports are kept in the store by what they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runner.atomic import new_folder
+from runner.core.precision import DTYPES
+from runner.errors import UsageError
+from runner.families.sd.save import original_component, original_state
+from runner.formats.adapters import diffusers_state, kohya_state
+from runner.formats.metadata import publish_metadata
+from runner.formats.tensors import write_hashed_tensors, write_tensors
+from runner.inputs import TrainInputs
+from runner.networks.lora import merged
+from runner.plan.fingerprint import fingerprint
+from runner.plan.prepare import Prepared
+from runner.stages.checkpoints import Checkpoints
+from runner.stages.context import Context
+from runner.stages.modules import build
+
+EXPORT_VERSION = 1
+FORMATS = ("kohya", "diffusers", "comfyui", "single_file")
+
+
+class Exporter:
+    """Writes exports of one run's checkpoints."""
+
+    def __init__(
+        self, context: Context, prepared: Prepared, train: TrainInputs, checkpoints: Checkpoints, run: str
+    ) -> None:
+        self.context, self.prepared, self.train, self.checkpoints, self.run = context, prepared, train, checkpoints, run
+
+    def export(self, step: int, weights: str, form: str, dtype: str) -> Path:
+        """A file, or a folder for a whole diffusers model. Raises `UsageError` for a format that does not apply."""
+        adapter = self.train.targets is not None
+        if form == "kohya" and not adapter:
+            raise UsageError(
+                "format kohya is a LoRA file, but this is a full fine-tune",
+                hint="use single_file, comfyui or diffusers",
+            )
+        metadata = publish_metadata(self.prepared, step, weights, self.run, adapter and form != "single_file")
+        key = fingerprint([EXPORT_VERSION, self.train.trajectory(), step, weights, form, dtype, metadata])
+        folder = self.context.store.root / "exports" / key
+        is_folder = form == "diffusers" and not adapter
+        result = folder if is_folder else folder / "weights.safetensors"
+        if not folder.is_dir():
+            with new_folder(folder) as staged:
+                target = staged if is_folder else staged / "weights.safetensors"
+                self._write(target, self.checkpoints.load(step, weights), form, DTYPES[dtype], metadata)
+        return result
+
+    def _write(
+        self, target: Path, state: Mapping[str, Tensor], form: str, dtype: torch.dtype, metadata: dict[str, str]
+    ) -> None:
+        targets = self.train.targets
+        if targets is not None and form in ("kohya", "comfyui"):
+            write_hashed_tensors(target, kohya_state(targets, state, dtype), metadata)
+        elif targets is not None and form == "diffusers":
+            tensors, extra = diffusers_state(targets, state, dtype)
+            write_tensors(target, tensors, {**metadata, **extra})
+        elif form == "single_file":
+            whole = original_state(self.context.runtime.model, self._whole(state, dtype))
+            write_hashed_tensors(target, {name: tensor.contiguous() for name, tensor in whole.items()}, metadata)
+        elif form == "comfyui":
+            denoiser = self._whole(state, dtype, only=("denoiser",))["denoiser"]
+            write_hashed_tensors(
+                target, original_component(self.context.runtime.model, "denoiser", denoiser, ""), metadata
+            )
+        else:
+            model = self.context.runtime.model
+            prediction_type = self.context.numerics.prediction_type
+            self.context.family.save_pipeline(target, model, self._whole(state, dtype), prediction_type)
+
+    def _whole(
+        self, state: Mapping[str, Tensor], dtype: torch.dtype, only: tuple[str, ...] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Component → state dict with what was trained in place, the adapters merged, in the export's dtype."""
+        trained = build(self.context, self.train, None)
+        if self.train.targets is None:
+            trained.assign(state)
+        base: dict[str, dict[str, Tensor]] = {}
+        for name in only or tuple(self.context.runtime.model.components):
+            module = trained.modules.get(name) or self.context.load(name)
+            base[name] = {
+                _plain(key): tensor.detach().cpu() for key, tensor in module.state_dict().items() if ".lora_" not in key
+            }
+        if self.train.targets is not None:
+            base = merged(self.train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)
+        return {name: {key: tensor.to(dtype).contiguous() for key, tensor in own.items()} for name, own in base.items()}
+
+
+def _plain(key: str) -> str:
+    """The key without the wrapper that peft puts around a layer with an adapter."""
+    return key.replace(".base_layer.", ".")

@@ -1,0 +1,92 @@
+"""Puts exports where other programs look for them; never over a file that this run did not write."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.atomic import TEMPORARY, copy_file
+from runner.errors import RunFailed
+from runner.store.published import Published
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One published file or folder; `note` says where it is not what was asked for."""
+
+    path: Path
+    note: str | None = None
+
+
+def place(source: Path, target: Path, mode: str, published: Published, output_dir: Path) -> Placed:
+    """Publishes a file or a folder as a link or a copy. Raises `RunFailed` where something else is in the way."""
+    if source.is_dir():
+        return _place_folder(source, target, mode, published, output_dir)
+    if published.is_ours(target, str(source)) and target.is_symlink() == (mode == "symlink"):
+        return Placed(target)
+    _guard(source, target, published)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    published.intended[str(target)] = _digest(source)
+    published.write(output_dir)
+    note = None
+    if mode == "symlink" and not _link(source, target):
+        note = f"{target}: symbolic links are not allowed here, a copy was made"
+    if mode == "copy" or note:
+        copy_file(source, target)
+    published.note(target, str(source))
+    return Placed(target, note)
+
+
+def _place_folder(source: Path, target: Path, mode: str, published: Published, output_dir: Path) -> Placed:
+    if mode == "symlink":
+        if target.is_symlink() and target.resolve() == source.resolve():
+            return Placed(target)
+        if (target.exists() or target.is_symlink()) and not (target.is_symlink() and str(target) in published.files):
+            raise RunFailed(f"{target} is there and was not written by this run", hint="move it, or publish elsewhere")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if _link(source, target):
+            published.note(target, str(source))
+            return Placed(target)
+    notes = [
+        place(file, target / file.relative_to(source), "copy", published, output_dir).note
+        for file in sorted(source.rglob("*"))
+        if file.is_file()
+    ]
+    note = f"{target}: symbolic links are not allowed here, a copy was made" if mode == "symlink" else None
+    return Placed(target, note or next((text for text in notes if text), None))
+
+
+def _guard(source: Path, target: Path, published: Published) -> None:
+    """A file in the way must be ours: as we noted it, or (after a kill before the note) exactly what we write."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if published.is_ours(target) or (target.is_symlink() and str(target) in published.files):
+        return
+    if target.is_symlink() and target.resolve() == source.resolve():
+        return
+    if target.is_file() and _digest(target) in (_digest(source), published.intended.get(str(target))):
+        return
+    raise RunFailed(
+        f"{target} is there and was not written by this run; it is left as it is",
+        hint="move it, or change directory or name in [[selection.publish]]",
+    )
+
+
+def _link(source: Path, target: Path) -> bool:
+    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+        os.replace(temporary, target)
+    except (OSError, NotImplementedError):
+        if temporary.is_symlink():
+            temporary.unlink()
+        return False
+    return True
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""Brings runs/<name>/ and the published files up to date with what was chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from runner import __version__
+from runner.atomic import write_json, write_text
+from runner.execute.export import Exporter
+from runner.execute.publish import place
+from runner.families.locate import resolve_path
+from runner.plan.compile import Graph
+from runner.plan.history import flat_config
+from runner.plan.prepare import Prepared
+from runner.report.page import Report, label, render_report
+from runner.report.strip import Column, draw_strip
+from runner.stages.sample import candidates
+from runner.store.published import Published
+from runner.store.run_folder import checkpoint_name, sample_name, show
+from runner.store.training import TrainFolder
+from schemas.selection import Publish
+
+
+def refresh_view(
+    prepared: Prepared, graph: Graph, selection: dict[str, Any], trained: TrainFolder, exporter: Exporter, plan_text: str,
+    environment: dict[str, str],
+) -> list[str]:  # fmt: skip
+    """Writes everything that people look at; returns notes. What is already in place is left alone."""
+    output = prepared.output_dir
+    published = Published.read(output)
+    published.fingerprint = ""
+    published.write(output)
+    keep = {path: entry for path, entry in published.files.items() if not Path(path).is_relative_to(output)}
+    view = Published("", keep, published.intended)
+    _checkpoints(graph, trained, output)
+    _samples(prepared, graph, output)
+    write_json(output / "selection.json", selection)
+    write_json(output / "resolved.json", prepared.config.model_dump(mode="json"))
+    chosen = selection["chosen"]
+    form = "kohya" if graph.train.targets is not None else "single_file"
+    best = exporter.export(chosen["step"], chosen["weights"], form, graph.publish.dtype)
+    show(best, output / "best.safetensors")
+    notes = _publish(prepared, graph, selection, exporter, view)
+    write_report(prepared, graph, selection, trained, plan_text, environment)
+    for name in ("selection.json", "resolved.json", "best.safetensors", "report.html", "strip.png"):
+        if (output / name).exists():
+            view.note(output / name, name)
+    view.fingerprint = graph.fingerprint("publish")
+    view.write(output)
+    return notes
+
+
+def _checkpoints(graph: Graph, trained: TrainFolder, output: Path) -> None:
+    wanted = set()
+    for step, weights in candidates(graph.select.steps, graph.select.ema, with_base=False):
+        source = trained.checkpoints / f"step-{step:08d}" / f"{weights}.safetensors"
+        name = checkpoint_name(step, weights)
+        wanted.add(name)
+        show(source, output / "checkpoints" / name)
+    _drop_others(output / "checkpoints", wanted)
+
+
+def _samples(prepared: Prepared, graph: Graph, output: Path) -> None:
+    for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
+        for prompt in graph.sample.prompts:
+            file = prepared.store.item("samples", graph.sample.key(prompt, step, weights))
+            if file.is_file():
+                show(file, output / "samples" / sample_name(step, weights, prompt.index))
+
+
+def _drop_others(folder: Path, wanted: set[str]) -> None:
+    """Takes away the names of checkpoints that this run no longer has; the store keeps what is another run's."""
+    for entry in folder.glob("step-*.safetensors"):
+        if entry.name not in wanted:
+            entry.unlink()
+
+
+def _publish(
+    prepared: Prepared, graph: Graph, selection: dict[str, Any], exporter: Exporter, published: Published
+) -> list[str]:
+    notes: list[str] = []
+    for target in graph.publish.targets:
+        directory = resolve_path(target.directory, prepared.folder)
+        for step, weights in _wanted(graph, selection, target):
+            source = exporter.export(step, weights, target.format, graph.publish.dtype)
+            suffix = "" if source.is_dir() else ".safetensors"
+            path = directory / (published_name(target, graph, step, weights) + suffix)
+            done = place(source, path, target.mode, published, prepared.output_dir)
+            if done.note:
+                notes.append(done.note)
+            published.write(prepared.output_dir)
+    return notes
+
+
+def _wanted(graph: Graph, selection: dict[str, Any], target: Publish) -> list[tuple[int, str]]:
+    if target.which == "best":
+        return [(selection["chosen"]["step"], selection["chosen"]["weights"])]
+    return candidates(graph.select.steps, graph.select.ema, with_base=False)
+
+
+def published_name(target: Publish, graph: Graph, step: int, weights: str) -> str:
+    """The file's name without its extension."""
+    template = target.name or ("{name}" if target.which == "best" else "{name}-{step:08d}")
+    name = template.format(name=graph.publish.name, step=step, weights=weights)
+    if target.which == "all" and weights != "raw" and "{weights}" not in template:
+        name += f"-{weights}"
+    return name
+
+
+def columns_of(prepared: Prepared, graph: Graph, selection: dict[str, Any]) -> list[Column]:
+    """The strip's columns: the base model and each checkpoint, with the pictures that there are."""
+    columns = []
+    chosen = (selection["chosen"]["step"], selection["chosen"]["weights"])
+    for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
+        pictures = {
+            row: prepared.store.item("samples", graph.sample.key(prompt, step, weights))
+            for row, prompt in enumerate(graph.sample.prompts)
+        }
+        columns.append(Column(label(step, weights), pictures, (step, weights) == chosen))
+    return columns
+
+
+def write_report(
+    prepared: Prepared,
+    graph: Graph,
+    selection: dict[str, Any],
+    trained: TrainFolder,
+    plan_text: str,
+    environment: dict[str, str],
+) -> None:
+    """strip.png and report.html."""
+    output, prompts = prepared.output_dir, graph.sample.prompts
+    columns = columns_of(prepared, graph, selection) if prompts else []
+    strip = None
+    if prompts:
+        strip = draw_strip([p.prompt for p in prompts], [(p.width, p.height) for p in prompts], columns)
+        temporary = output / ".tmp-strip.png"
+        strip.save(temporary, "PNG", optimize=True)
+        temporary.replace(output / "strip.png")
+    manifest = trained.manifest()
+    chosen = selection["chosen"]
+    kind = (
+        f"{prepared.config.network.type} of rank {prepared.config.network.rank}"
+        if prepared.config.network
+        else "full fine-tune"
+    )
+    cards = [
+        ("chosen checkpoint", f"step {label(chosen['step'], chosen['weights'])}"),
+        ("steps", f"{graph.train.steps:,}"),
+        ("items", f"{len(graph.train.items):,} + {len(graph.select.held_out)} held out"),
+        ("trained", kind),
+        ("base model", prepared.model.label),
+        ("seconds a step", f"{manifest['seconds_per_step']:.3f}"),
+    ]
+    blocks = [
+        ("Plan", plan_text),
+        ("run.toml", prepared.source.text),
+        ("Resolved configuration", "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat_config(prepared.config).items())),
+        ("Environment", "\n".join(f"{name} {version}" for name, version in environment.items())),
+    ]  # fmt: skip
+    report = Report(
+        prepared.config.run.name, f"{prepared.spec.title}, {kind}", cards, [p.prompt for p in prompts], columns, strip,
+        manifest["history"], selection, blocks, f"runner {__version__}, fingerprint {graph.fingerprint('train')[:16]}",
+    )  # fmt: skip
+    write_text(output / "report.html", render_report(report))

@@ -1,0 +1,308 @@
+"""Compares a graph with a store: what each stage has to do, and why. Torch-free; asks the disk little."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from runner.inputs import SelectInputs, TrainInputs
+from runner.plan.compile import Graph, compile_graph
+from runner.plan.history import Applied, config_reasons, content_reasons, flat_config, last_applied, weight_reasons
+from runner.plan.keys import wanted_texts, wanted_views
+from runner.plan.prepare import Prepared
+from runner.store.published import Published, view_is_current
+from runner.store.run_folder import read_pin
+from runner.store.training import TrainFolder, longest_of
+
+Symbol = Literal["+", "~", "-/+", "="]
+_WORDS = {"+": "create", "~": "continue", "-/+": "replace", "=": "none"}
+
+
+@dataclass
+class Action:
+    """What one stage does. `missing` of `total` things are made: items, steps, pictures, measurements."""
+
+    node: str
+    symbol: Symbol
+    summary: str
+    reasons: list[str] = field(default_factory=list)
+    total: int = 0
+    missing: int = 0
+
+    @property
+    def pending(self) -> bool:
+        return self.symbol != "="
+
+    def as_record(self) -> dict[str, Any]:
+        """The action for `--json`."""
+        return {
+            "stage": self.node, "action": _WORDS[self.symbol], "symbol": self.symbol, "summary": self.summary,
+            "reasons": self.reasons, "total": self.total, "missing": self.missing,
+        }  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """The actions of a graph on a store, in order."""
+
+    prepared: Prepared
+    graph: Graph
+    actions: dict[str, Action]
+    throws_away: str | None = None
+    """The trained work that would be replaced, in words; apply asks before it."""
+
+    @property
+    def pending(self) -> bool:
+        return any(action.pending for action in self.actions.values())
+
+
+def make_plan(prepared: Prepared, until: str | None = None) -> Plan:
+    """The plan of a run; with `until`, stages after that one are left alone."""
+    return _Diff(prepared).plan(until)
+
+
+def finished_training(prepared: Prepared, graph: Graph) -> TrainFolder | None:
+    """The finished training of a graph, if there is one."""
+    folder = TrainFolder(prepared.store.artifact("train", graph.fingerprint("train")))
+    return folder if folder.finished else None
+
+
+def current_graph(prepared: Prepared) -> Graph:
+    """The graph, with the checkpoints that a finished training really has and the choice made by hand."""
+    pin = read_pin(prepared.output_dir)
+    graph = compile_graph(prepared, pin)
+    done = finished_training(prepared, graph)
+    if done is not None:
+        kept = done.checkpoint_steps()
+        if tuple(kept) != graph.sample.steps:
+            graph = compile_graph(prepared, pin, kept)
+    return graph
+
+
+class _Diff:
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared, self.store = prepared, prepared.store
+        self.graph = current_graph(prepared)
+        self.applied: Applied | None = last_applied(self.store, prepared.output_dir)
+        self.config = flat_config(prepared.config)
+        self.throws_away: str | None = None
+
+    def plan(self, until: str | None) -> Plan:
+        train = self._train()
+        sample = self._sample(train)
+        select = self._select(train, sample)
+        publish = self._publish(select)
+        latents, texts = self._caches(train, select)
+        actions = {action.node: action for action in (latents, texts, train, sample, select, publish)}
+        if until is not None:
+            names = list(actions)
+            for name in names[names.index(until) + 1 :] if until != "cache" else names[2:]:
+                if actions[name].pending:
+                    actions[name] = Action(name, "=", "not in this target")
+            if until == "cache" or names.index(until) < 2:
+                self._only_cache(actions)
+        return Plan(self.prepared, self.graph, actions, self.throws_away if actions["train"].pending else None)
+
+    def _only_cache(self, actions: dict[str, Action]) -> None:
+        """A target of `cache` fills the caches for the whole run, whether or not training still needs them."""
+        actions["cache.latents"], actions["cache.text"] = self._cache_actions(self.graph.train, self.graph.select)
+        self.throws_away = None
+
+    # --- caches -------------------------------------------------------------------------------------------------------
+
+    def _caches(self, train: Action, select: Action) -> tuple[Action, Action]:
+        needed_by_train = self.graph.train if train.pending else None
+        needed_by_select = self.graph.select if select.missing else None
+        return self._cache_actions(needed_by_train, needed_by_select)
+
+    def _cache_actions(self, train: TrainInputs | None, select: SelectInputs | None) -> tuple[Action, Action]:
+        graph, seed, runtime = self.graph, self.graph.train.seed, self.graph.runtime
+        latents = texts = None
+        if runtime.latents == "disk":
+            encoder, size = graph.latents.encoder, runtime.latent_batch_size
+            views = wanted_views(train, select, seed)
+            latents = list(dict.fromkeys(encoder.key(item.digest, view, size) for item, view in views))
+        if runtime.texts == "disk":
+            captions = wanted_texts(train, select, seed)
+            texts = [graph.texts.encoder.key(text, runtime.text_batch_size) for text in captions]
+        needed = train is not None or select is not None
+        return (
+            self._cache("cache.latents", "latents", latents, needed, ("picture", "pictures")),
+            self._cache("cache.text", "text", texts, needed, ("caption", "captions")),
+        )
+
+    def _cache(self, node: str, kind: str, keys: list[str] | None, needed: bool, nouns: tuple[str, str]) -> Action:
+        if keys is None:
+            place = self.graph.runtime.latents if kind == "latents" else self.graph.runtime.texts
+            where = "encoded at each start and held in memory" if place == "memory" else "encoded at each use"
+            return Action(node, "=", where)
+        if not needed:
+            return Action(node, "=", "not needed: what follows is done")
+        present = self.store.index.item_keys(kind)
+        missing = sum(1 for key in keys if key not in present)
+        total = len(keys)
+        if missing == 0:
+            return Action(node, "=", f"all {total} {nouns[1]} are encoded", total=total)
+        if missing == total:
+            summary = f"encode {total} {nouns[total != 1]}"
+        else:
+            summary = f"encode {missing} of {total} {nouns[1]}, reuse {total - missing}"
+        reasons = self._cache_reasons(node, kind) if self.applied is not None else []
+        return Action(node, "+" if missing == total else "~", summary, reasons, total, missing)
+
+    def _cache_reasons(self, node: str, kind: str) -> list[str]:
+        assert self.applied is not None
+        reasons = config_reasons(self.applied.record.get("config", {}), self.config, [node])
+        names = ("vae",) if kind == "latents" else ("text_encoder_1", "tokenizer")
+        reasons += weight_reasons(self.applied, self.prepared, names)
+        reasons += content_reasons(self.applied, self.prepared, kind == "latents", kind == "text")
+        bits = self.applied.record.get("bits", {})
+        key = "caching.latent_batch_size" if kind == "latents" else "caching.text_batch_size"
+        now = self.graph.runtime.bits()[key]
+        if bits and bits.get(key) != now:
+            reasons.append(f"{key} {bits.get(key)} → {now}")
+        return reasons or ["they are no longer in the store"]
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self) -> Action:
+        graph, steps = self.graph, self.graph.train.steps
+        if finished_training(self.prepared, graph) is not None:
+            return Action("train", "=", f"{steps} steps are trained", total=steps)
+        workspace = TrainFolder(self.store.workspace("train", graph.fingerprint("train")))
+        if workspace.record() is not None:
+            done = min(workspace.newest_step() or 0, steps)
+            summary = f"continue from step {done} of {steps}" if done else f"start again: {steps} steps"
+            return Action("train", "~", summary, ["stopped before its end"], steps, steps - done)
+        if not graph.train.has_horizon:
+            others = [
+                TrainFolder(folder) for folder in (*self.store.artifacts("train"), *self.store.workspaces("train"))
+            ]
+            longest = longest_of(others, graph.train.trajectory(), steps)
+            if longest is not None and longest[0] > 0:
+                old = self.applied.record.get("steps") if self.applied else None
+                reason = (
+                    f"training.max_train_steps {old} → {steps}" if old and old != steps else "a shorter run is there"
+                )
+                return Action("train", "~", f"extend {longest[0]} → {steps} steps", [reason], steps, steps - longest[0])
+        reasons = self._train_reasons()
+        old_steps = self._work_thrown_away()
+        if old_steps:
+            self.throws_away = f"{old_steps} trained steps of run {self.prepared.config.run.name!r}"
+            return Action("train", "-/+", f"train {steps} steps anew", reasons, steps, steps)
+        return Action("train", "+", f"train {steps} steps", reasons, steps, steps)
+
+    def _train_reasons(self) -> list[str]:
+        if self.applied is None:
+            return []
+        old = self.applied.record.get("config", {})
+        reasons = config_reasons(old, self.config, ["train", "cache.latents", "cache.text"])
+        used = [
+            name
+            for name in ("denoiser", "vae", "text_encoder_1", "tokenizer", "init_from")
+            if name in self.prepared.weights
+        ]
+        reasons += weight_reasons(self.applied, self.prepared, used)
+        reasons += content_reasons(self.applied, self.prepared, True, True)
+        if (
+            reasons
+            and self.graph.train.has_horizon
+            and all(reason.startswith("training.max_train") for reason in reasons)
+        ):
+            reasons.append(f'the schedule "{self.graph.train.scheduler.type}" depends on the length')
+        return reasons
+
+    def _work_thrown_away(self) -> int:
+        """Steps that the run's last apply has trained under another fingerprint."""
+        if self.applied is None:
+            return 0
+        old = self.applied.record.get("fingerprints", {}).get("train")
+        if old is None or old == self.graph.fingerprint("train"):
+            return 0
+        for path in (self.store.artifact("train", old), self.store.workspace("train", old)):
+            step = TrainFolder(path).newest_step()
+            if step:
+                return step
+        return 0
+
+    # --- after training -----------------------------------------------------------------------------------------------
+
+    def _sample(self, train: Action) -> Action:
+        inputs = self.graph.sample
+        prompts, checkpoints = len(inputs.prompts), len(inputs.steps) * (2 if inputs.ema else 1) + 1
+        if prompts == 0:
+            return Action("sample", "=", "no prompts")
+        total = prompts * checkpoints
+        if any(prompt.seed is None for prompt in inputs.prompts):
+            return Action("sample", "+", f"make {total} pictures; seeds of -1 are drawn", total=total, missing=total)
+        present = self.store.index.item_keys("samples")
+        wanted = [(0, "raw")] + [
+            (step, kind) for step in inputs.steps for kind in (("raw", "ema") if inputs.ema else ("raw",))
+        ]
+        missing = sum(
+            1 for step, kind in wanted for prompt in inputs.prompts if inputs.key(prompt, step, kind) not in present
+        )
+        if missing == 0:
+            return Action("sample", "=", f"all {total} pictures are made", total=total)
+        reasons = []
+        if self.applied is not None and not train.pending:
+            reasons = config_reasons(self.applied.record.get("config", {}), self.config, ["sample"])
+        listed = f"{prompts} prompt{'s' * (prompts != 1)} x {checkpoints} columns (base and checkpoints)"
+        reuse = f", reuse {total - missing}" if missing < total else ""
+        return Action(
+            "sample",
+            "+" if missing == total else "~",
+            f"make {missing} of {total} pictures{reuse}: {listed}",
+            reasons,
+            total,
+            missing,
+        )
+
+    def _select(self, train: Action, sample: Action) -> Action:
+        inputs = self.graph.select
+        count = len(inputs.steps) * (2 if inputs.ema else 1)
+        artifact = self.store.artifact("select", self.graph.fingerprint("select"))
+        if not train.pending and (artifact / "selection.json").is_file():
+            return Action(
+                "select",
+                "=",
+                "chosen: " + chosen_text(json.loads((artifact / "selection.json").read_text(encoding="utf-8"))),
+            )
+        present = self.store.index.item_keys("scores")
+        missing = 0
+        if inputs.metrics:
+            candidates = [(0, "raw")] + [
+                (s, w) for s in inputs.steps for w in (("raw", "ema") if inputs.ema else ("raw",))
+            ]
+            missing = sum(1 for step, weights in candidates if inputs.score_key(step, weights) not in present)
+        items = (
+            f"{len(inputs.held_out)} held-out items"
+            if inputs.held_out
+            else f"{len(inputs.compared)} training items (nothing is held out)"
+        )
+        how = f"measure {missing} of {count + 1} on {items}" if inputs.metrics else "nothing is measured"
+        reasons = []
+        if self.applied is not None and not train.pending:
+            reasons = config_reasons(self.applied.record.get("config", {}), self.config, ["select"])
+        summary = f"choose among {count} candidates; {how}"
+        return Action("select", "+", summary, reasons, count + 1, missing)
+
+    def _publish(self, select: Action) -> Action:
+        targets = len(self.graph.publish.targets)
+        what = f"{targets} target{'s' * (targets != 1)}" if targets else "strip, report, best.safetensors"
+        if select.pending:
+            return Action(
+                "publish", "+", f"write {what}" if not targets else f"write strip, report, best.safetensors and {what}"
+            )
+        problem = view_is_current(Published.read(self.prepared.output_dir), self.graph.fingerprint("publish"))
+        if problem is None:
+            return Action("publish", "=", "everything is in its place")
+        return Action("publish", "~", "refresh the run's folder and published files", [problem])
+
+
+def chosen_text(record: dict[str, Any]) -> str:
+    """`step 300 (lowest stable loss, 0.05)`."""
+    chosen = record["chosen"]
+    suffix = "" if chosen["weights"] == "raw" else f" {chosen['weights']}"
+    return f"step {chosen['step']}{suffix} ({record['reason']})"

@@ -1,0 +1,144 @@
+"""What a run was when it was last applied, and how the present configuration differs from that: the reasons in a plan."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.atomic import write_bytes
+from runner.dataset.encodings import TrainItem
+from runner.plan.prepare import Prepared
+from runner.store.store import Store
+from schemas import RunConfig
+from schemas.walk import all_keys
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The record of the last apply."""
+
+    record: dict[str, Any]
+    items_file: Path
+
+    def items(self) -> dict[str, list[str]]:
+        """Name → [picture's digest, caption's hash]."""
+        try:
+            content: dict[str, list[str]] = json.loads(gzip.decompress(self.items_file.read_bytes()))
+            return content
+        except (OSError, ValueError):
+            return {}
+
+
+def last_applied(store: Store, output_dir: Path) -> Applied | None:
+    """The record of a run's last apply; None for a new run."""
+    file = store.run_record(output_dir)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Applied(record, file.with_suffix(".items.gz"))
+
+
+def remember(prepared: Prepared, content: dict[str, Any], keys: dict[str, list[str]]) -> None:
+    """Writes the record of this apply, its items, and the keys that gc must keep."""
+    store, output = prepared.store, prepared.output_dir
+    items = {
+        item.name: [item.digest, _caption_hash(item)]
+        for item in (*prepared.collection.items, *prepared.collection.held_out)
+    }
+    file = store.run_record(output)
+    write_bytes(file.with_suffix(".items.gz"), gzip.compress(json.dumps(items).encode(), 3, mtime=0))
+    write_bytes(file.with_suffix(".keys.gz"), gzip.compress(json.dumps(keys).encode(), 3, mtime=0))
+    store.register(output, {**content, "config": flat_config(prepared.config), "weights": prepared.weights})
+
+
+def _caption_hash(item: TrainItem) -> str:
+    return hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def flat_config(config: RunConfig) -> dict[str, Any]:
+    """Dotted path (with list indexes) → value, of every leaf."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict) and node:
+            for name, value in node.items():
+                walk(value, f"{path}.{name}" if path else name)
+        elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
+            for index, value in enumerate(node):
+                walk(value, f"{path}[{index}]")
+        else:
+            flat[path] = node
+
+    walk(config.model_dump(mode="json"), "")
+    return flat
+
+
+def schema_path(path: str) -> str:
+    """The path without list indexes."""
+    return ".".join(part.partition("[")[0] for part in path.split("."))
+
+
+def config_reasons(old: dict[str, Any], new: dict[str, Any], stages: Iterable[str]) -> list[str]:
+    """`dataset.resolution 768 → 1024` for each key that reaches one of the stages."""
+    wanted, keys = set(stages), all_keys()
+    reasons = []
+    for path in sorted(set(old) | set(new)):
+        if old.get(path) == new.get(path):
+            continue
+        key = keys.get(schema_path(path))
+        if key is None:  # an entry of a table such as optimizer.args
+            parent = schema_path(path).rpartition(".")[0]
+            key = keys.get(parent)
+        if key is not None and key.effect == "trajectory" and wanted & set(key.stages):
+            reasons.append(f"{path} {_shown(old.get(path))} → {_shown(new.get(path))}")
+    return reasons
+
+
+def content_reasons(applied: Applied, prepared: Prepared, pictures: bool, captions: bool) -> list[str]:
+    """What changed in the folders since the last apply, by name."""
+    old = applied.items()
+    new = {item.name: item for item in (*prepared.collection.items, *prepared.collection.held_out)}
+    reasons = []
+    added, removed = sorted(set(new) - set(old)), sorted(set(old) - set(new))
+    for word, names in (("added", added), ("removed", removed)):
+        if names:
+            reasons.append(f"{len(names)} items {word} ({_some(names)})" if len(names) > 1 else f"{names[0]} {word}")
+    changed = [name for name in new if name in old and new[name].digest != old[name][0]]
+    edited = [name for name in new if name in old and _caption_hash(new[name]) != old[name][1]]
+    if pictures and changed:
+        reasons.append(f"{_counted(len(changed), 'picture')} replaced ({_some(sorted(changed))})")
+    if captions and edited:
+        reasons.append(f"{_counted(len(edited), 'caption')} edited ({_some(sorted(edited))})")
+    return reasons
+
+
+def weight_reasons(applied: Applied, prepared: Prepared, names: Iterable[str]) -> list[str]:
+    """Model files whose content changed."""
+    keys = {
+        "denoiser": "model.checkpoint", "vae": "model.vae", "text_encoder_1": "model.text_encoder_1",
+        "tokenizer": "model.tokenizer_1", "init_from": "network.init_from",
+    }  # fmt: skip
+    old = applied.record.get("weights", {})
+    changed = [name for name in names if old.get(name) != prepared.weights.get(name)]
+    own = {"vae": prepared.config.model.vae, "text_encoder_1": prepared.config.model.text_encoder_1}
+    found = [keys[name] if own.get(name, True) else "model.checkpoint" for name in changed]
+    return [f"{key}: its content changed" for key in dict.fromkeys(found)]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,0 +1,48 @@
+"""The keys of the items that each stage needs from the caches; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runner.dataset.encodings import TrainItem, View, cached_captions, cached_views, centre_view, evaluation_caption
+from runner.inputs import SelectInputs, TrainInputs
+
+
+def training_views(items: Iterable[TrainItem], seed: int) -> list[tuple[TrainItem, View]]:
+    """Every view that training on cached latents can ask for."""
+    return [(item, view) for item in items for view in cached_views(item, seed)]
+
+
+def training_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
+    """Every caption that training on cached text can ask for, the empty one among them."""
+    return ["", *(text for item in items for text in cached_captions(item, seed))]
+
+
+def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]:
+    """The views that selection measures."""
+    return [(item, centre_view(item)) for item in items]
+
+
+def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
+    """The captions that selection measures under."""
+    return [evaluation_caption(item, seed) for item in items]
+
+
+def wanted_views(train: TrainInputs | None, select: SelectInputs | None, seed: int) -> list[tuple[TrainItem, View]]:
+    """The views that the given stages need, each once."""
+    views: list[tuple[TrainItem, View]] = []
+    if train is not None and train.latents_cached:
+        views += training_views(train.items, seed)
+    if select is not None:
+        views += evaluation_views((*select.held_out, *select.compared))
+    return views
+
+
+def wanted_texts(train: TrainInputs | None, select: SelectInputs | None, seed: int) -> list[str]:
+    """The captions that the given stages need, each once."""
+    texts: list[str] = []
+    if train is not None and train.texts_cached:
+        texts += training_texts(train.items, seed)
+    if select is not None:
+        texts += evaluation_texts((*select.held_out, *select.compared), seed)
+    return list(dict.fromkeys(texts))

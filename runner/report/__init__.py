@@ -1,0 +1,1 @@
+"""What people look at: the strip, the curves, report.html."""

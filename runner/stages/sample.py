@@ -1,0 +1,38 @@
+"""sample: the pictures of the base model and of each kept checkpoint that training has not already made."""
+
+from __future__ import annotations
+
+from runner.errors import Stopped
+from runner.inputs import SampleInputs, TrainInputs
+from runner.stages.checkpoints import Checkpoints
+from runner.stages.context import Context
+from runner.stages.modules import build
+from runner.stages.previews import Previews
+
+
+def run_sample(
+    context: Context, inputs: SampleInputs, train: TrainInputs, checkpoints: Checkpoints, text_trains: bool
+) -> int:
+    """Makes the missing pictures and returns how many there were. Raises `Stopped` when asked to stop."""
+    previews = Previews(context, inputs, text_trains)
+    wanted = candidates(inputs.steps, inputs.ema, with_base=True)
+    missing = [(step, weights) for step, weights in wanted if previews.missing(step, weights)]
+    if not missing:
+        return 0
+    total, made = sum(len(previews.missing(*which)) for which in missing), 0
+    previews.encode()
+    trained = build(context, train, context.runtime.init_from)
+    for step, weights in missing:
+        if step > 0:
+            trained.assign(checkpoints.load(step, weights))
+        made += previews.make(step, trained.modules, weights)
+        context.events.emit("progress", done=made, total=total)
+        if context.stop.is_set():
+            raise Stopped(f"stopped while sampling: {made} of {total} pictures are kept", context.stop.code)
+    return made
+
+
+def candidates(steps: tuple[int, ...], ema: bool, with_base: bool) -> list[tuple[int, str]]:
+    """(step, weights) of everything that is compared; the base model is step 0 and comes first."""
+    kinds = ("raw", "ema") if ema else ("raw",)
+    return [(0, "raw")] * with_base + [(step, kind) for step in steps for kind in kinds]

@@ -1,0 +1,105 @@
+"""select: measures every candidate, judges, and writes selection.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from runner.atomic import new_folder, write_json
+from runner.data.images import transformed
+from runner.dataset.encodings import TrainItem, centre_view
+from runner.errors import RunFailed, Stopped
+from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs
+from runner.stages.checkpoints import Checkpoints
+from runner.stages.context import Context
+from runner.stages.judge import Candidate, judge
+from runner.stages.modules import build
+from runner.stages.sample import candidates
+from runner.stages.score import Score, Scorer, read_score
+
+RECORD = "selection.json"
+THUMBNAIL = 32
+
+
+def run_select(
+    context: Context, inputs: SelectInputs, train: TrainInputs, sample: SampleInputs,
+    encoders: tuple[LatentEncoder, TextEncoder], checkpoints: Checkpoints, text_trains: bool, fingerprint: str,
+) -> Path:  # fmt: skip
+    """Returns the artifact's folder. Raises `RunFailed` where every candidate is vetoed or the chosen one is gone."""
+    wanted = candidates(inputs.steps, inputs.ema, with_base=False)
+    scores = _scores(context, inputs, train, encoders, checkpoints, text_trains, wanted) if inputs.metrics else {}
+    similarity: dict[Candidate, float] = {}
+    if inputs.veto.max_similarity is not None:
+        similarity = _similarities(context, inputs, sample, train.items, wanted)
+    record = judge(inputs, wanted, scores, similarity)
+    if record["chosen"] is None:
+        steps = ", ".join(str(step) for step in inputs.steps)
+        named = inputs.pinned["step"] if inputs.pinned else inputs.step
+        why = (
+            record["reason"] if record["reason"] == "every checkpoint is vetoed" else f"there is no checkpoint {named}"
+        )
+        raise RunFailed(f"nothing can be selected: {why}", hint=f"checkpoints are at steps {steps}; see [selection]")
+    place = context.store.artifact("select", fingerprint)
+    if not place.exists():
+        with new_folder(place) as staged:
+            write_json(staged / RECORD, record)
+    return place
+
+
+def _scores(
+    context: Context, inputs: SelectInputs, train: TrainInputs, encoders: tuple[LatentEncoder, TextEncoder],
+    checkpoints: Checkpoints, text_trains: bool, wanted: list[Candidate],
+) -> dict[Candidate, Score]:  # fmt: skip
+    """Of the base model and of each candidate; what was measured before is read from the store."""
+    everything: list[Candidate] = [(0, "raw"), *wanted]
+    found: dict[Candidate, Score] = {}
+    for which in everything:
+        file = context.store.item("scores", inputs.score_key(*which))
+        if file.is_file():
+            found[which] = read_score(file.read_text(encoding="utf-8"))
+    missing = [which for which in everything if which not in found]
+    if not missing:
+        return found
+    scorer = Scorer.prepare(context, inputs, encoders, text_trains)
+    trained = build(context, train, context.runtime.init_from)
+    for done, (step, weights) in enumerate(missing, 1):
+        if step > 0:
+            trained.assign(checkpoints.load(step, weights))
+        found[step, weights] = scorer.score(step, weights, trained.modules)
+        context.events.emit("progress", done=done, total=len(missing))
+        if context.stop.is_set():
+            raise Stopped(f"stopped while measuring: {done} of {len(missing)} are kept", context.stop.code)
+    return found
+
+
+def _similarities(
+    context: Context, inputs: SelectInputs, sample: SampleInputs, items: tuple[TrainItem, ...], wanted: list[Candidate]
+) -> dict[Candidate, float]:
+    """The highest similarity of each candidate's samples to any training picture: the cosine of centred thumbnails."""
+    training = np.stack([_thumbnail_of_item(item) for item in items if not item.settings.regularization])
+    found: dict[Candidate, float] = {}
+    for step, weights in wanted:
+        rows = []
+        for prompt in sample.prompts:
+            file = context.store.item("samples", sample.key(prompt, step, weights))
+            if file.is_file():
+                with Image.open(file) as picture:
+                    rows.append(_thumbnail(picture))
+        if rows:
+            found[step, weights] = float((np.stack(rows) @ training.T).max())
+    return found
+
+
+def _thumbnail_of_item(item: TrainItem) -> np.ndarray:
+    with Image.open(item.path) as picture:
+        return _thumbnail(transformed(picture, centre_view(item)))
+
+
+def _thumbnail(picture: Image.Image) -> np.ndarray:
+    """A centred unit vector of a 32 x 32 RGB thumbnail."""
+    small = picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.float32).reshape(-1)
+    centred = values - values.mean()
+    return centred / max(float(np.linalg.norm(centred)), 1e-6)

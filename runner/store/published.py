@@ -1,0 +1,65 @@
+"""What a run has written for people: its own folder's files and the published weights; so that a plan sees what is amiss."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.atomic import write_json
+
+FILE = ".published.json"
+
+
+@dataclass
+class Published:
+    """Path → (size, mtime_ns, digest of what it was made from) of each file that this run wrote."""
+
+    fingerprint: str = ""
+    files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    intended: dict[str, str] = field(default_factory=dict)
+    """Path → sha256 of what is about to be written there; tells our own file after a kill before it was noted."""
+
+    @classmethod
+    def read(cls, output_dir: Path) -> Published:
+        try:
+            content = json.loads((output_dir / FILE).read_text(encoding="utf-8"))
+            files = {path: (int(size), int(time), str(made)) for path, (size, time, made) in content["files"].items()}
+            return cls(str(content["fingerprint"]), files, dict(content.get("intended", {})))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+
+    def write(self, output_dir: Path) -> None:
+        content = {"version": 1, "fingerprint": self.fingerprint, "files": self.files, "intended": self.intended}
+        write_json(output_dir / FILE, content)
+
+    def note(self, path: Path, made_from: str) -> None:
+        """Remembers a file as it is now."""
+        stat = path.stat()
+        self.files[str(path)] = (stat.st_size, stat.st_mtime_ns, made_from)
+        self.intended.pop(str(path), None)
+
+    def is_ours(self, path: Path, made_from: str | None = None) -> bool:
+        """Whether the file is still as this run wrote it (and from the same source)."""
+        known = self.files.get(str(path))
+        if known is None:
+            return False
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return False
+        same = (stat.st_size, stat.st_mtime_ns) == known[:2]
+        return same and (made_from is None or known[2] == made_from)
+
+
+def view_is_current(published: Published, fingerprint: str) -> str | None:
+    """Why the files have to be written again; None where all are in place."""
+    if not published.files:
+        return "nothing is published yet"
+    if published.fingerprint != fingerprint:
+        return "the choice or [[selection.publish]] changed"
+    for path in published.files:
+        if not published.is_ours(Path(path)):
+            return f"{path} is gone" if not os.path.exists(path) else f"{path} changed"
+    return None

@@ -1,0 +1,79 @@
+"""runs/<name>/: the folder that people look into. Everything in it can be made again from the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from runner.atomic import copy_file, write_json
+
+
+def sample_name(step: int, weights: str, prompt: int) -> str:
+    """`step-00000050-prompt-01.png`; the average's pictures have `-ema` behind the step."""
+    suffix = "" if weights == "raw" else f"-{weights}"
+    return f"step-{step:08d}{suffix}-prompt-{prompt + 1:02d}.png"
+
+
+def checkpoint_name(step: int, weights: str) -> str:
+    suffix = "" if weights == "raw" else f"-{weights}"
+    return f"step-{step:08d}{suffix}.safetensors"
+
+
+def show_sample(picture: Path, output_dir: Path, step: int, weights: str, prompt: int) -> Path:
+    """Shows a picture of the store in the run's folder."""
+    place = output_dir / "samples" / sample_name(step, weights, prompt)
+    show(picture, place)
+    return place
+
+
+def show(source: Path, place: Path) -> None:
+    """Makes `place` another name of a file in the store: a hard link, else a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists() and not place.is_symlink() and os.path.samefile(source, place):
+        return
+    temporary = place.with_name(f".tmp-{os.getpid()}-{place.name}")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, place)
+    except OSError:
+        copy_file(source, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+PIN = "pin.json"
+SEEDS = "seeds.json"
+
+
+def read_pin(output_dir: Path) -> dict[str, Any] | None:
+    """The checkpoint that was chosen by hand with `runner select --step`."""
+    return _read(output_dir / PIN)
+
+
+def write_pin(output_dir: Path, step: int, weights: str) -> None:
+    write_json(output_dir / PIN, {"version": 1, "step": step, "weights": weights})
+
+
+def clear_pin(output_dir: Path) -> None:
+    (output_dir / PIN).unlink(missing_ok=True)
+
+
+def read_drawn_seeds(output_dir: Path) -> dict[int, int]:
+    """Prompt index → the seed that was drawn for a prompt with seed = -1."""
+    content = _read(output_dir / SEEDS) or {}
+    return {int(index): int(seed) for index, seed in content.get("seeds", {}).items()}
+
+
+def write_drawn_seeds(output_dir: Path, seeds: dict[int, int]) -> None:
+    write_json(output_dir / SEEDS, {"version": 1, "seeds": {str(index): seed for index, seed in sorted(seeds.items())}})
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+    except (OSError, ValueError):
+        return None
