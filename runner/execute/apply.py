@@ -23,14 +23,16 @@ from runner.plan.diff import current_graph, finished_training
 from runner.plan.history import remember
 from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.prepare import Prepared
+from runner.plan.speed import step_key
 from runner.stages.cache import encode_pictures, encode_texts, store_encodings
 from runner.stages.checkpoints import Checkpoints
-from runner.stages.context import Context, StopFlag, choose_device
+from runner.stages.context import Context, choose_device
 from runner.stages.encodings import Latents, Texts
 from runner.stages.previews import Previews
 from runner.stages.sample import candidates, run_sample
 from runner.stages.score import Scorer
 from runner.stages.select import run_select
+from runner.stages.stop import StopFlag
 from runner.stages.train import TrainStage
 from runner.store.lock import held
 from runner.store.lockfile import environment
@@ -245,15 +247,6 @@ class Apply:
             "bits": graph.runtime.bits(),
         }
         remember(self.prepared, record, keys)
-
-
-def step_key(graph: Graph) -> str:
-    """Under which the seconds of a step are remembered: what makes steps alike, on this machine."""
-    items = graph.train
-    sizes = sorted({(group.bucket, group.batch_size) for group in items.groups})
-    kind = "whole" if items.targets is None else f"{len(items.targets)} adapters"
-    runtime = graph.runtime
-    return f"step {items.weights['denoiser']} {kind} {sizes} {items.accumulation} {items.numerics.mixed_precision} {runtime.compile} {runtime.gradient_checkpointing} {runtime.device}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,25 +11,10 @@ from torch import Tensor, nn
 
 from runner.core.events import Events
 from runner.core.precision import DTYPES
-from runner.errors import Exit
 from runner.families.contract import Family, LoadOptions
 from runner.inputs import Numerics, Runtime
+from runner.stages.stop import StopFlag
 from runner.store.store import Store
-
-
-class StopFlag:
-    """Set by a signal; carries the exit code that the signal asks for."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.code = Exit.INTERRUPTED
-
-    def set(self, code: Exit) -> None:
-        self.code = code
-        self._event.set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
 
 
 @dataclass

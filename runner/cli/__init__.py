@@ -1,0 +1,1 @@
+"""The commands: one file a verb; heavy imports only inside functions."""

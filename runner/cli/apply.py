@@ -1,0 +1,169 @@
+"""runner apply."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runner.cli import out
+from runner.cli.common import plan_figures, prepared_run, run_file, settings_option, shown_plan, target_option
+from runner.errors import Exit, LockedDiffers, UsageError
+
+if TYPE_CHECKING:
+    from runner.execute.apply import Outcome
+    from runner.plan.diff import Plan
+    from runner.plan.prepare import Prepared
+
+
+@click.command()
+@run_file
+@settings_option
+@target_option
+@click.option("--locked", is_flag=True, help="Refuse (exit 4) where anything differs from run.lock.")
+@click.option("--yes", is_flag=True, help="Do not ask before trained work is replaced.")
+def command(file: Path, settings: tuple[str, ...], target: str | None, locked: bool, yes: bool) -> int:
+    """Carry out the plan of FILE (a run.toml, or a plan.json from `runner plan --out`)."""
+    from runner.plan.diff import make_plan
+    from runner.plan.planfile import check_current, read_plan_file
+
+    if locked and settings:
+        raise UsageError(
+            "--set is refused under --locked", hint="write the value into run.toml and apply without --locked"
+        )
+    saved = read_plan_file(file) if file.suffix == ".json" else None
+    if saved is not None:
+        if settings or target:
+            raise UsageError("a plan.json is applied as it is: --set and --target belong to `runner plan --out`")
+        file, settings, target = saved.run_file, saved.settings, saved.target
+    from runner.store.lock import held
+    from runner.store.store import run_id
+
+    first = prepared_run(file, settings, may_defer=True)
+    name = first.config.run.name
+    with held(first.store.lock_file(f"run-{run_id(first.output_dir)}"), f"run {name!r}"):
+        prepared = prepared_run(file, settings, may_defer=False) if first.deferred else first
+        plan = make_plan(prepared, target)
+        if saved is not None:
+            check_current(saved, plan)
+        if locked:
+            _check_lock(prepared, plan)
+        return _carry_out(file, settings, target, plan, yes, locked)
+
+
+def _carry_out(file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked: bool) -> int:
+    from runner.plan.render import render_plan
+
+    prepared = plan.prepared
+    if not plan.pending:
+        out.say("Nothing to do: everything is up to date.")
+        _show_results(prepared)
+        return Exit.DONE
+    figures = plan_figures(plan)
+    out.say(shown_plan(plan, figures))
+    if plan.throws_away and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"this would replace {plan.throws_away}", hint="say --yes to do it without asking")
+        click.confirm(f"Replace {plan.throws_away}?", abort=True, err=True)
+    outcome = _run(prepared, target, render_plan(plan, figures))
+    for note in outcome.notes:
+        out.say(f"note: {note}")
+    if outcome.selection is not None:
+        if not locked:
+            _write_lock(file, settings, prepared, outcome)
+        from runner.plan.diff import chosen_text
+
+        out.say(f"chosen: {chosen_text(outcome.selection)}")
+        _show_results(prepared)
+    return Exit.DONE
+
+
+def _run(prepared: Prepared, target: str | None, plan_text: str) -> Outcome:
+    from runner.core.process import prepare_environment
+
+    prepare_environment(prepared.config.run.deterministic)
+    from runner.cli.progress import TensorBoard, make_progress
+    from runner.cli.signals import stop_on_signals
+    from runner.core.events import Events
+
+    logs = prepared.output_dir / "logs"
+    events = Events(logs / "events.jsonl")
+    with stop_on_signals() as stop, make_progress() as progress:
+        progress.note("loading libraries")
+        from runner.execute.apply import Apply
+
+        events.listeners.append(progress.hear)
+        board = TensorBoard(logs / "tensorboard") if prepared.config.training.logging.tensorboard else None
+        if board is not None:
+            events.listeners.append(board.hear)
+        try:
+            outcome = Apply(prepared, events, stop, target, plan_text).run()
+            events.stage = "run"
+            events.emit("finished")
+            return outcome
+        except BaseException as error:
+            events.emit("ended", reason=type(error).__name__, text=str(error))
+            raise
+        finally:
+            events.close()
+            if board is not None:
+                board.close()
+
+
+def _show_results(prepared: Prepared) -> None:
+    """Where to look, to stdout."""
+    for name in ("strip.png", "report.html", "best.safetensors"):
+        path = prepared.output_dir / name
+        if path.exists():
+            out.data(str(path))
+
+
+def _lock_content(prepared: Prepared, plan_fingerprints: dict[str, str]) -> dict[str, dict[str, object]]:
+    """What the lock records of the inputs, torch-free."""
+    from runner.plan.fingerprint import fingerprint
+    from runner.plan.history import flat_config
+
+    config = {key: value for key, value in flat_config(prepared.config).items() if key != "run.output_dir"}
+    return {
+        "inputs": {**prepared.weights, "configuration": fingerprint(config)},
+        "fingerprints": {
+            name: value for name, value in plan_fingerprints.items() if name in ("cache.latents", "cache.text", "train")
+        },
+    }
+
+
+def _check_lock(prepared: Prepared, plan: Plan) -> None:
+    from runner.store.lockfile import differences, environment, read_lock
+
+    lock = read_lock(prepared.source.file)
+    content = _lock_content(prepared, {name: node.fingerprint for name, node in plan.graph.nodes.items()})
+    device = str(lock.get("environment", {}).get("device", ""))
+    found = differences(lock, {**content, "environment": environment(device)})
+    if found:
+        shown = "".join(f"\n  {line}" for line in found[:20])
+        raise LockedDiffers(
+            f"{len(found)} things differ from {prepared.source.file.with_suffix('.lock').name}:{shown}",
+            hint="apply without --locked to write a new lock, or bring them back",
+        )
+
+
+def _write_lock(file: Path, settings: tuple[str, ...], prepared: Prepared, outcome: Outcome) -> None:
+    import hashlib
+
+    from runner.store.lockfile import write_lock
+
+    content = _lock_content(prepared, {name: node.fingerprint for name, node in outcome.graph.nodes.items()})
+    content["environment"] = dict(outcome.environment)
+    content["bits"] = dict(outcome.graph.runtime.bits())
+    assert outcome.selection is not None
+    best = prepared.output_dir / "best.safetensors"
+    with open(best, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    content["result"] = {
+        "step": outcome.selection["chosen"]["step"], "weights": outcome.selection["chosen"]["weights"], "best.safetensors": digest,
+    }  # fmt: skip
+    if settings:
+        content["settings"] = {typed.partition("=")[0].strip(): typed.partition("=")[2].strip() for typed in settings}
+    write_lock(file, content)

@@ -1,0 +1,216 @@
+"""The figures under a plan: exact where they can be, predicted where they must be. docs/performance.md says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from runner.dataset.order import bucket_counts
+from runner.families.spec import MemoryAnswer, MemoryQuestion
+from runner.inputs import TrainInputs
+from runner.plan.compile import Graph
+from runner.plan.diff import Plan
+from runner.plan.keys import wanted_texts, wanted_views
+from runner.plan.resolve import checkpoint_steps
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1}
+"""Bytes of state for one trained number."""
+ITEM_OVERHEAD = 232
+"""Bytes of header and checksum around an encoded item."""
+PNG_SHARE = 0.55
+"""A sample's PNG against its pixels' bytes."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a plan says about size and length."""
+
+    items: int
+    held_out: int
+    regularization: int
+    excluded: list[tuple[str, str]]
+    buckets: list[tuple[tuple[int, int], int]]
+    batches_per_epoch: list[tuple[tuple[int, int], int]]
+    steps: int
+    steps_per_epoch: int
+    epochs: float
+    checkpoints: int
+    checkpoint_every: int
+    trainable: int
+    trained_layers: int
+    memory: MemoryAnswer
+    disk: dict[str, int]
+    seconds: float | None
+
+    def as_record(self) -> dict[str, Any]:
+        """The figures for `--json`."""
+        return {
+            "items": self.items,
+            "held_out": self.held_out,
+            "regularization": self.regularization,
+            "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
+            "buckets": [{"size": list(size), "items": count} for size, count in self.buckets],
+            "batches_per_epoch": [{"size": list(size), "batches": count} for size, count in self.batches_per_epoch],
+            "steps": self.steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "epochs": round(self.epochs, 4),
+            "checkpoints": self.checkpoints,
+            "trainable_parameters": self.trainable,
+            "predicted_peak_memory_bytes": self.memory.peak,
+            "predicted_memory_bytes": dict(self.memory.phases),
+            "predicted_disk_bytes": self.disk,
+            "predicted_seconds": self.seconds,
+        }
+
+
+def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
+    """The figures of a plan. `seconds_per_step` is what was measured on this machine, if anything was."""
+    prepared, graph = plan.prepared, plan.graph
+    collection, config = prepared.collection, prepared.config
+    trainable, layers = trained_numbers(plan)
+    per_bucket: dict[tuple[int, int], int] = {}
+    for group in collection.groups:
+        per_bucket[group.bucket] = per_bucket.get(group.bucket, 0) + -(-len(group.uses) // group.batch_size)
+    every = config.training.checkpoints.every_n_steps
+    assert every is not None
+    train = plan.actions["train"]
+    return Figures(
+        items=len(collection.items),
+        held_out=len(collection.held_out),
+        regularization=sum(1 for item in collection.items if item.settings.regularization),
+        excluded=[(item.name, item.reason) for item in collection.bad],
+        buckets=bucket_counts(collection.groups),
+        batches_per_epoch=sorted(per_bucket.items()),
+        steps=prepared.length.steps,
+        steps_per_epoch=prepared.length.steps_per_epoch,
+        epochs=prepared.length.epochs,
+        checkpoints=len(graph.sample.steps),
+        checkpoint_every=every,
+        trainable=trainable,
+        trained_layers=layers,
+        memory=prepared.spec.memory(memory_question(plan, trainable)),
+        disk=disk_bytes(plan, trainable),
+        seconds=seconds_per_step * train.missing if seconds_per_step is not None and train.pending else None,
+    )
+
+
+def trained_numbers(plan: Plan) -> tuple[int, int]:
+    """(trainable parameters, layers with adapters or 0)."""
+    prepared = plan.prepared
+    if prepared.config.network is not None:
+        return sum(target.parameters for target in prepared.targets), len(prepared.targets)
+    components = prepared.config.training.components
+    trains = {"denoiser": components.denoiser, "text_encoder_1": components.text_encoder_1}
+    return sum(prepared.model.components[name].parameters for name, on in trains.items() if on), 0
+
+
+def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
+    """What the family's memory model is asked."""
+    prepared, graph = plan.prepared, plan.graph
+    config, runtime, train = prepared.config, graph.runtime, graph.train
+    whole = train.targets is None
+    components = config.training.components
+    trains = {
+        name: whole
+        for name, on in (("denoiser", components.denoiser), ("text_encoder_1", components.text_encoder_1))
+        if on
+    }
+    batch, size = _largest_batch(train)
+    numerics = train.numerics
+    length = prepared.model.text_length
+    pieces = numerics.max_token_length // 75
+    return MemoryQuestion(
+        model=prepared.model,
+        trains=trains,
+        trainable=trainable,
+        frozen_bytes=BYTES[numerics.dtype],
+        compute_bytes=4 if numerics.mixed_precision == "no" else 2,
+        optimizer_bytes=OPTIMIZER_BYTES[train.optimizer.type],
+        ema=train.ema is not None,
+        batch=batch,
+        size=size,
+        checkpointing=runtime.gradient_checkpointing,
+        eager_attention=runtime.attention == "eager",
+        latent_batch=runtime.latent_batch_size,
+        text_batch=runtime.text_batch_size,
+        text_tokens=2 + (length - 2) * pieces,
+        encodes_latents=plan.actions["cache.latents"].pending or runtime.latents != "disk",
+        encodes_text=plan.actions["cache.text"].pending or runtime.texts != "disk",
+        sample_size=max(((prompt.width, prompt.height) for prompt in graph.sample.prompts), key=prod, default=None),
+        samples_in_training=bool(graph.sample.prompts)
+        and (runtime.sample_every is not None or runtime.sample_at_first),
+        adapters=len(train.targets or ()),
+        device="cpu" if runtime.device == "cpu" else "cuda" if runtime.device.startswith("cuda") else "cpu",
+    )
+
+
+def _largest_batch(train: TrainInputs) -> tuple[int, tuple[int, int]]:
+    """The batch that needs most memory: its length and its bucket."""
+    candidates = [(min(group.batch_size, len(group.uses)), group.bucket) for group in train.groups]
+    return max(candidates, key=lambda item: (item[0] * prod(item[1]), item))
+
+
+def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
+    """Bytes of the files that this plan adds to the store, by kind (their lengths, not rounded up to blocks)."""
+    prepared, graph = plan.prepared, plan.graph
+    model, numerics = prepared.model, graph.train.numerics
+    stored = BYTES[prepared.config.caching.dtype or "fp32"]
+    found = {
+        "latents": _share(plan, "cache.latents", _latent_bytes(plan, graph, stored)),
+        "text": _share(plan, "cache.text", _text_bytes(plan, graph, stored)),
+    }
+    if plan.actions["train"].pending:
+        kinds = 2 if graph.train.ema is not None else 1
+        every, keep = graph.runtime.checkpoint_every, graph.runtime.keep
+        count = len(checkpoint_steps(graph.train.steps, every))
+        kept = count if keep is None else min(count, keep + 1)
+        found["checkpoints"] = kept * kinds * trainable * 4
+        found["state"] = int(trainable * (4 + OPTIMIZER_BYTES[graph.train.optimizer.type] + (4 if kinds == 2 else 0)))
+    sample = plan.actions["sample"]
+    if sample.pending and sample.total:
+        pixels = sum(prompt.width * prompt.height for prompt in graph.sample.prompts)
+        found["samples"] = int(sample.missing / max(1, len(graph.sample.prompts)) * pixels * 3 * PNG_SHARE)
+    if plan.actions["publish"].pending:
+        found["exports"] = _export_bytes(plan, trainable)
+    assert numerics.family == model.family
+    return found
+
+
+def _share(plan: Plan, node: str, total: int) -> int:
+    action = plan.actions[node]
+    return total * action.missing // action.total if action.total else 0
+
+
+def _latent_bytes(plan: Plan, graph: Graph, stored: int) -> int:
+    model = plan.prepared.model
+    views = {(item.digest, view) for item, view in wanted_views(graph.train, graph.select, graph.train.seed)}
+    area = sum(prod(view.bucket) for _, view in views)
+    return area // model.latent_factor**2 * model.latent_channels * stored + len(views) * ITEM_OVERHEAD
+
+
+def _text_bytes(plan: Plan, graph: Graph, stored: int) -> int:
+    width = plan.prepared.model.components["text_encoder_1"].config["hidden_size"]
+    tokens = 2 + (plan.prepared.model.text_length - 2) * (graph.train.numerics.max_token_length // 75)
+    texts = wanted_texts(graph.train, graph.select, graph.train.seed)
+    return len(texts) * (tokens * width * stored + ITEM_OVERHEAD)
+
+
+def _export_bytes(plan: Plan, trainable: int) -> int:
+    prepared, graph = plan.prepared, plan.graph
+    number = BYTES[graph.publish.dtype]
+    everything = sum(component.parameters for component in prepared.model.components.values())
+    denoiser = prepared.model.components["denoiser"].parameters
+    adapter = graph.train.targets is not None
+    sizes = {
+        "kohya": trainable, "diffusers": trainable if adapter else everything,
+        "comfyui": trainable if adapter else denoiser, "single_file": everything,
+    }  # fmt: skip
+    forms = {("kohya" if adapter else "single_file", "best"): 1}
+    for target in graph.publish.targets:
+        count = 1 if target.which == "best" else len(graph.select.steps) * (2 if graph.select.ema else 1)
+        forms[target.format, target.which] = count
+    if any(which == "all" for _, which in forms):
+        forms = {(form, which): n for (form, which), n in forms.items() if which == "all" or (form, "all") not in forms}
+    return sum(count * sizes[form] * number for (form, _), count in forms.items())
