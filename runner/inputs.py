@@ -292,3 +292,9 @@ class Runtime:
             "caching.latent_batch_size": self.latent_batch_size,
             "caching.text_batch_size": self.text_batch_size,
         }
+
+
+def candidates(steps: tuple[int, ...], ema: bool, with_base: bool) -> list[tuple[int, str]]:
+    """(step, weights) of everything that is compared; the base model is step 0 and comes first."""
+    kinds = ("raw", "ema") if ema else ("raw",)
+    return [(0, "raw")] * with_base + [(step, kind) for step in steps for kind in kinds]

@@ -50,10 +50,10 @@ def command(file: Path, settings: tuple[str, ...], target: str | None, locked: b
             check_current(saved, plan)
         if locked:
             _check_lock(prepared, plan)
-        return _carry_out(file, settings, target, plan, yes, locked)
+        return _ask_and_run(file, settings, target, plan, yes, locked)
 
 
-def _carry_out(file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked: bool) -> int:
+def _ask_and_run(file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked: bool) -> int:
     from runner.plan.render import render_plan
 
     prepared = plan.prepared
@@ -67,7 +67,7 @@ def _carry_out(file: Path, settings: tuple[str, ...], target: str | None, plan: 
         if not sys.stdin.isatty():
             raise UsageError(f"this would replace {plan.throws_away}", hint="say --yes to do it without asking")
         click.confirm(f"Replace {plan.throws_away}?", abort=True, err=True)
-    outcome = _run(prepared, target, render_plan(plan, figures))
+    outcome = carry_out(prepared, target, render_plan(plan, figures))
     for note in outcome.notes:
         out.say(f"note: {note}")
     if outcome.selection is not None:
@@ -80,7 +80,8 @@ def _carry_out(file: Path, settings: tuple[str, ...], target: str | None, plan: 
     return Exit.DONE
 
 
-def _run(prepared: Prepared, target: str | None, plan_text: str) -> Outcome:
+def carry_out(prepared: Prepared, target: str | None, plan_text: str) -> Outcome:
+    """Runs the stages with signals, progress and the log around them."""
     from runner.core.process import prepare_environment
 
     prepare_environment(prepared.config.run.deterministic)

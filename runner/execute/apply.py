@@ -6,7 +6,6 @@ import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from runner.errors import RunFailed, Stopped
 from runner.execute.export import Exporter
 from runner.execute.view import refresh_view
 from runner.families.registry import family
+from runner.inputs import candidates
 from runner.plan.compile import Graph
 from runner.plan.diff import current_graph, finished_training
 from runner.plan.history import remember
@@ -29,7 +29,7 @@ from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context, choose_device
 from runner.stages.encodings import Latents, Texts
 from runner.stages.previews import Previews
-from runner.stages.sample import candidates, run_sample
+from runner.stages.sample import run_sample
 from runner.stages.score import Scorer
 from runner.stages.select import run_select
 from runner.stages.stop import StopFlag
@@ -253,13 +253,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}, driver CUDA {torch.version.cuda}"
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def read_selection(store: Store, graph: Graph) -> dict[str, Any] | None:
-    """The record of a finished selection."""
-    file: Path = store.artifact("select", graph.fingerprint("select")) / "selection.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError):
-        return None

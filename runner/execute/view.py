@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from runner import __version__
-from runner.atomic import write_json, write_text
+from runner.atomic import write_json
 from runner.execute.export import Exporter
 from runner.execute.publish import place
 from runner.families.locate import resolve_path
+from runner.inputs import candidates
 from runner.plan.compile import Graph
-from runner.plan.history import flat_config
 from runner.plan.prepare import Prepared
-from runner.report.page import Report, label, render_report
-from runner.report.strip import Column, draw_strip
-from runner.stages.sample import candidates
+from runner.report.write import write_report
 from runner.store.published import Published
 from runner.store.run_folder import checkpoint_name, sample_name, show
 from runner.store.training import TrainFolder
@@ -107,61 +103,3 @@ def published_name(target: Publish, graph: Graph, step: int, weights: str) -> st
     if target.which == "all" and weights != "raw" and "{weights}" not in template:
         name += f"-{weights}"
     return name
-
-
-def columns_of(prepared: Prepared, graph: Graph, selection: dict[str, Any]) -> list[Column]:
-    """The strip's columns: the base model and each checkpoint, with the pictures that there are."""
-    columns = []
-    chosen = (selection["chosen"]["step"], selection["chosen"]["weights"])
-    for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
-        pictures = {
-            row: prepared.store.item("samples", graph.sample.key(prompt, step, weights))
-            for row, prompt in enumerate(graph.sample.prompts)
-        }
-        columns.append(Column(label(step, weights), pictures, (step, weights) == chosen))
-    return columns
-
-
-def write_report(
-    prepared: Prepared,
-    graph: Graph,
-    selection: dict[str, Any],
-    trained: TrainFolder,
-    plan_text: str,
-    environment: dict[str, str],
-) -> None:
-    """strip.png and report.html."""
-    output, prompts = prepared.output_dir, graph.sample.prompts
-    columns = columns_of(prepared, graph, selection) if prompts else []
-    strip = None
-    if prompts:
-        strip = draw_strip([p.prompt for p in prompts], [(p.width, p.height) for p in prompts], columns)
-        temporary = output / ".tmp-strip.png"
-        strip.save(temporary, "PNG", optimize=True)
-        temporary.replace(output / "strip.png")
-    manifest = trained.manifest()
-    chosen = selection["chosen"]
-    kind = (
-        f"{prepared.config.network.type} of rank {prepared.config.network.rank}"
-        if prepared.config.network
-        else "full fine-tune"
-    )
-    cards = [
-        ("chosen checkpoint", f"step {label(chosen['step'], chosen['weights'])}"),
-        ("steps", f"{graph.train.steps:,}"),
-        ("items", f"{len(graph.train.items):,} + {len(graph.select.held_out)} held out"),
-        ("trained", kind),
-        ("base model", prepared.model.label),
-        ("seconds a step", f"{manifest['seconds_per_step']:.3f}"),
-    ]
-    blocks = [
-        ("Plan", plan_text),
-        ("run.toml", prepared.source.text),
-        ("Resolved configuration", "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat_config(prepared.config).items())),
-        ("Environment", "\n".join(f"{name} {version}" for name, version in environment.items())),
-    ]  # fmt: skip
-    report = Report(
-        prepared.config.run.name, f"{prepared.spec.title}, {kind}", cards, [p.prompt for p in prompts], columns, strip,
-        manifest["history"], selection, blocks, f"runner {__version__}, fingerprint {graph.fingerprint('train')[:16]}",
-    )  # fmt: skip
-    write_text(output / "report.html", render_report(report))

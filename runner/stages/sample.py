@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.errors import Stopped
-from runner.inputs import SampleInputs, TrainInputs
+from runner.inputs import SampleInputs, TrainInputs, candidates
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.modules import build
@@ -30,9 +30,3 @@ def run_sample(
         if context.stop.is_set():
             raise Stopped(f"stopped while sampling: {made} of {total} pictures are kept", context.stop.code)
     return made
-
-
-def candidates(steps: tuple[int, ...], ema: bool, with_base: bool) -> list[tuple[int, str]]:
-    """(step, weights) of everything that is compared; the base model is step 0 and comes first."""
-    kinds = ("raw", "ema") if ema else ("raw",)
-    return [(0, "raw")] * with_base + [(step, kind) for step in steps for kind in kinds]

@@ -11,12 +11,11 @@ from runner.atomic import new_folder, write_json
 from runner.data.images import transformed
 from runner.dataset.encodings import TrainItem, centre_view
 from runner.errors import RunFailed, Stopped
-from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs
+from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs, candidates
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.judge import Candidate, judge
 from runner.stages.modules import build
-from runner.stages.sample import candidates
 from runner.stages.score import Score, Scorer, read_score
 
 RECORD = "selection.json"

@@ -77,3 +77,20 @@ def _read(file: Path) -> dict[str, Any] | None:
         return content
     except (OSError, ValueError):
         return None
+
+
+def sample_stem(step: int | None, weights: str, label: str, prompt: int) -> str:
+    """The name of a picture made by `runner sample`; weights from a file are called by the file's name."""
+    if step is not None:
+        return sample_name(step, weights, prompt).removesuffix(".png")
+    return f"{Path(label).stem}-prompt-{prompt + 1:02d}"
+
+
+def free_name(path: Path, content: bytes) -> Path:
+    """`path`, or with a number behind it where another picture has that name."""
+    number = 1
+    candidate = path
+    while candidate.exists() and candidate.read_bytes() != content:
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

@@ -1,0 +1,56 @@
+"""runner export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runner.cli import out
+from runner.cli.common import prepared_run, run_file
+from runner.errors import Exit, Invalid, UsageError
+
+
+@click.command()
+@run_file
+@click.option("--format", "form", type=click.Choice(["kohya", "diffusers", "comfyui", "single_file"]), required=True)
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file, or the folder for a whole diffusers model.",
+)
+@click.option("--checkpoint", default="best", help="best, last or a step (50, 50:ema).")
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Unset: training.checkpoints.dtype.")
+def command(file: Path, form: str, target: Path, checkpoint: str, dtype: str | None) -> int:
+    """Write a checkpoint of FILE's run as other programs load it. An existing file is not overwritten."""
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise UsageError(f"{target} is there already; it is not overwritten", hint="name another place")
+    prepared = prepared_run(file, may_defer=False)
+    from runner.core.process import prepare_environment
+
+    prepare_environment(prepared.config.run.deterministic)
+    from runner.core.events import Events
+    from runner.execute.apply import Apply
+    from runner.execute.checkpoint import find_checkpoint, run_checkpoints
+    from runner.execute.export import Exporter
+    from runner.stages.stop import StopFlag
+
+    session = Apply(prepared, Events(None), StopFlag(), None, "")
+    chosen = find_checkpoint(prepared.store, session.graph, checkpoint)
+    if not chosen.step:
+        raise Invalid("only a checkpoint of the run can be exported", hint="say best, last or a step")
+    checkpoints = run_checkpoints(prepared.store, session.graph)
+    exporter = Exporter(session.context, prepared, session.graph.train, checkpoints, session.graph.fingerprint("train"))
+    made = exporter.export(chosen.step, chosen.weights, form, dtype or prepared.config.training.checkpoints.dtype)
+    if made.is_dir():
+        import shutil
+
+        shutil.copytree(made, target, dirs_exist_ok=True)
+    else:
+        from runner.atomic import copy_file
+
+        copy_file(made, target)
+    out.data(str(target))
+    return Exit.DONE

@@ -1,0 +1,88 @@
+"""runner recipes, runner copy."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from runner.cli import out
+from runner.errors import UsageError
+
+
+def all_recipes() -> Iterator[tuple[str, Path]]:
+    """(name, folder) of each recipe."""
+    from runner.shipped import shipped
+
+    for folder in sorted(shipped("recipes").iterdir()):
+        if (folder / "run.toml").is_file():
+            yield folder.name, folder
+
+
+def first_line(file: Path) -> str:
+    """A recipe's own description: the first comment of its run.toml that is no editor's line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("#:"):
+            return line.lstrip("# ").rstrip(".")
+    return ""
+
+
+@click.command()
+def command() -> None:
+    """List the recipes, one line each."""
+    recipes = list(all_recipes())
+    width = max(len(name) for name, _ in recipes)
+    for name, folder in recipes:
+        out.data(f"{name:<{width}}  {first_line(folder / 'run.toml')}")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key in the copy; its comments are kept."
+)
+def copy(recipe: str, destination: Path, settings: tuple[str, ...]) -> None:
+    """Copy RECIPE to the folder DESTINATION, which must not hold a run.toml yet."""
+    recipes = dict(all_recipes())
+    if recipe not in recipes:
+        near = difflib.get_close_matches(recipe, recipes, 1)
+        hint = f"did you mean {near[0]}?" if near else f"recipes are {', '.join(recipes)}"
+        raise UsageError(f"there is no recipe {recipe!r}", hint=hint)
+    taken = [item.name for item in recipes[recipe].iterdir() if (destination / item.name).exists()]
+    if destination.is_file() or taken:
+        what = f"it holds {', '.join(sorted(taken)[:3])}" if taken else "it is a file"
+        raise UsageError(f"{destination} is not overwritten: {what}", hint="name another folder")
+    text = (recipes[recipe] / "run.toml").read_text(encoding="utf-8")
+    changed = _with_settings(text, settings)
+    skipped = shutil.ignore_patterns(".runner", "runs", "published", "*.lock", "__pycache__")
+    shutil.copytree(recipes[recipe], destination, dirs_exist_ok=True, ignore=skipped)
+    (destination / "run.toml").write_text(changed, encoding="utf-8")
+    from runner.cli.schema import schema_text
+
+    (destination / "run.schema.json").write_text(schema_text(), encoding="utf-8")
+    out.data(str(destination / "run.toml"))
+
+
+def _with_settings(text: str, settings: tuple[str, ...]) -> str:
+    """The TOML text with keys set and its comments kept; the result must be a valid configuration."""
+    import json
+
+    import tomlkit
+    from pydantic import ValidationError
+
+    from runner.config.overrides import apply_overrides
+    from schemas import RunConfig
+
+    document = tomlkit.parse(text)
+    apply_overrides(document, settings)
+    try:
+        RunConfig.model_validate_json(json.dumps(document.unwrap()), strict=True)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = ".".join(str(part) for part in detail["loc"])
+        raise UsageError(f"--set {name}: {detail['msg']}", hint=f"runner explain {name}") from None
+    return tomlkit.dumps(document)

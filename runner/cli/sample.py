@@ -1,0 +1,139 @@
+"""runner sample."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runner.cli import out
+from runner.cli.common import prepared_run, run_file, settings_option
+from runner.errors import Exit, Invalid, InvalidConfig, UsageError
+
+if TYPE_CHECKING:
+    from runner.config.prompts import ReadyPrompt
+    from runner.execute.sampling import Sampling
+    from runner.plan.prepare import Prepared
+
+
+@click.command()
+@run_file
+@settings_option
+@click.option("--checkpoint", default="best", help="best, last, base, a step (50, 50:ema) or a file.")
+@click.option("--prompt", "texts", multiple=True, help="A prompt; options may follow in it as in a prompt file.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="A .txt, .toml or .json file of prompts.")
+@click.option("--dialect", help="What the letters of options in a prompt mean.")
+@click.option("--interactive", is_flag=True, help="Read prompts line by line; leave with Ctrl+D.")
+@click.option(
+    "--out", "folder", type=click.Path(path_type=Path), help="Where pictures go; unset: the run's folder, samples/made."
+)
+@click.option("--negative-prompt", help="For prompts that have none.")
+@click.option("--width", type=click.IntRange(8, 8192))
+@click.option("--height", type=click.IntRange(8, 8192))
+@click.option("--num-inference-steps", type=click.IntRange(1, 1000))
+@click.option("--cfg-scale", type=click.FloatRange(0, 100))
+@click.option("--sampler")
+@click.option("--seed", type=int, help="For prompts that have none; -1 draws one.")
+def command(
+    file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
+    dialect: str | None, interactive: bool, folder: Path | None, **defaults: Any,
+) -> int:  # fmt: skip
+    """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
+    prepared = prepared_run(file, settings, may_defer=False)
+    chosen_dialect = _dialect(dialect, prepared)
+    prompts = _prompts(prepared, texts, prompt_file, chosen_dialect, defaults)
+    if not prompts and not interactive:
+        raise UsageError(
+            "there is nothing to make: run.toml has no prompts", hint="say --prompt, --prompt-file or --interactive"
+        )
+    from runner.core.process import prepare_environment
+
+    prepare_environment(prepared.config.run.deterministic)
+    from runner.execute.sampling import Sampling
+
+    target = folder or prepared.output_dir / "samples" / "made"
+    sampling = Sampling(prepared, checkpoint, keep_loaded=interactive)
+    for path in sampling.make(prompts, target):
+        out.data(str(path))
+    if interactive:
+        _interact(sampling, prepared, chosen_dialect, defaults, target)
+    return Exit.DONE
+
+
+def _dialect(given: str | None, prepared: Prepared) -> str:
+    from runner.config.prompts import DIALECTS
+
+    dialect = given or prepared.config.sampling.dialect or prepared.spec.defaults.dialect
+    if dialect not in DIALECTS:
+        raise UsageError(f"there is no dialect {dialect!r}", hint=f"dialects are {', '.join(DIALECTS)}")
+    return dialect
+
+
+def _prompts(
+    prepared: Prepared, texts: tuple[str, ...], prompt_file: Path | None, dialect: str, defaults: dict[str, Any]
+) -> list[ReadyPrompt]:
+    from runner.config.prompts import parse_line, read_prompt_file
+
+    found = [parse_line(text, dialect, "--prompt") for text in texts]
+    if prompt_file is not None:
+        found += read_prompt_file(prompt_file, dialect)
+    if not found:
+        return [_seeded(prompt) for prompt in prepared.prompts]
+    return _ready(prepared, found, defaults)
+
+
+def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any]) -> list[ReadyPrompt]:
+    """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
+    from runner.config.prompts import ready_prompts, sampler_name
+
+    if defaults.get("sampler"):
+        try:
+            defaults = {**defaults, "sampler": sampler_name(defaults["sampler"])}
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    given = {name: value for name, value in defaults.items() if value is not None}
+    seed = given.pop("seed", None)
+    if seed is not None:
+        found = [prompt if prompt.seed is not None else prompt.model_copy(update={"seed": seed}) for prompt in found]
+    sampling = prepared.config.sampling.model_copy(update=given)
+    model = prepared.model
+    ready, notes = ready_prompts(found, sampling, prepared.config.run.seed, model.native_size, model.size_multiple, {})
+    for note in notes:
+        out.say(f"note: {note}")
+    return [_seeded(prompt) for prompt in ready]
+
+
+def _seeded(prompt: ReadyPrompt) -> ReadyPrompt:
+    """Draws a seed of -1."""
+    import secrets
+
+    return prompt if prompt.seed is not None else replace(prompt, seed=secrets.randbelow(2**32))
+
+
+def _interact(sampling: Sampling, prepared: Prepared, dialect: str, defaults: dict[str, Any], target: Path) -> None:
+    from runner.config.prompts import parse_line
+
+    for number, line in enumerate(_lines(), 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _ready(prepared, [parse_line(line, dialect, "prompt", number)], defaults)[0]
+            for path in sampling.make([replace(prompt, index=sampling.count)], target):
+                out.data(str(path))
+        except (InvalidConfig, Invalid, UsageError) as error:
+            out.diagnostics(list(error.diagnostics))
+
+
+def _lines() -> Iterator[str]:
+    """Lines from the terminal with a prompt, or from a pipe."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("prompt> ", err=True, nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line

@@ -1,0 +1,62 @@
+"""runner select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runner.cli import out
+from runner.cli.common import json_option, plan_figures, prepared_run, run_file
+from runner.errors import Exit, Invalid
+
+
+@click.command()
+@run_file
+@click.option("--step", type=click.IntRange(1), help="Take this checkpoint, whatever the rule says.")
+@click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), default="raw", help="The trained weights or their average."
+)
+@json_option
+def command(file: Path, step: int | None, weights: str, as_json: bool) -> int:
+    """Choose a checkpoint of FILE's run by hand (--step), or again by the rule; strip, report and published files follow."""
+    from runner.plan.diff import current_graph, finished_training
+    from runner.store.lock import held
+    from runner.store.run_folder import clear_pin, write_pin
+    from runner.store.store import run_id
+
+    prepared = prepared_run(file, may_defer=False)
+    with held(prepared.store.lock_file(f"run-{run_id(prepared.output_dir)}"), f"run {prepared.config.run.name!r}"):
+        graph = current_graph(prepared)
+        trained = finished_training(prepared, graph)
+        if trained is None:
+            raise Invalid("training is not finished, there is nothing to choose from", hint=f"runner apply {file}")
+        if step is None:
+            clear_pin(prepared.output_dir)
+        else:
+            steps = trained.checkpoint_steps()
+            known = (trained.checkpoints / f"step-{step:08d}" / f"{weights}.safetensors").is_file()
+            if not known:
+                raise Invalid(
+                    f"there is no checkpoint {step} ({weights})",
+                    hint=f"checkpoints are at steps {', '.join(map(str, steps))}",
+                )
+            write_pin(prepared.output_dir, step, weights)
+        return _choose(file, prepared, as_json)
+
+
+def _choose(file: Path, prepared: object, as_json: bool) -> int:
+    from runner.cli.apply import carry_out
+    from runner.plan.diff import chosen_text, make_plan
+    from runner.plan.prepare import Prepared
+    from runner.plan.render import render_plan
+
+    assert isinstance(prepared, Prepared)
+    plan = make_plan(prepared)
+    outcome = carry_out(prepared, None, render_plan(plan, plan_figures(plan)))
+    assert outcome.selection is not None
+    if as_json:
+        out.record(outcome.selection)
+    else:
+        out.data(f"chosen: {chosen_text(outcome.selection)}")
+    return Exit.DONE

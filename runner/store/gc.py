@@ -1,0 +1,115 @@
+"""Finds what no registered run needs: the runs' last applied plans are the roots. A run that is going on is left alone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runner.errors import Held
+from runner.store.lock import held, is_held
+from runner.store.store import EXTENSIONS, Store, run_id
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder that can go."""
+
+    kind: str
+    path: Path
+    size: int
+
+
+@dataclass
+class Garbage:
+    """What can go, and runs that are no longer there."""
+
+    entries: list[Entry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    gone_runs: list[Path] = field(default_factory=list)
+
+    def by_kind(self) -> dict[str, list[Entry]]:
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.kind, []).append(entry)
+        return found
+
+
+def collect_garbage(store: Store) -> Garbage:
+    """Looks, deletes nothing. A run counts as gone when its run.toml and its folder are both gone."""
+    garbage = Garbage()
+    needed: dict[str, set[str]] = {kind: set() for kind in EXTENSIONS}
+    kept: set[Path] = set()
+    exports: set[str] = set()
+    for file, record in store.registered():
+        output = Path(record["output_dir"])
+        if not Path(record["file"]).exists() and not output.exists():
+            garbage.notes.append(f"run {record['name']!r} is gone ({record['file']})")
+            garbage.gone_runs.append(file)
+            continue
+        keys = _keys(file)
+        if keys is None:
+            garbage.notes.append(f"run {record['name']!r} has no list of what it needs; nothing is deleted")
+            return Garbage(notes=garbage.notes)
+        for kind, own in keys.items():
+            needed.setdefault(kind, set()).update(own)
+        for name, fingerprint in record["fingerprints"].items():
+            kept |= {store.artifact(name, fingerprint), store.workspace(name, fingerprint)}
+        exports |= _linked_exports(store, output)
+    for kind in EXTENSIONS:
+        for path in (store.root / "items" / kind).glob("*/*"):
+            if path.stem not in needed[kind] or path.suffix != EXTENSIONS[kind]:
+                garbage.entries.append(Entry(f"items: {kind}", path, path.stat().st_size))
+    for part in ("artifacts", "work"):
+        for folder in sorted((store.root / part).glob("*/*")):
+            if folder not in kept:
+                garbage.entries.append(Entry(f"{part}: {folder.parent.name}", folder, _size(folder)))
+    for folder in sorted((store.root / "exports").glob("*")):
+        if folder.name not in exports:
+            garbage.entries.append(Entry("exports", folder, _size(folder)))
+    return garbage
+
+
+def delete_garbage(store: Store, garbage: Garbage) -> None:
+    """Deletes it. Raises `Held` where a run of the store is going on."""
+    with held(store.lock_file("store"), "the store", wait_seconds=10):
+        for _, record in store.registered():
+            output = Path(record["output_dir"])
+            if is_held(store.lock_file(f"run-{run_id(output)}")):
+                raise Held(f"run {record['name']!r} is going on; nothing is deleted", hint="wait for it")
+        for entry in garbage.entries:
+            if entry.path.is_dir():
+                shutil.rmtree(entry.path)
+            else:
+                entry.path.unlink(missing_ok=True)
+                store.index.remove_item(entry.kind.removeprefix("items: "), entry.path.stem)
+        for file in garbage.gone_runs:
+            for path in (file, file.with_suffix(".items.gz"), file.with_suffix(".keys.gz")):
+                path.unlink(missing_ok=True)
+
+
+def _keys(file: Path) -> dict[str, list[str]] | None:
+    try:
+        content: dict[str, list[str]] = json.loads(gzip.decompress(file.with_suffix(".keys.gz").read_bytes()))
+        return content
+    except (OSError, ValueError):
+        return None
+
+
+def _linked_exports(store: Store, output: Path) -> set[str]:
+    """Exports that the run's own files and publications come from."""
+    from runner.store.published import Published
+
+    found = set()
+    root = store.root / "exports"
+    for _, _, source in Published.read(output).files.values():
+        path = Path(source)
+        if path.is_relative_to(root):
+            found.add(path.relative_to(root).parts[0])
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
