@@ -45,7 +45,7 @@ def key(
 ) -> Any:
     """A key of a section: its default, its limits, and what changing it does (`effect`) to which `stage`."""
     stages = (stage,) if isinstance(stage, str) else stage
-    extra = {"x-effect": effect, "x-stages": list(stages)}
+    extra: dict[str, Any] = {"x-effect": effect, "x-stages": list(stages)}
     if default_factory is not None:
         return Field(default_factory=default_factory, json_schema_extra=extra, **constraints)
     return Field(default, json_schema_extra=extra, **constraints)

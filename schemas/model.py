@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import Section, key
+from schemas.base import Section, Stage, key
 
-ModelStages = ("cache.latents", "cache.text", "train")
+ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 
 
 class Model(Section):

@@ -121,13 +121,13 @@ class Ema(Section):
 class Checkpoints(Section):
     """When weights and states are saved. Changes hold for steps trained from then on."""
 
-    every_n_steps: int | None = key(None, effect="none", ge=1)
+    every_n_steps: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
     """A checkpoint each n steps, and one at the end. Unset, and every_n_epochs too: ten over the run."""
 
-    every_n_epochs: int | None = key(None, effect="none", ge=1)
+    every_n_epochs: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
     """A checkpoint each n epochs, and one at the end."""
 
-    keep: int | None = key(None, effect="none", ge=1)
+    keep: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
     """Keeps the newest n, and the best so far by stable loss. Unset: all."""
 
     state_every_n_steps: int | None = key(None, effect="none", ge=1)

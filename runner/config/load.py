@@ -167,7 +167,7 @@ def _without(document: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
             except (KeyError, IndexError, TypeError):
                 node = None
                 break
-        last = path[-1] if path else None
+        last: Any = path[-1] if path else None
         if (isinstance(node, dict) and last in node) or (
             isinstance(node, list) and isinstance(last, int) and last < len(node)
         ):

@@ -44,6 +44,6 @@ def _set(document: dict[str, Any], path: Path, value: Any, typed: str) -> None:
     if (isinstance(node, dict) and isinstance(last, str)) or (
         isinstance(node, list) and isinstance(last, int) and last < len(node)
     ):
-        node[last] = value
+        node[last] = value  # type: ignore[index]  # the two kinds of `last` go with the two kinds of node
     else:
         raise UsageError(f"--set {typed}: there is no `{last}` in run.toml to set")

@@ -99,15 +99,22 @@ def _digest(file: Path) -> str:
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state dict as tensors and the rest; no pickle is written or read."""
+    """An optimizer's state dict as tensors (`<parameter>/<name>/…`) and the rest; no pickle is written or read."""
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
+    scalars: dict[str, Any] = {}
+
+    def walk(node: Mapping[str, Any], path: str) -> None:
+        for name, value in node.items():
+            here = f"{path}/{name}"
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
+                tensors[here] = value
+            elif isinstance(value, Mapping):  # bitsandbytes keeps its quantized states one level down
+                walk(value, here)
             else:
-                scalars.setdefault(str(index), {})[name] = value
+                scalars[here] = value
+
+    for index, entries in state["state"].items():
+        walk(entries, str(index))
     groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
     return tensors, {"scalars": scalars, "groups": groups}
 
@@ -117,18 +124,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     current = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape and tensor.dim() > 1:  # in the parameter's memory layout, as it was made
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        entries.setdefault(int(index), {})[name] = tensor
-    for index, values in rest["scalars"].items():
-        entries.setdefault(int(index), {}).update(values)
+    for path, value in {**tensors, **rest["scalars"]}.items():
+        index, *parents, name = path.split("/")
+        node = entries.setdefault(int(index), {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = _laid_out(value, parameters[int(index)]) if isinstance(value, Tensor) else value
     groups = []
     for group, saved in zip(current["param_groups"], rest["groups"], strict=True):
         groups.append({**group, **_tuples(saved), "params": group["params"]})
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """In the parameter's memory layout, as it was made: a file does not keep channels_last."""
+    if tensor.shape != parameter.shape or tensor.dim() < 2:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def _tuples(group: Mapping[str, Any]) -> dict[str, Any]:

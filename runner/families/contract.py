@@ -41,7 +41,7 @@ class Family:
     process(numerics) → the noise process.
     denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
     tiny(folder) → writes a checkpoint of the real classes with small random weights, which lets every path run on a CPU.
-    save_pipeline(folder, model, modules, dtype) → a whole directory in diffusers' layout.
+    save_pipeline(folder, model, state dicts by component, prediction type) → a whole directory in diffusers' layout.
     """
 
     spec: FamilySpec
@@ -53,4 +53,4 @@ class Family:
     process: Callable[[Numerics], Process]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
     tiny: Callable[[Path], None]
-    save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]]], None]
+    save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def attach(
             continue
         config = LoraConfig(
             r=own[0].rank,
-            lora_alpha=own[0].alpha,  # type: ignore[arg-type]
+            lora_alpha=own[0].alpha,
             lora_dropout=dropout,
             target_modules=[target.name for target in own],
             rank_pattern={re.escape(target.name): target.rank for target in own},
@@ -39,10 +40,10 @@ def attach(
         )
         inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
         for target in own:
-            layer = module.get_submodule(target.name)
-            down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]  # type: ignore[index,union-attr]
+            layer: Any = module.get_submodule(target.name)
+            down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
             assert down.weight.shape[0] == target.rank, f"{target.name}: peft gave rank {down.weight.shape[0]}"
-            assert abs(layer.scaling[_ADAPTER] - target.alpha / target.rank) < 1e-9, target.name  # type: ignore[index,union-attr]
+            assert abs(layer.scaling[_ADAPTER] - target.alpha / target.rank) < 1e-9, target.name
             for part, name in ((down, "lora_A"), (up, "lora_B")):
                 device = part.weight.device
                 part.weight = nn.Parameter(torch.zeros(part.weight.shape, dtype=torch.float32, device=device))

@@ -95,7 +95,7 @@ def config_reasons(old: dict[str, Any], new: dict[str, Any], stages: Iterable[st
         if key is None:  # an entry of a table such as optimizer.args
             parent = schema_path(path).rpartition(".")[0]
             key = keys.get(parent)
-        if key is not None and key.effect == "trajectory" and wanted & set(key.stages):
+        if key is not None and key.effect != "bits" and wanted & set(key.stages):
             reasons.append(f"{path} {_shown(old.get(path))} → {_shown(new.get(path))}")
     return reasons
 

@@ -58,7 +58,7 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
         derive("model.prediction_type", stated, "the checkpoint's scheduler")
     if config.model.clip_skip is None:
         derive("model.clip_skip", 1, "the last layer")
-    precision = config.training.mixed_precision
+    precision: str | None = config.training.mixed_precision
     if precision is None:
         precision = "no" if dtype == "fp32" else dtype
         derive("training.mixed_precision", precision, "model.dtype")

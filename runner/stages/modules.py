@@ -65,4 +65,6 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trai
         }
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    for module in modules.values():
+        module.eval()  # adapters come in training mode, with their dropout on
     return Trained(modules, parameters)

@@ -54,6 +54,7 @@ def _scores(
     """Of the base model and of each candidate; what was measured before is read from the store."""
     everything: list[Candidate] = [(0, "raw"), *wanted]
     found: dict[Candidate, Score] = {}
+    context.store.index_existing("scores", [inputs.score_key(*which) for which in everything])
     for which in everything:
         file = context.store.item("scores", inputs.score_key(*which))
         if file.is_file():

@@ -33,12 +33,13 @@ class DiffusionTask:
         self.latents = latents
         self.text_encoder = text_encoder
         self.tokenizer = context.family.load_tokenizer(context.runtime.model) if text_encoder is not None else None
-        self.denoiser: Any = trained.modules["denoiser"]
+        denoiser: Any = trained.modules["denoiser"]
         if context.runtime.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
+            denoiser.enable_gradient_checkpointing()
             if "text_encoder_1" in trained.modules:
-                trained.modules["text_encoder_1"].gradient_checkpointing_enable()
-        self.called = torch.compile(self.denoiser) if context.runtime.compile else self.denoiser
+                encoder: Any = trained.modules["text_encoder_1"]
+                encoder.gradient_checkpointing_enable()
+        self.called: Any = torch.compile(denoiser) if context.runtime.compile else denoiser
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         return self.loader.steps_from(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,12 @@ class Store:
     def item(self, kind: str, key: str) -> Path:
         """The file of one encoded item, picture or score."""
         return self.root / "items" / kind / key[:2] / (key + EXTENSIONS[kind])
+
+    def index_existing(self, kind: str, keys: Iterable[str]) -> None:
+        """Adds files to the index that are there but not in it: a kill may come between writing one and noting it."""
+        present = self.index.item_keys(kind)
+        found = [(key, self.item(kind, key)) for key in keys if key not in present]
+        self.index.add_items(kind, [(key, file.stat().st_size) for key, file in found if file.is_file()])
 
     def artifact(self, kind: str, fingerprint: str) -> Path:
         """The folder of a finished stage."""

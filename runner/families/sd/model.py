@@ -67,7 +67,7 @@ def _drawn(component: Component, options: LoadOptions) -> nn.Module:
     return module.to(options.device, options.dtype)
 
 
-def _finished(module: nn.Module, name: str, options: LoadOptions) -> nn.Module:
+def _finished(module: Any, name: str, options: LoadOptions) -> nn.Module:
     for buffer_name, buffer in list(module.named_buffers()):
         if buffer.is_meta:  # position_ids: not part of any file
             owner, _, last = buffer_name.rpartition(".")
@@ -77,16 +77,17 @@ def _finished(module: nn.Module, name: str, options: LoadOptions) -> nn.Module:
         module.to(memory_format=torch.channels_last)
     if name in ("denoiser", "vae") and options.attention == "eager":
         module.set_default_attn_processor() if name == "vae" else _plain_attention(module)
-    return module.requires_grad_(False).eval()
+    finished: nn.Module = module.requires_grad_(False).eval()
+    return finished
 
 
-def _plain_attention(module: nn.Module) -> None:
+def _plain_attention(module: Any) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     module.set_attn_processor(AttnProcessor())
 
 
-def encode_images(vae: nn.Module, pixels: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
     """Latents in the denoiser's scale; the distribution's mode, or one sample per picture from its own generator."""
     distribution = vae.encode(pixels).latent_dist
     latents = distribution.mode()
@@ -96,7 +97,7 @@ def encode_images(vae: nn.Module, pixels: Tensor, generators: Sequence[torch.Gen
     return latents * vae.config.scaling_factor
 
 
-def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Pixels in -1..1 (not clipped)."""
     dtype = next(vae.parameters()).dtype
     return vae.decode((latents / vae.config.scaling_factor).to(dtype)).sample
@@ -106,7 +107,7 @@ def process(numerics: Numerics) -> Process:
     return make_process(numerics.noise_schedule, numerics.prediction_type, numerics.zero_terminal_snr)
 
 
-def denoise(denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     dtype = denoiser.conv_in.weight.dtype
     hidden = conditioning["hidden"].to(dtype)
     return denoiser(x_t.to(dtype), t, encoder_hidden_states=hidden, return_dict=False)[0].float()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runner.errors import Invalid
 from runner.families.locate import KeyPath, child_folder, locate_model, weights_in
@@ -57,7 +57,7 @@ def _configs(place: Path) -> dict[str, Mapping[str, Any]]:
         kind = str(read_json(index).get("_class_name", ""))
         if "XL" in kind or "3" in kind or "Flux" in kind or "Video" in kind:
             raise ModelProblem(CHECKPOINT, f"{place} is a {kind}, not of family sd15", "name the family that it is of")
-    configs = {}
+    configs: dict[str, Mapping[str, Any]] = {}
     for name, sub in FOLDERS.items():
         file = place / sub / "config.json"
         if not file.is_file():
@@ -288,7 +288,7 @@ def _target(component: str, layer: Layer, network: Network) -> Target:
     alpha = matching(network.alpha_pattern)
     if alpha is None:
         alpha = network.conv_alpha if convolutional and network.conv_rank is not None else network.alpha
-    kind = "conv" if layer.kind == "conv" else "linear"
+    kind: Literal["conv", "linear"] = "conv" if layer.kind == "conv" else "linear"
     return Target(
         component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, float(rank if alpha is None else alpha),
         _KOHYA_PREFIXES[component] + layer.name.replace(".", "_"), _DIFFUSERS_PREFIXES[component] + layer.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from runner.errors import RunFailed
@@ -54,7 +54,7 @@ def load_tokenizer(model: Model) -> CLIPTokenizer:
 
 
 def encode_texts(
-    encoder: nn.Module, tokenizer: Any, texts: Sequence[str], numerics: Numerics, weighting: bool
+    encoder: Any, tokenizer: Any, texts: Sequence[str], numerics: Numerics, weighting: bool
 ) -> Conditioning:
     """{"hidden": [B, L, D]}. L is the encoder's length for max_token_length 75; longer texts are encoded in pieces and
     joined without the inner ends, as Kohya's tools do. clip_skip takes hidden states from before the last layers and
@@ -93,7 +93,7 @@ def _cut(row: list[int], length: int, pieces: int, begin: int, end: int, pad: in
     return cut
 
 
-def _hidden(encoder: nn.Module, ids: Tensor, clip_skip: int) -> Tensor:
+def _hidden(encoder: Any, ids: Tensor, clip_skip: int) -> Tensor:
     if clip_skip <= 1:
         return encoder(ids).last_hidden_state
     states = encoder(ids, output_hidden_states=True).hidden_states

@@ -42,7 +42,7 @@ _TEXT: dict[str, Any] = {
     "intermediate_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "max_position_embeddings": 20,
+    "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
     "projection_dim": 16,
 }
@@ -53,7 +53,7 @@ def write_tiny(folder: Path) -> None:
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=20
+        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=77
     )
     tokenizer.save_pretrained(folder / "tokenizer")
     text = CLIPTextConfig(

@@ -1,0 +1,57 @@
+"""Preparing, planning and training in this process, for tests that do it often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runner.config.load import load
+from runner.plan.diff import Plan, make_plan
+from runner.plan.prepare import Prepared, prepare
+from runner.store.store import find_store
+
+
+def prepared(file: Path, *settings: str) -> Prepared:
+    """A checked run."""
+    return prepare(load(file, settings), find_store(file.parent), may_defer=False)
+
+
+def planned(file: Path, *settings: str) -> Plan:
+    """Its plan."""
+    return make_plan(prepared(file, *settings))
+
+
+def actions(plan: Plan) -> dict[str, str]:
+    """Stage → symbol."""
+    return {name: action.symbol for name, action in plan.actions.items()}
+
+
+def applied(file: Path, *settings: str, until: str | None = None, stop_at: int | None = None) -> Any:
+    """Applies without progress; `stop_at` asks to stop when that step is logged."""
+    from runner.core.events import Events
+    from runner.errors import Exit
+    from runner.execute.apply import Apply
+    from runner.stages.stop import StopFlag
+
+    run = prepared(file, *settings)
+    stop = StopFlag()
+
+    def listen(event: dict[str, Any]) -> None:
+        if stop_at is not None and event["type"] == "step" and event["step"] >= stop_at:
+            stop.set(Exit.TERMINATED)
+
+    events = Events(run.output_dir / "logs" / "events.jsonl", (listen,))
+    try:
+        return Apply(run, events, stop, until, "").run()
+    finally:
+        events.close()
+
+
+def trained_bytes(file: Path, *settings: str) -> bytes:
+    """The last checkpoint's bytes after training."""
+    outcome = applied(file, *settings, until="train")
+    run = prepared(file, *settings)
+    folder = run.store.artifact("train", outcome.graph.fingerprint("train")) / "checkpoints"
+    last = sorted(folder.iterdir())[-1]
+    average = last / "ema.safetensors"
+    return (last / "raw.safetensors").read_bytes() if not average.exists() else average.read_bytes()
