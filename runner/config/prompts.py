@@ -174,7 +174,9 @@ def _from_toml(file: FilePath) -> list[Prompt]:
     if isinstance(document.get("prompt"), dict) and "prompts" not in document:
         shared = {name: value for name, value in document["prompt"].items() if name != "subset"}
         subsets = document["prompt"].get("subset", [])
-        entries: list[tuple[Path, dict[str, Any]]] = [(("prompt", "subset", index), {**shared, **entry}) for index, entry in enumerate(subsets)]
+        entries: list[tuple[Path, dict[str, Any]]] = [
+            (("prompt", "subset", index), {**shared, **entry}) for index, entry in enumerate(subsets)
+        ]
         return _validated(entries, source, kohya=True)
     prompts = document.get("prompts")
     if not isinstance(prompts, list) or set(document) != {"prompts"}:

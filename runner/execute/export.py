@@ -11,7 +11,6 @@ from torch import Tensor
 from runner.atomic import new_folder
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
-from runner.families.sd.save import original_component, original_state
 from runner.formats.adapters import diffusers_state, kohya_state
 from runner.formats.metadata import publish_metadata
 from runner.formats.tensors import write_hashed_tensors, write_tensors
@@ -64,12 +63,12 @@ class Exporter:
             tensors, extra = diffusers_state(targets, state, dtype)
             write_tensors(target, tensors, {**metadata, **extra})
         elif form == "single_file":
-            whole = original_state(self.context.runtime.model, self._whole(state, dtype))
+            whole = self.context.family.single_file(self.context.runtime.model, self._whole(state, dtype))
             write_hashed_tensors(target, {name: tensor.contiguous() for name, tensor in whole.items()}, metadata)
         elif form == "comfyui":
             denoiser = self._whole(state, dtype, only=("denoiser",))["denoiser"]
             write_hashed_tensors(
-                target, original_component(self.context.runtime.model, "denoiser", denoiser, ""), metadata
+                target, self.context.family.denoiser_file(self.context.runtime.model, denoiser), metadata
             )
         else:
             model = self.context.runtime.model

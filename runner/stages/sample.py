@@ -16,7 +16,9 @@ def run_sample(
     """Makes the missing pictures and returns how many there were. Raises `Stopped` when asked to stop."""
     previews = Previews(context, inputs, text_trains)
     wanted = candidates(inputs.steps, inputs.ema, with_base=True)
-    context.store.index_existing("samples", [inputs.key(prompt, *which) for which in wanted for prompt in previews.prompts])
+    context.store.index_existing(
+        "samples", [inputs.key(prompt, *which) for which in wanted for prompt in previews.prompts]
+    )
     missing = [(step, weights) for step, weights in wanted if previews.missing(step, weights)]
     if not missing:
         return 0

@@ -16,7 +16,7 @@ from runner.core.rng import forked
 from runner.diffusion.process import Process, make_process
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning, Family, LoadOptions
-from runner.families.sd.save import save_pipeline
+from runner.families.sd.save import denoiser_file, original_state, save_pipeline
 from runner.families.sd.spec import SD15 as SPEC
 from runner.families.sd.text import encode_texts, load_tokenizer
 from runner.families.sd.tiny import write_tiny
@@ -128,4 +128,6 @@ SD15 = Family(
     denoise=denoise,
     tiny=tiny,
     save_pipeline=save_pipeline,
+    single_file=original_state,
+    denoiser_file=denoiser_file,
 )

@@ -66,6 +66,11 @@ def original_state(model: Model, modules: Mapping[str, Mapping[str, Tensor]]) ->
     return found
 
 
+def denoiser_file(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The denoiser alone with its original names, as ComfyUI's loader of diffusion models reads it."""
+    return original_component(model, "denoiser", state, "")
+
+
 def original_component(model: Model, name: str, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """One component's state dict with its original names behind `prefix`."""
     layers = component_layers(model.components[name])
