@@ -281,6 +281,8 @@ class Runtime:
     sample_at_first: bool
     steps_per_epoch: int
     init_from: Path | None
+    threads: int | None
+    """CPU threads; None is PyTorch's own choice."""
 
     def bits(self) -> dict[str, Any]:
         """What may change the last bits of a result."""

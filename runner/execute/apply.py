@@ -62,7 +62,7 @@ class Apply:
         self.store: Store = prepared.store
         self.graph = current_graph(prepared)
         device = choose_device(prepared.config.run.device)
-        prepare_torch(prepared.config.run.deterministic)
+        prepare_torch(prepared.config.run.deterministic, self.graph.runtime.threads)
         self.environment = environment(_device_name(device))
         bundle = family(prepared.config.model.family)
         self.context = Context(bundle, self.store, self.graph.runtime, self.graph.train.numerics, device, events, stop)

@@ -31,7 +31,7 @@ class Sampling:
         self.chosen = find_checkpoint(prepared.store, self.graph, checkpoint)
         record = TrainFolder(prepared.store.artifact("train", self.graph.fingerprint("train"))).record()
         device = choose_device(prepared.config.run.device)
-        prepare_torch(prepared.config.run.deterministic, record["threads"] if record else None)
+        prepare_torch(prepared.config.run.deterministic, record["threads"] if record else self.graph.runtime.threads)
         bundle = family(prepared.config.model.family)
         numerics = self.graph.train.numerics
         self.context = Context(bundle, prepared.store, self.graph.runtime, numerics, device, Events(None))

@@ -38,8 +38,8 @@ def refresh_view(
     form = "kohya" if graph.train.targets is not None else "single_file"
     best = exporter.export(chosen["step"], chosen["weights"], form, graph.publish.dtype)
     show(best, output / "best.safetensors")
-    notes = _publish(prepared, graph, selection, exporter, view)
     write_report(prepared, graph, selection, trained, plan_text, environment)
+    notes = _publish(prepared, graph, selection, exporter, view)
     for name in ("selection.json", "resolved.json", "best.safetensors", "report.html", "strip.png"):
         if (output / name).exists():
             view.note(output / name, name)

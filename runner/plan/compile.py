@@ -28,8 +28,10 @@ from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
 
 STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
-EVALUATED_TRAINING_ITEMS = 32
-"""At most so many training items are measured beside the held-out ones."""
+EVALUATED_TRAINING_ITEMS = (8, 32)
+"""As many training items as held-out ones are measured beside them, within these bounds; the upper one where none is."""
+SMALL_MODEL = 20_000_000
+"""A denoiser of fewer parameters runs on one CPU thread: its operations are too short to be shared."""
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -87,7 +89,7 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     )  # fmt: skip
     train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
     trajectory = train.trajectory()
-    compared = _compared(collection.items, seed)
+    compared = _compared(collection.items, len(collection.held_out), seed)
     items = _digest_of([train.items_digest, *(item.facts() for item in (*collection.held_out, *compared))])
     latents, texts = LatentsInputs(latent_encoder, items), TextsInputs(text_encoder, items)
     base = identity(
@@ -166,11 +168,13 @@ def _train_inputs(
     )
 
 
-def _compared(items: list[TrainItem], seed: int) -> list[TrainItem]:
+def _compared(items: list[TrainItem], held_out: int, seed: int) -> list[TrainItem]:
     """Some training items, chosen by a hash like the held-out ones."""
     own = [item for item in items if not item.settings.regularization]
     order = sorted(own, key=lambda item: hashlib.sha256(f"{seed}:{item.digest}".encode()).digest())
-    return sorted(order[:EVALUATED_TRAINING_ITEMS], key=lambda item: (item.digest, item.text))
+    least, most = EVALUATED_TRAINING_ITEMS
+    count = min(max(held_out, least), most) if held_out else most
+    return sorted(order[:count], key=lambda item: (item.digest, item.text))
 
 
 def _kept_steps(prepared: Prepared) -> tuple[int, ...]:
@@ -219,4 +223,5 @@ def _runtime(prepared: Prepared) -> Runtime:
         sample_at_first=config.sampling.at_first,
         steps_per_epoch=prepared.length.steps_per_epoch,
         init_from=prepared.init_from,
+        threads=1 if prepared.model.components["denoiser"].parameters < SMALL_MODEL else None,
     )
