@@ -62,7 +62,7 @@ class ItemOptions(Section):
     token_warmup_min: int = key(1, effect="trajectory", stage="cache.text", ge=1)
     """With token_warmup_step: how many tags behind the kept ones are used at first."""
 
-    token_warmup_step: float = key(0, effect="trajectory", stage="cache.text", ge=0)
+    token_warmup_step: float = key(0.0, effect="trajectory", stage="cache.text", ge=0)
     """Until this step ever more tags are used; below 1 it is a share of all steps; 0 is off."""
 
     flip_aug: bool = key(False, effect="trajectory", stage="cache.latents")

@@ -28,7 +28,9 @@ SETTINGS = {
     },
     "sampling": {"every_n_steps": 4},
     "caching": {"latent_batch_size": 2, "text_batch_size": 2},
-    "selection": {"publish": [{"directory": "published", "mode": "copy"}, {"directory": "all", "which": "all", "mode": "symlink"}]},
+    "selection": {
+        "publish": [{"directory": "published", "mode": "copy"}, {"directory": "all", "which": "all", "mode": "symlink"}]
+    },
 }
 PLACES = [
     "rename:items/latents:2:after",
@@ -57,7 +59,6 @@ PLACES = [
     "rename:report.html:1:before",
 ]
 FEW = [PLACES[index] for index in (0, 4, 8, 12, 15, 21)]
-
 
 
 def executed_steps(place: Place) -> int:

@@ -87,7 +87,9 @@ class Place:
         self.file.write_text(content, encoding="utf-8")
         return self.file
 
-    def run(self, *arguments: str, kill: str | None = None, env: dict[str, str] | None = None, text: str | None = None) -> Result:
+    def run(
+        self, *arguments: str, kill: str | None = None, env: dict[str, str] | None = None, text: str | None = None
+    ) -> Result:
         """The command line in this folder. `kill` is a place for tests/faults."""
         environment = {**os.environ, "RUNNER_STORE": "", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
         environment.pop("RUNNER_STORE") if not environment["RUNNER_STORE"] else None
@@ -131,5 +133,11 @@ def new_place(folder: Path, model: Path, pictures: int = 10) -> Place:
 
 def run_bytes(output: Path) -> dict[str, bytes]:
     """The files of a run's folder that must be equal between equal runs."""
-    names = [*output.glob("checkpoints/*"), *output.glob("samples/*.png"), output / "best.safetensors", output / "selection.json", output / "strip.png"]
+    names = [
+        *output.glob("checkpoints/*"),
+        *output.glob("samples/*.png"),
+        output / "best.safetensors",
+        output / "selection.json",
+        output / "strip.png",
+    ]
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(names) if path.is_file()}

@@ -121,7 +121,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     draw_pictures(folder / "apart", 2, seed=11)
     shutil.copytree(folder / "model", folder / "copy")
     for index, size in enumerate([(48, 32), (20, 20), (24, 128), (70, 41), (40, 30)]):
-        drawn_at_random("star", "red", "white", random.Random(index)).resize(size).save(folder / "pics" / f"odd{index}.png")
+        drawn_at_random("star", "red", "white", random.Random(index)).resize(size).save(
+            folder / "pics" / f"odd{index}.png"
+        )
         (folder / "pics" / f"odd{index}.txt").write_text("a red star, bright, on white, drawn by hand")
     shutil.copytree(folder / "apart", folder / "copied_apart")
     shutil.copytree(folder / "pics", folder / "copied_pics")

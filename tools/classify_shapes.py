@@ -17,8 +17,10 @@ from PIL import Image
 from tools.draw_shapes import COLOURS, GROUNDS, SHAPES, SIZE, Placement, draw
 
 DIRECTIONS = 72
-WORST_DISTANCE = 0.155
-"""A profile farther than this (root mean square) from every drawn shape is none of them."""
+WORST_DISTANCE = 0.2
+"""A profile farther than this (root mean square) from every drawn shape is none of them. Drawn pictures
+stay below 0.09. Of smooth random blobs, at 0.2, most are called a circle, one in seven a square, one in eight a heart
+and none a star (tests/test_tools.py)."""
 
 
 @dataclass(frozen=True)

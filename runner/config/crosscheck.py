@@ -9,7 +9,14 @@ from runner.config.diagnose import dotted
 from runner.config.locate import Path
 from runner.config.source import Source
 from runner.errors import Diagnostic
+from runner.optim.args import OPTIMIZER_ARGS
 from schemas import RunConfig
+
+
+ZERO_TERMINAL_SNR_SAMPLERS = (
+    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
+)  # fmt: skip
+"""Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 
 
 def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
@@ -125,6 +132,8 @@ def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                 f'the schedule "{training.scheduler.type}" has no argument `{name}`',
                 source.key_places(("training", "scheduler", "args", name)), f"it takes {listed}",
             )  # fmt: skip
+    yield from _optimizer_args(config, source)
+    yield from _zero_snr_samplers(config, source)
     if training.max_train_steps is not None and (training.scheduler.warmup_steps or 0) > training.max_train_steps:
         yield _conflict(
             source, f"the warm-up of {training.scheduler.warmup_steps} steps is longer than the run of {training.max_train_steps}",
@@ -145,6 +154,38 @@ def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, "bf16 weights under fp16 computation lose range both ways",
             [("model", "dtype"), ("training", "mixed_precision")], "use one of the two for both",
         )  # fmt: skip
+
+
+def _optimizer_args(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    optimizer = config.training.optimizer
+    known = OPTIMIZER_ARGS[optimizer.type]
+    for name, value in optimizer.args.items():
+        path: Path = ("training", "optimizer", "args", name)
+        if name not in known:
+            yield Diagnostic(
+                f'the optimizer "{optimizer.type}" has no argument `{name}`', source.key_places(path),
+                f"it takes {', '.join(sorted(known))}; betas, eps and weight_decay are keys of [training.optimizer]",
+            )  # fmt: skip
+        elif type(value) is not known[name]:
+            words = {bool: "true or false", int: "an integer", float: "a number"}
+            yield Diagnostic(
+                f"`{name}` of the optimizer must be {words[known[name]]}, not {value!r}", source.value_places(path)
+            )
+
+
+def _zero_snr_samplers(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    if not config.training.loss.zero_terminal_snr:
+        return
+    named: list[tuple[Path, str | None]] = [(("sampling", "sampler"), config.sampling.sampler)]
+    named += [
+        (("sampling", "prompts", i, "sampler"), prompt.sampler) for i, prompt in enumerate(config.sampling.prompts)
+    ]
+    for path, sampler in named:
+        if sampler is not None and sampler not in ZERO_TERMINAL_SNR_SAMPLERS:
+            yield _conflict(
+                source, f'the sampler "{sampler}" cannot start from pure noise, which zero_terminal_snr needs',
+                [path, ("training", "loss", "zero_terminal_snr")], f"use one of {', '.join(ZERO_TERMINAL_SNR_SAMPLERS)}",
+            )  # fmt: skip
 
 
 def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:

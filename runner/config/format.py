@@ -15,7 +15,7 @@ from schemas.walk import Key, all_keys, leaf_keys
 
 
 def tidy_text(text: str) -> str:
-    """One space around each `=`, no blanks at line ends, one empty line before a table, one line end at the end."""
+    """One space around each `=`, no blanks at line ends, an empty line before a table (and its comments), one line end at the end."""
     lines = text.replace("\r\n", "\n").split("\n")
     positions = locate(text)
     for path, span in positions.keys.items():
@@ -34,8 +34,8 @@ def tidy_text(text: str) -> str:
         stripped = line.rstrip()
         if not stripped and (not tidied or not tidied[-1]):
             continue
-        if stripped.startswith("["):
-            _blank_before_comments(tidied)
+        if re.match(r"\[\[?[\w.\"'-]+\]", stripped):
+            _blank_before_table(tidied)
         tidied.append(stripped)
     return "\n".join(tidied).strip("\n") + "\n"
 
@@ -49,8 +49,8 @@ def _inside_strings(text: str) -> set[int]:
     return found
 
 
-def _blank_before_comments(lines: list[str]) -> None:
-    """Puts an empty line before the comments that stand right above a table."""
+def _blank_before_table(lines: list[str]) -> None:
+    """Puts an empty line before a table, or before the comments that stand right above it."""
     at = len(lines)
     while at > 0 and lines[at - 1].startswith("#") and not lines[at - 1].startswith("#:"):
         at -= 1

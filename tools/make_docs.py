@@ -1,0 +1,107 @@
+"""Writes what is made from the schema: docs/run_toml.md, docs/run.schema.json and the skeletons in templates/.
+
+python -m tools.make_docs
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+from runner.cli.explain import default_text, effect_text
+from runner.cli.schema import schema_text
+from schemas.walk import Key, all_keys
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = {"lora": "a LoRA", "full": "a full fine-tune"}
+TITLES = {"sd15": "Stable Diffusion 1.5"}
+LEARNING_RATES = {"lora": "1e-4", "full": "1e-5"}
+"""What a skeleton starts from; a full fine-tune at the adapters' rate would wreck the model."""
+
+
+def generated() -> dict[Path, str]:
+    """File → its content."""
+    files = {ROOT / "docs" / "run_toml.md": reference(), ROOT / "docs" / "run.schema.json": schema_text()}
+    for family in TITLES:
+        for method in METHODS:
+            files[ROOT / "templates" / f"{family}-{method}.toml"] = skeleton(family, method)
+    return files
+
+
+def reference() -> str:
+    """Every key of run.toml with type, default, effect and meaning."""
+    lines = [
+        "# run.toml, key by key",
+        "",
+        "Made from the schema by `python -m tools.make_docs`; the same texts as `runner explain KEY`.",
+        "",
+    ]
+    for key in all_keys().values():
+        if key.section is not None:
+            lines += _section(key)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(section: Key) -> list[str]:
+    brackets = f"[[{section.dotted}]]" if section.is_array_of_tables else f"[{section.dotted}]"
+    lines = [f"## {brackets}", "", section.documentation, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in all_keys().values():
+        if key.path[:-1] == section.path and key.section is None:
+            cells = (
+                f"`{key.path[-1]}`",
+                key.type_text,
+                f"`{default_text(key)}`",
+                f"{key.documentation} *{effect_text(key)}*",
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [*lines, ""]
+
+
+def skeleton(family: str, method: str) -> str:
+    """A commented run.toml: what is needed is set, the rest stands there as comments with its default."""
+    lines = [
+        "#:schema ./run.schema.json",
+        f"# {METHODS[method][0].upper()}{METHODS[method][1:]} of {TITLES[family]}. Lines that begin with `# ` and a key show defaults.",
+        "schema_version = 1",
+    ]
+    given = {
+        "run.name": '"my-run"', "model.family": f'"{family}"', "model.checkpoint": '"models/model.safetensors"',
+        "dataset.sources.path": '"images"', "training.max_train_steps": "1000", "training.learning_rate": LEARNING_RATES[method],
+    }  # fmt: skip
+    for section in all_keys().values():
+        if section.section is None or (section.dotted == "network" and method == "full"):
+            continue
+        required = section.dotted in ("run", "model", "network", "dataset", "dataset.sources", "training")
+        brackets = f"[[{section.dotted}]]" if section.is_array_of_tables else f"[{section.dotted}]"
+        lines += ["", *textwrap.wrap(section.documentation, 110, initial_indent="# ", subsequent_indent="# ")]
+        lines.append(brackets if required else f"# {brackets}")
+        for key in all_keys().values():
+            if key.path[:-1] != section.path or key.section is not None:
+                continue
+            first = key.documentation.split(". ")[0].rstrip(".")
+            if key.dotted in given:
+                lines.append(f"{key.path[-1]} = {given[key.dotted]}")
+            elif section.dotted != "dataset.sources" or key.path[-1] in (
+                "repeats",
+                "class_tokens",
+                "regularization",
+                "weight",
+            ):
+                lines.append(f"# {key.path[-1]} = {_shown(key)}  # {first}")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(key: Key) -> str:
+    return "…" if key.default is None else json.dumps(key.default, ensure_ascii=False)
+
+
+def main() -> None:
+    for file, text in generated().items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        print(file.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
