@@ -86,7 +86,7 @@ v = 2
 
 
 def toml_files() -> list[Path]:
-    return [file for file in [*ROOT.glob("recipes/*/*.toml"), *DATA.glob("*.toml"), ROOT / "pyproject.toml"]]
+    return [*ROOT.glob("recipes/*/*.toml"), *DATA.glob("*.toml"), ROOT / "pyproject.toml"]
 
 
 @pytest.mark.parametrize("text", [TRICKY, *(file.read_text() for file in toml_files())], ids=str.splitlines)
@@ -540,7 +540,7 @@ learning_rate = 1e-4
 
 def test_tidy() -> None:
     tidy = tidy_text(UNTIDY)
-    assert tidy.startswith('schema_version = 1\n\n# the run\n\n[run]\nname = "t"   # its name\nseed = 42\n\n[model]\n')
+    assert tidy.startswith('schema_version = 1\n# the run\n\n[run]\nname = "t"   # its name\nseed = 42\n\n[model]\n')
     assert "\n\n# how long\n[training]\n" in tidy
     assert tidy_text(tidy) == tidy
     assert tomli.loads(tidy) == tomli.loads(UNTIDY)

@@ -10,7 +10,8 @@ import click
 
 from runner.cli import out
 from runner.cli.common import plan_figures, prepared_run, run_file, settings_option, shown_plan, target_option
-from runner.errors import Exit, LockedDiffers, UsageError
+from runner.cli.lock import check_device, check_lock, save_lock
+from runner.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from runner.execute.apply import Outcome
@@ -48,12 +49,13 @@ def command(file: Path, settings: tuple[str, ...], target: str | None, locked: b
         plan = make_plan(prepared, target)
         if saved is not None:
             check_current(saved, plan)
-        if locked:
-            _check_lock(prepared, plan)
-        return _ask_and_run(file, settings, target, plan, yes, locked)
+        locked_device = check_lock(prepared, plan) if locked else None
+        return _ask_and_run(file, settings, target, plan, yes, locked_device)
 
 
-def _ask_and_run(file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked: bool) -> int:
+def _ask_and_run(
+    file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked_device: str | None
+) -> int:
     from runner.plan.render import render_plan
 
     prepared = plan.prepared
@@ -67,12 +69,12 @@ def _ask_and_run(file: Path, settings: tuple[str, ...], target: str | None, plan
         if not sys.stdin.isatty():
             raise UsageError(f"this would replace {plan.throws_away}", hint="say --yes to do it without asking")
         click.confirm(f"Replace {plan.throws_away}?", abort=True, err=True)
-    outcome = carry_out(prepared, target, render_plan(plan, figures))
+    outcome = carry_out(prepared, target, render_plan(plan, figures), locked_device)
     for note in outcome.notes:
         out.say(f"note: {note}")
+    if outcome.published and locked_device is None:
+        save_lock(file, settings, prepared, outcome)
     if outcome.selection is not None:
-        if not locked:
-            _write_lock(file, settings, prepared, outcome)
         from runner.plan.diff import chosen_text
 
         out.say(f"chosen: {chosen_text(outcome.selection)}")
@@ -80,8 +82,8 @@ def _ask_and_run(file: Path, settings: tuple[str, ...], target: str | None, plan
     return Exit.DONE
 
 
-def carry_out(prepared: Prepared, target: str | None, plan_text: str) -> Outcome:
-    """Runs the stages with signals, progress and the log around them."""
+def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_device: str | None = None) -> Outcome:
+    """Runs the stages with signals, progress and the log around them. Raises `LockedDiffers` on another device."""
     from runner.core.process import prepare_environment
 
     prepare_environment(prepared.config.run.deterministic)
@@ -100,7 +102,10 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str) -> Outcome
         if board is not None:
             events.listeners.append(board.hear)
         try:
-            outcome = Apply(prepared, events, stop, target, plan_text).run()
+            application = Apply(prepared, events, stop, target, plan_text)
+            if locked_device is not None:
+                check_device(locked_device, application.environment["device"])
+            outcome = application.run()
             events.stage = "run"
             events.emit("finished")
             return outcome
@@ -119,52 +124,3 @@ def _show_results(prepared: Prepared) -> None:
         path = prepared.output_dir / name
         if path.exists():
             out.data(str(path))
-
-
-def _lock_content(prepared: Prepared, plan_fingerprints: dict[str, str]) -> dict[str, dict[str, object]]:
-    """What the lock records of the inputs, torch-free."""
-    from runner.plan.fingerprint import fingerprint
-    from runner.plan.history import flat_config
-
-    config = {key: value for key, value in flat_config(prepared.config).items() if key != "run.output_dir"}
-    return {
-        "inputs": {**prepared.weights, "configuration": fingerprint(config)},
-        "fingerprints": {
-            name: value for name, value in plan_fingerprints.items() if name in ("cache.latents", "cache.text", "train")
-        },
-    }
-
-
-def _check_lock(prepared: Prepared, plan: Plan) -> None:
-    from runner.store.lockfile import differences, environment, read_lock
-
-    lock = read_lock(prepared.source.file)
-    content = _lock_content(prepared, {name: node.fingerprint for name, node in plan.graph.nodes.items()})
-    device = str(lock.get("environment", {}).get("device", ""))
-    found = differences(lock, {**content, "environment": environment(device)})
-    if found:
-        shown = "".join(f"\n  {line}" for line in found[:20])
-        raise LockedDiffers(
-            f"{len(found)} things differ from {prepared.source.file.with_suffix('.lock').name}:{shown}",
-            hint="apply without --locked to write a new lock, or bring them back",
-        )
-
-
-def _write_lock(file: Path, settings: tuple[str, ...], prepared: Prepared, outcome: Outcome) -> None:
-    import hashlib
-
-    from runner.store.lockfile import write_lock
-
-    content = _lock_content(prepared, {name: node.fingerprint for name, node in outcome.graph.nodes.items()})
-    content["environment"] = dict(outcome.environment)
-    content["bits"] = dict(outcome.graph.runtime.bits())
-    assert outcome.selection is not None
-    best = prepared.output_dir / "best.safetensors"
-    with open(best, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    content["result"] = {
-        "step": outcome.selection["chosen"]["step"], "weights": outcome.selection["chosen"]["weights"], "best.safetensors": digest,
-    }  # fmt: skip
-    if settings:
-        content["settings"] = {typed.partition("=")[0].strip(): typed.partition("=")[2].strip() for typed in settings}
-    write_lock(file, content)

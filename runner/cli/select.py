@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from runner.cli import out
 from runner.cli.common import json_option, plan_figures, prepared_run, run_file
 from runner.errors import Exit, Invalid
+
+if TYPE_CHECKING:
+    from runner.plan.prepare import Prepared
 
 
 @click.command()
@@ -45,16 +49,16 @@ def command(file: Path, step: int | None, weights: str, as_json: bool) -> int:
         return _choose(file, prepared, as_json)
 
 
-def _choose(file: Path, prepared: object, as_json: bool) -> int:
+def _choose(file: Path, prepared: Prepared, as_json: bool) -> int:
     from runner.cli.apply import carry_out
+    from runner.cli.lock import save_lock
     from runner.plan.diff import chosen_text, make_plan
-    from runner.plan.prepare import Prepared
     from runner.plan.render import render_plan
 
-    assert isinstance(prepared, Prepared)
     plan = make_plan(prepared)
     outcome = carry_out(prepared, None, render_plan(plan, plan_figures(plan)))
     assert outcome.selection is not None
+    save_lock(file, (), prepared, outcome)
     if as_json:
         out.record(outcome.selection)
     else:

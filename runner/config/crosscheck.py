@@ -12,7 +12,6 @@ from runner.errors import Diagnostic
 from runner.optim.args import OPTIMIZER_ARGS
 from schemas import RunConfig
 
-
 ZERO_TERMINAL_SNR_SAMPLERS = (
     "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
 )  # fmt: skip

@@ -52,6 +52,7 @@ class Outcome:
     selection: dict[str, Any] | None
     notes: list[str]
     environment: dict[str, str]
+    published: bool
 
 
 class Apply:
@@ -82,7 +83,7 @@ class Apply:
             self._stage(name, stage)
             if name == self.until or (self.until == "cache" and name == "cache.text"):
                 break
-        return Outcome(self.graph, self.selection, self.notes, self.environment)
+        return Outcome(self.graph, self.selection, self.notes, self.environment, name == "publish")
 
     def _stage(self, name: str, stage: Callable[[], None]) -> None:
         """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""

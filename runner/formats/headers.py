@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from runner.errors import Invalid
@@ -20,10 +21,11 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class Header:
-    """Key → (dtype name, shape), and the file's string metadata."""
+    """Key → (dtype name, shape), the file's string metadata, and where each tensor's bytes begin (safetensors only)."""
 
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str] = field(default_factory=dict)
+    begins: dict[str, int] = field(default_factory=dict)
 
 
 def read_header(file: Path) -> Header:
@@ -52,14 +54,15 @@ def read_safetensors_header(file: Path) -> Header:
         raise Invalid(f"{file} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise Invalid(f"{file} is no safetensors file: its header is not JSON") from None
-    return _parsed(file, content, size - 8 - length)
+    return _parsed(file, content, size, 8 + length)
 
 
-def _parsed(file: Path, content: object, available: int) -> Header:
+def _parsed(file: Path, content: object, size: int, data: int) -> Header:
     if not isinstance(content, dict):
         raise Invalid(f"{file} is no safetensors file: its header is no table")
     metadata = content.pop("__metadata__", {})
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    begins: dict[str, int] = {}
     end = 0
     for key, entry in content.items():
         try:
@@ -68,14 +71,17 @@ def _parsed(file: Path, content: object, available: int) -> Header:
             dtype = str(entry["dtype"])
         except (TypeError, KeyError, ValueError):
             raise Invalid(f"{file}: the header's entry for {key!r} is malformed") from None
-        if min(shape, default=0) < 0 or not 0 <= begin <= stop:
+        needed = prod(shape) * DTYPE_BYTES.get(dtype, 0) or stop - begin
+        if min(shape, default=0) < 0 or not 0 <= begin <= stop or stop - begin != needed:
             raise Invalid(f"{file}: the header's entry for {key!r} is malformed")
         tensors[key] = (dtype, shape)
+        begins[key] = data + begin
         end = max(end, stop)
-    if end > available:
+    if end > size - data:
         raise Invalid(
-            f"{file} is cut off: its tensors need {end:,} bytes, it has {available:,}", hint="copy or download it again"
+            f"{file} is cut off: its tensors need {end:,} bytes, it has {size - data:,}",
+            hint="copy or download it again",
         )
     if not isinstance(metadata, dict):
         metadata = {}
-    return Header(tensors, {str(name): str(value) for name, value in metadata.items()})
+    return Header(tensors, {str(name): str(value) for name, value in metadata.items()}, begins)

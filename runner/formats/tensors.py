@@ -7,34 +7,54 @@ import json
 import pickle
 import struct
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.errors import RunFailed
-from runner.formats.headers import PICKLE_SUFFIXES
+from runner.errors import Invalid, RunFailed
+from runner.formats.headers import PICKLE_SUFFIXES, Header, read_safetensors_header
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def read_tensors(
     file: Path, keys: Mapping[str, str], dtype: torch.dtype | None, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """The tensors under the given keys (key in the file → name in the result), one copy each. Raises `RunFailed`."""
+    """The tensors under the given keys (key in the file → name in the result), one copy each. Raises `RunFailed`.
+
+    Safetensors are read, not mapped: the pages of a mapped file would count as this process's memory while it loads.
+    """
     try:
         if file.suffix in PICKLE_SUFFIXES:
             found = _unpickled(file)
             return {name: _placed(found[key], dtype, device) for key, name in keys.items()}
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            return {name: _placed(stream.get_tensor(key), dtype, device) for key, name in keys.items()}
-    except (OSError, SafetensorError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        header = read_safetensors_header(file)
+        with open(file, "rb", buffering=0) as stream:
+            return {name: _read(stream, header, key, dtype, device) for key, name in keys.items()}
+    except (OSError, Invalid, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RunFailed(f"{file} cannot be read: {error}", hint="copy or download it again") from None
+
+
+def _read(stream: FileIO, header: Header, key: str, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
+    name, shape = header.tensors[key]
+    tensor = torch.empty(shape, dtype=_DTYPES[name])
+    if tensor.numel():
+        target = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        stream.seek(header.begins[key])
+        while len(target):
+            count = stream.readinto(target)
+            if not count:
+                raise EOFError(f"it ends inside {key}")
+            target = target[count:]
+    wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+    return tensor.to(device=device, dtype=wanted)
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:

@@ -1,0 +1,105 @@
+"""What the benchmarks share: a child's time and peak memory, the machine in words, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+GB = 1e9
+LIBRARIES = (
+    "from runner.core.process import prepare_environment; prepare_environment();"
+    "import torch, peft, accelerate, bitsandbytes; import runner.execute.apply, runner.families.sd.model;"
+    "from diffusers import DDIMScheduler; torch.zeros(8).sum().item()"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished child: exit code, seconds, peak resident bytes, its output."""
+
+    code: int
+    seconds: float
+    peak: int
+    out: str
+
+
+def run(command: Sequence[str], folder: Path, env: dict[str, str] | None = None) -> Run:
+    """Runs a command and measures it. Raises `RuntimeError` with its output where it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=environment)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - began
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "replace"))
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 2):
+        raise RuntimeError(f"{' '.join(command)} left with {code}:\n{texts[1][-4000:]}")
+    return Run(code, seconds, _bytes(usage), texts[0])
+
+
+def _bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def runner(folder: Path, *arguments: str) -> Run:
+    """`python -m runner …` in a folder."""
+    return run([sys.executable, "-m", "runner", *arguments], folder)
+
+
+def libraries_bytes(folder: Path) -> int:
+    """What the libraries take by themselves, once imported."""
+    return run([sys.executable, "-c", LIBRARIES], folder).peak
+
+
+def machine() -> dict[str, str]:
+    """Where the figures were measured."""
+    import torch
+
+    model = platform.processor()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        lines = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    found = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cpu": model, "cores": str(os.cpu_count()),
+        "memory_gb": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GB:.0f}",
+        "python": platform.python_version(), "torch": version("torch"), "diffusers": version("diffusers"),
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def report(title: str, rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Prints the machine and a table, and writes both as JSON where asked."""
+    console = Console(width=160)
+    where = machine()
+    console.print(", ".join(f"{name} {value}" for name, value in where.items()))
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+    if out is not None:
+        out.write_text(json.dumps({"title": title, "machine": where, "rows": rows}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,125 @@
+"""Predicted against measured peak memory and disk, each phase as a process of its own.
+
+    python -m benchmarks.memory [--only NAME …] [--json FILE] [--model sd15.safetensors]
+
+Measured: the process's peak resident memory less what the same imports take alone. The full-size model has random
+weights and is written on the first use.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import tomlkit
+
+from benchmarks.measure import GB, libraries_bytes, report, runner
+from tests.full_size import write_sd15
+from tests.support import draw_pictures, merged, without_none
+
+BASE: dict[str, Any] = {
+    "schema_version": 1,
+    "run": {"name": "m"},
+    "model": {"family": "sd15"},
+    "dataset": {"sources": [{"path": "images"}]},
+    "training": {"max_train_steps": 2, "checkpoints": {"every_n_steps": 2}, "logging": {"tensorboard": False}},
+    "sampling": {"num_inference_steps": 2, "prompts": [{"prompt": "a red circle on white"}]},
+}
+LORA: dict[str, Any] = {"network": {"rank": 16}}
+
+
+def size(resolution: int, batch: int) -> dict[str, Any]:
+    return {
+        "dataset": {"resolution": resolution, "batch_size": batch},
+        "sampling": {"width": resolution, "height": resolution},
+    }
+
+
+MICRO = {"model": {"checkpoint": "builtin:micro", "dtype": "fp32"}}
+FP32 = {"model": {"dtype": "fp32"}}
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "micro LoRA, batch 16": [MICRO, LORA, size(32, 16)],
+    "micro full, batch 32": [MICRO, size(32, 32)],
+    "sd15 LoRA fp32, 256², batch 1": [FP32, LORA, size(256, 1)],
+    "sd15 LoRA fp32, 256², batch 4": [FP32, LORA, size(256, 4)],
+    "sd15 LoRA fp32, 512², batch 1": [FP32, LORA, size(512, 1)],
+    "sd15 LoRA fp32, 512², checkpointing": [
+        FP32, LORA, size(512, 1), {"training": {"memory": {"gradient_checkpointing": True}}},
+    ],
+    "sd15 LoRA bf16, 256², batch 2": [LORA, {"model": {"dtype": "bf16"}}, size(256, 2)],
+    "sd15 LoRA with text encoder, 256²": [FP32, LORA, size(256, 1), {"training": {"components": {"text_encoder_1": True}}}],
+    "sd15 full fp32, 256², batch 1": [FP32, size(256, 1)],
+    "sd15 full fp32, adamw8bit, 256²": [FP32, size(256, 1), {"training": {"optimizer": {"type": "adamw8bit"}}}],
+}  # fmt: skip
+"""Name → changes of `BASE`."""
+PHASES = ("cache.latents", "cache.text", "train", "sample", "select")
+
+
+def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(a row for each phase, the setting's row)."""
+    config = BASE
+    for change in SETTINGS[name]:
+        config = merged(config, change)
+    config["model"].setdefault("checkpoint", str(model))
+    resolution = config["dataset"]["resolution"]
+    draw_pictures(folder / "images", max(6, config["dataset"]["batch_size"]), size=resolution)
+    (folder / "run.toml").write_text(tomlkit.dumps(without_none(config)), encoding="utf-8")
+    plan = json.loads(runner(folder, "plan", "run.toml", "--json").out)
+    figures = plan["figures"]
+    base = libraries_bytes(folder)
+    rows = []
+    for phase in PHASES:
+        peak = runner(folder, "apply", "run.toml", "--target", phase).peak - base
+        predicted = figures["predicted_memory_bytes"].get(phase, 0)
+        rows.append(
+            {
+                "phase": f"{name}: {phase}",
+                "predicted_gb": predicted / GB,
+                "measured_gb": peak / GB,
+                "ratio": predicted / peak,
+            }
+        )
+    peak = max(row["measured_gb"] for row in rows)
+    runner(folder, "apply", "run.toml")
+    disk = sum(
+        file.stat().st_size for file in (folder / ".runner").rglob("*") if file.is_file() and "index" not in file.name
+    )
+    setting = {
+        "setting": name, "predicted_gb": figures["predicted_peak_memory_bytes"] / GB, "measured_gb": peak,
+        "ratio": figures["predicted_peak_memory_bytes"] / GB / peak, "predicted_disk_gb": sum(figures["predicted_disk_bytes"].values()) / GB,
+        "measured_disk_gb": disk / GB, "disk_ratio": sum(figures["predicted_disk_bytes"].values()) / disk,
+    }  # fmt: skip
+    return rows, setting
+
+
+@click.command(help=__doc__)
+@click.option("--only", multiple=True, help="Part of a setting's name.")
+@click.option("--json", "out", type=click.Path(path_type=Path))
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "sd15-random.safetensors"
+)
+def main(only: tuple[str, ...], out: Path | None, model: Path) -> None:
+    names = [name for name in SETTINGS if not only or any(part in name for part in only)]
+    if any("sd15" in name for name in names) and not model.is_file():
+        write_sd15(model)
+    phases: list[dict[str, Any]] = []
+    settings: list[dict[str, Any]] = []
+    for name in names:
+        folder = Path(tempfile.mkdtemp(prefix="runner-memory-"))
+        try:
+            rows, setting = measure(name, model.resolve(), folder)
+        finally:
+            shutil.rmtree(folder)
+        phases += rows
+        settings.append(setting)
+        click.echo(f"{name}: {setting['measured_gb']:.2f} GB", err=True)
+    report("Peak memory by phase, above the libraries", phases, None)
+    report("Peak memory above the libraries, and disk", settings, out)
+
+
+if __name__ == "__main__":
+    main()
