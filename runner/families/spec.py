@@ -117,8 +117,16 @@ class MemoryQuestion:
     encodes_text: bool
     sample_size: tuple[int, int] | None
     samples_in_training: bool
-    adapters: int = 0
+    latents_cached: bool = True
+    text_cached: bool = True
+    targets: Mapping[str, int] = field(default_factory=dict)
+    """`component.layer` → rank, of each layer with an adapter."""
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def whole(self) -> bool:
+        """Whether components train whole, not through adapters."""
+        return any(self.trains.values())
 
 
 @dataclass(frozen=True)

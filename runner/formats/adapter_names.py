@@ -74,6 +74,10 @@ def check_adapter_file(header: Header, targets: Sequence[Target]) -> str | None:
         return f"{len(unknown)} of its layers get no adapter here ({_some(unknown)})"
     if lacking:
         return f"{len(lacking)} layers that get adapters are not in it ({_some(lacking)})"
+    known = {key for names in found.values() for key in (names.down, names.up, names.alpha)}
+    others = [key for key in keys if key not in known]
+    if others:
+        return f"{len(others)} of its tensors are not known here ({_some(others)}); is it a plain LoRA?"
     for target in targets:
         names = found[f"{target.component}.{target.name}"]
         problem = _misshapen(header.tensors, names, target)

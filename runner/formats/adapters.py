@@ -33,7 +33,6 @@ def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
     assert naming is not None
     found, _, _ = find_adapters(keys, targets)
     tensors = read_tensors(file, {key: key for key in keys}, None)
-    alphas = _peft_alphas(header.metadata)
     result: dict[str, Tensor] = {}
     for target in targets:
         name = f"{target.component}.{target.name}"
@@ -42,7 +41,7 @@ def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
         if entry.alpha is not None:
             alpha = float(tensors[entry.alpha].float())
         else:
-            alpha = alphas.get(target.diffusers, float(target.rank))
+            alpha = _peft_alpha(header.metadata, target)
         result[f"{name}.lora_A"] = _shaped(down, target.rank, target, first=True)
         result[f"{name}.lora_B"] = _shaped(up * (alpha / target.alpha), target.rank, target, first=False)
     return result
@@ -55,25 +54,23 @@ def _shaped(tensor: Tensor, rank: int, target: Target, first: bool) -> Tensor:
     return tensor.reshape((rows, columns, kernel, kernel) if target.kind == "conv" else (rows, columns))
 
 
-def _peft_alphas(metadata: Mapping[str, str]) -> dict[str, float]:
-    """`component.layer` → alpha, from diffusers' adapter metadata."""
+def _peft_alpha(metadata: Mapping[str, str], target: Target) -> float:
+    """The alpha that peft would give this layer by diffusers' adapter metadata; without one, its rank."""
     try:
         content = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
     except json.JSONDecodeError:
-        return {}
-    found: dict[str, float] = {}
+        content = {}
     if not isinstance(content, dict):
-        return {}
-    for component in ("unet", "text_encoder"):
-        default = content.get(f"{component}.lora_alpha")
-        pattern = content.get(f"{component}.alpha_pattern") or {}
-        for module in content.get(f"{component}.target_modules") or []:
-            prefix = "text_encoder.text_model." if component == "text_encoder" else "unet."
-            name = prefix + str(module).removeprefix("text_model.")
-            value = pattern.get(module, default) if isinstance(pattern, dict) else default
-            if isinstance(value, (int, float)):
-                found[name] = float(value)
-    return found
+        return float(target.rank)
+    root, _, name = target.diffusers.partition(".")
+    patterns = content.get(f"{root}.alpha_pattern")
+    alpha = content.get(f"{root}.lora_alpha")
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if name == pattern or name.endswith(f".{pattern}"):
+            alpha = value
+    if not isinstance(alpha, (int, float)):
+        return float(target.rank)
+    return float(alpha) * (target.rank**0.5 if content.get(f"{root}.use_rslora") else 1.0)
 
 
 def kohya_state(targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -104,7 +101,8 @@ def _adapter_metadata(targets: Sequence[Target]) -> dict[str, object]:
     for component in dict.fromkeys(target.component for target in targets):
         own = [target for target in targets if target.component == component]
         root = own[0].diffusers.partition(".")[0]
-        names = {target.diffusers.removeprefix(f"{root}."): target for target in own}
+        # Without the text encoder's outer name, which transformers 5 no longer has; peft matches by the names' ends.
+        names = {target.diffusers.removeprefix(f"{root}.").removeprefix("text_model."): target for target in own}
         rank, alpha = own[0].rank, own[0].alpha
         content |= {
             f"{root}.r": rank,

@@ -141,7 +141,9 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         sample_size=max(((prompt.width, prompt.height) for prompt in graph.sample.prompts), key=prod, default=None),
         samples_in_training=bool(graph.sample.prompts)
         and (runtime.sample_every is not None or runtime.sample_at_first),
-        adapters=len(train.targets or ()),
+        latents_cached=runtime.latents != "off",
+        text_cached=runtime.texts != "off",
+        targets={f"{target.component}.{target.name}": target.rank for target in train.targets or ()},
         device="cpu" if runtime.device == "cpu" else "cuda" if runtime.device.startswith("cuda") else "cpu",
     )
 

@@ -53,6 +53,7 @@ def load(model: Model, name: str, options: LoadOptions) -> nn.Module:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise RunFailed(f"{component.weights[0]} does not fit the {name}: {error}") from None
+    tensors.clear()  # else each stays alive beside its copy in channels_last
     return _finished(module, name, options)
 
 
