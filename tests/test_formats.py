@@ -223,7 +223,7 @@ def test_a_run_starts_from_either_format(adapters: Any, tmp_path: Path) -> None:
 
 
 def test_adapter_files_that_do_not_fit_are_refused(adapters: Any, tmp_path: Path) -> None:
-    place, targets, state = adapters
+    _, targets, state = adapters
     good = kohya_state(targets, state, torch.float32)
     first = targets[0].kohya
     cases = {

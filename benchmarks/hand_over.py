@@ -1,0 +1,55 @@
+"""Writes what benchmarks/bare_loop.py needs to train exactly what a run trains: its batches, its start, its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.config.load import load
+from runner.core.events import Events
+from runner.data.loader import StepLoader
+from runner.execute.apply import Apply
+from runner.formats.tensors import write_tensors
+from runner.networks.lora import attach
+from runner.plan.prepare import prepare
+from runner.stages.stop import StopFlag
+from runner.stages.train import TrainStage
+from runner.store.store import find_store
+
+
+def hand_over(file: Path, folder: Path, steps: int) -> None:
+    """`file` is a run.toml whose caches are filled and whose model is a diffusers directory."""
+    run = prepare(load(file), find_store(file.parent), may_defer=False)
+    apply = Apply(run, Events(folder / "events.jsonl"), StopFlag(), "train", "")
+    inputs = apply.graph.train
+    stage = TrainStage(apply.context, inputs, apply.encoders, "0" * 64, lambda _: None, lambda: None)  # type: ignore[arg-type, return-value]
+    loader = StepLoader(inputs, stage._sources()[0], 0)
+    tensors: dict[str, torch.Tensor] = {}
+    for step, batches in zip(range(steps), loader.steps_from(0), strict=False):
+        assert len(batches) == 1, "without accumulation"
+        for name in ("latents", "noise", "timesteps", "cond.hidden"):
+            tensors[f"{step}.{name.removeprefix('cond.')}"] = batches[0].tensors[name].float() if name == "cond.hidden" else batches[0].tensors[name]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "batches.safetensors", tensors)
+    targets = inputs.targets or ()
+    if targets:
+        denoiser = apply.context.load("denoiser")
+        start = attach({"denoiser": denoiser}, targets, 0.0, inputs.seed)
+        write_tensors(folder / "start.safetensors", {_peft_name(name): value for name, value in start.items()})
+    unet = run.model.components["denoiser"].weights[0].parent
+    settings: dict[str, Any] = {
+        "unet": str(unet), "layers": [target.name for target in targets], "rank": targets[0].rank if targets else 0,
+        "alpha": targets[0].alpha if targets else 0, "steps": steps, "threads": apply.graph.runtime.threads or torch.get_num_threads(),
+        "bf16": inputs.numerics.mixed_precision == "bf16",
+        "scheduler": {**{k: v for k, v in run.model.scheduler.items() if k.startswith(("beta", "num_train"))}, "prediction_type": inputs.numerics.prediction_type},
+        "optimizer": {"lr": inputs.learning_rate, "weight_decay": inputs.optimizer.weight_decay, "betas": list(inputs.optimizer.betas), "eps": inputs.optimizer.eps},
+    }  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings, indent=2))
+
+
+def _peft_name(name: str) -> str:
+    """`denoiser.layer.lora_A` → `layer.lora_A.default.weight`."""
+    return f"{name.removeprefix('denoiser.')}.default.weight"
