@@ -40,11 +40,10 @@ def command(file: Path, settings: tuple[str, ...], target: str | None, locked: b
             raise UsageError("a plan.json is applied as it is: --set and --target belong to `runner plan --out`")
         file, settings, target = saved.run_file, saved.settings, saved.target
     from runner.store.lock import held
-    from runner.store.store import run_id
 
     first = prepared_run(file, settings, may_defer=True)
     name = first.config.run.name
-    with held(first.store.lock_file(f"run-{run_id(first.output_dir)}"), f"run {name!r}"):
+    with held(first.store.run_lock(first.output_dir), f"run {name!r}"):
         prepared = prepared_run(file, settings, may_defer=False) if first.deferred else first
         plan = make_plan(prepared, target)
         if saved is not None:

@@ -27,10 +27,9 @@ def command(file: Path, step: int | None, weights: str, as_json: bool) -> int:
     from runner.plan.diff import current_graph, finished_training
     from runner.store.lock import held
     from runner.store.run_folder import clear_pin, write_pin
-    from runner.store.store import run_id
 
     prepared = prepared_run(file, may_defer=False)
-    with held(prepared.store.lock_file(f"run-{run_id(prepared.output_dir)}"), f"run {prepared.config.run.name!r}"):
+    with held(prepared.store.run_lock(prepared.output_dir), f"run {prepared.config.run.name!r}"):
         graph = current_graph(prepared)
         trained = finished_training(prepared, graph)
         if trained is None:

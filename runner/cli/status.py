@@ -11,7 +11,7 @@ import click
 from runner.cli import out
 from runner.cli.common import json_option
 from runner.errors import Exit
-from runner.store.store import Store, find_store, run_id
+from runner.store.store import Store, find_store
 
 
 @click.command()
@@ -38,9 +38,9 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     from runner.core.events import read_events
     from runner.store.lock import is_held
 
-    output = Path(record["output_dir"])
+    output = store.path_of(record["output_dir"])
     events = read_events(output / "logs" / "events.jsonl")
-    running = is_held(store.lock_file(f"run-{run_id(output)}"))
+    running = is_held(store.run_lock(output))
     last = events[-1] if events else {}
     steps = [event for event in events if event.get("type") == "step"]
     step = steps[-1] if steps else {}
@@ -50,7 +50,7 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     rate = step.get("steps_per_second")
     left = (step["total"] - step["step"]) / rate if running and rate and last.get("stage") == "train" else None
     return {
-        "name": record["name"], "file": record["file"], "output_dir": record["output_dir"], "state": state,
+        "name": record["name"], "file": str(store.path_of(record["file"])), "output_dir": str(output), "state": state,
         "stage": last.get("stage"), "step": step.get("step"), "total": record.get("steps"), "loss": step.get("loss"),
         "steps_per_second": rate, "seconds_left": left, "chosen": _chosen(output),
         "reason": last.get("text") if state in ("failed", "stopped") else None,

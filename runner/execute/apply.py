@@ -239,8 +239,8 @@ class Apply:
         }
         record = {
             "version": 1,
-            "file": str(self.prepared.source.file.absolute()),
-            "output_dir": str(self.prepared.output_dir),
+            "file": self.store.portable(self.prepared.source.file),
+            "output_dir": self.store.portable(self.prepared.output_dir),
             "name": self.prepared.config.run.name,
             "fingerprints": {name: node.fingerprint for name, node in graph.nodes.items()},
             "trajectory": graph.train.trajectory(),

@@ -40,9 +40,10 @@ def refresh_view(
     show(best, output / "best.safetensors")
     write_report(prepared, graph, selection, trained, plan_text, environment)
     notes = _publish(prepared, graph, selection, exporter, view)
-    for name in ("selection.json", "resolved.json", "best.safetensors", "report.html", "strip.png"):
+    for name in ("selection.json", "resolved.json", "report.html", "strip.png"):
         if (output / name).exists():
             view.note(output / name, name)
+    view.note(output / "best.safetensors", str(best))
     view.fingerprint = graph.fingerprint("publish")
     view.write(output)
     return notes

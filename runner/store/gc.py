@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.errors import Held
 from runner.store.lock import held, is_held
-from runner.store.store import EXTENSIONS, Store, run_id
+from runner.store.store import EXTENSIONS, Store
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def collect_garbage(store: Store) -> Garbage:
     kept: set[Path] = set()
     exports: set[str] = set()
     for file, record in store.registered():
-        output = Path(record["output_dir"])
-        if not Path(record["file"]).exists() and not output.exists():
+        output = store.path_of(record["output_dir"])
+        if not store.path_of(record["file"]).exists() and not output.exists():
             garbage.notes.append(f"run {record['name']!r} is gone ({record['file']})")
             garbage.gone_runs.append(file)
             continue
@@ -76,8 +76,8 @@ def delete_garbage(store: Store, garbage: Garbage) -> None:
     """Deletes it. Raises `Held` where a run of the store is going on."""
     with held(store.lock_file("store"), "the store", wait_seconds=10):
         for _, record in store.registered():
-            output = Path(record["output_dir"])
-            if is_held(store.lock_file(f"run-{run_id(output)}")):
+            output = store.path_of(record["output_dir"])
+            if is_held(store.run_lock(output)):
                 raise Held(f"run {record['name']!r} is going on; nothing is deleted", hint="wait for it")
         for entry in garbage.entries:
             if entry.path.is_dir():

@@ -25,13 +25,26 @@ class Published:
     def read(cls, output_dir: Path) -> Published:
         try:
             content = json.loads((output_dir / FILE).read_text(encoding="utf-8"))
-            files = {path: (int(size), int(time), str(made)) for path, (size, time, made) in content["files"].items()}
-            return cls(str(content["fingerprint"]), files, dict(content.get("intended", {})))
+            files = {
+                _absolute(path, output_dir): (
+                    int(size),
+                    int(time),
+                    _absolute(made, output_dir) if "/" in made else made,
+                )
+                for path, (size, time, made) in content["files"].items()
+            }
+            intended = {_absolute(path, output_dir): str(digest) for path, digest in content["intended"].items()}
+            return cls(str(content["fingerprint"]), files, intended)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
     def write(self, output_dir: Path) -> None:
-        content = {"version": 1, "fingerprint": self.fingerprint, "files": self.files, "intended": self.intended}
+        files = {
+            _relative(path, output_dir): (size, time, _relative(made, output_dir))
+            for path, (size, time, made) in self.files.items()
+        }
+        intended = {_relative(path, output_dir): digest for path, digest in self.intended.items()}
+        content = {"version": 1, "fingerprint": self.fingerprint, "files": files, "intended": intended}
         write_json(output_dir / FILE, content)
 
     def note(self, path: Path, made_from: str) -> None:
@@ -51,6 +64,18 @@ class Published:
             return False
         same = (stat.st_size, stat.st_mtime_ns) == known[:2]
         return same and (made_from is None or known[2] == made_from)
+
+
+def _relative(path: str, output_dir: Path) -> str:
+    """Relative to the run's folder where that can be said, so that a project can be moved."""
+    try:
+        return Path(os.path.relpath(path, output_dir)).as_posix() if os.path.isabs(path) else path
+    except ValueError:  # another drive
+        return path
+
+
+def _absolute(name: str, output_dir: Path) -> str:
+    return os.path.normpath(output_dir.absolute() / name)
 
 
 def view_is_current(published: Published, fingerprint: str) -> str | None:

@@ -77,10 +77,29 @@ class Store:
 
     # The registry of runs: what gc must keep.
 
+    def portable(self, path: Path) -> str:
+        """How a record names a path: relative to the folder that holds the store, so that both can be moved together."""
+        path = path.absolute()
+        home = self.root.parent
+        return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
+
+    def path_of(self, portable: str) -> Path:
+        """The path behind a portable name."""
+        return self.root.parent / portable
+
+    def run_id(self, output_dir: Path) -> str:
+        """A short name for a run, from where its folder is."""
+        return hashlib.sha256(self.portable(output_dir).encode()).hexdigest()[:16]
+
+    def run_lock(self, output_dir: Path) -> Path:
+        """The lock that a process holds while it works on a run."""
+        return self.lock_file(f"run-{self.run_id(output_dir)}")
+
     def run_record(self, output_dir: Path) -> Path:
-        return self.root / "runs" / f"{run_id(output_dir)}.json"
+        return self.root / "runs" / f"{self.run_id(output_dir)}.json"
 
     def register(self, output_dir: Path, record: dict[str, Any]) -> None:
+        """`record` has the run's `file` and `output_dir` as portable names."""
         write_json(self.run_record(output_dir), record)
 
     def registered(self) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -93,8 +112,3 @@ class Store:
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
         yield from (entry for entry in sorted(parent.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def run_id(output_dir: Path) -> str:
-    """A short name for a run, from where its folder is."""
-    return hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:16]

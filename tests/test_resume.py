@@ -1,0 +1,154 @@
+"""A run that was killed or stopped anywhere and applied again comes to the same bytes; states that are damaged are skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.inprocess import applied, prepared, trained_bytes
+from tests.kill_and_resume import FEW, PLACES, SETTINGS, compare
+from tests.support import Place, new_place, run_bytes
+
+
+def test_kills_change_no_byte(tmp_path: Path, tiny_model: Path) -> None:
+    """A kill in each stage, in a state's save and in publishing; `python -m tests.kill_and_resume` does twenty."""
+    assert compare(tmp_path, tiny_model, FEW) == len(FEW)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_byte(tmp_path: Path, tiny_model: Path) -> None:
+    assert compare(tmp_path, tiny_model, PLACES) >= 20
+
+
+def last_events(place: Place) -> list[dict[str, object]]:
+    lines = (place.output / "logs" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_stopped_training_goes_on_where_it_was(place: Place, optimizer: str, precision: str) -> None:
+    """Network dropout, captions dropped, accumulation, an average and a schedule: the state holds all that matters."""
+    changes = {
+        **SETTINGS,
+        "training": {**SETTINGS["training"], "optimizer": {"type": optimizer, "args": {"min_8bit_size": 16} if "8bit" in optimizer else {}}, "mixed_precision": precision},  # type: ignore[dict-item]
+    }  # fmt: skip
+    place.write(changes)
+    calm = trained_bytes(place.file)
+    with pytest.raises(BaseException, match="stopped after step 6"):
+        applied_fresh(place, 5)
+    assert trained_bytes(place.file) == calm
+
+
+def applied_fresh(place: Place, stop_at: int) -> None:
+    """Applies in an empty store and asks to stop."""
+    shutil.rmtree(place.folder / ".runner")
+    applied(place.file, until="train", stop_at=stop_at)
+
+
+def test_a_cold_cache_gives_the_weights_of_a_warm_one(place: Place) -> None:
+    """Also where encodings are held in memory or made at each use, and with other workers and batches of encoding."""
+    place.write({"caching": {"latent_draw": "sample"}})
+    first = trained_bytes(place.file)
+    shutil.rmtree(place.folder / ".runner" / "artifacts")
+    assert trained_bytes(place.file) == first
+    for setting in ('caching.latents="memory"', 'caching.text="memory"', "dataset.workers=0", "dataset.workers=3"):
+        shutil.rmtree(place.folder / ".runner")
+        assert trained_bytes(place.file, setting) == first, setting
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_used(place: Place) -> None:
+    place.write(SETTINGS)
+    calm = trained_bytes(place.file)
+    shutil.rmtree(place.folder / ".runner")
+    with pytest.raises(BaseException, match="stopped"):
+        applied(place.file, until="train", stop_at=6)
+    run = prepared(place.file)
+    states = sorted(next(iter(run.store.workspaces("train"))).glob("states/state-*"))
+    assert [state.name for state in states] == ["state-00000006", "state-00000007"]
+    damaged = states[-1] / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-3] + b"abc")
+    assert trained_bytes(place.file) == calm
+    texts = [str(event.get("text")) for event in last_events(place) if event["type"] == "warning"]
+    assert "state state-00000007 is damaged and skipped: weights.safetensors is not what was written" in texts
+
+
+def test_a_damaged_item_is_encoded_again(place: Place) -> None:
+    first = trained_bytes(place.file)
+    run = prepared(place.file)
+    shutil.rmtree(run.store.root / "artifacts")
+    for kind in ("latents", "text"):
+        items = sorted((run.store.root / "items" / kind).rglob("*.safetensors"))
+        items[0].write_bytes(items[0].read_bytes()[:-1] + b"\x00")
+        items[-1].unlink()
+    assert trained_bytes(place.file) == first
+    assert sum("is encoded again" in str(event.get("text")) for event in last_events(place)) >= 2
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "stopped")])
+def test_signals_save_and_leave(tmp_path: Path, tiny_model: Path, number: int, code: int, word: str) -> None:
+    place = new_place(tmp_path / "place", tiny_model)
+    place.write({"training": {"max_train_steps": 400, "checkpoints": {"every_n_steps": 200}}, "sampling": {"prompts": []}})  # fmt: skip
+    calm = new_place(tmp_path / "calm", tiny_model)
+    calm.file.write_text(place.file.read_text())
+    calm.run("apply").ok()
+    environment = {**os.environ, "NO_COLOR": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "runner", "apply"], cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    log = place.output / "logs" / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and '"type": "step"' in log.read_text()):
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == code, err
+    assert "the state is saved, apply again to go on" in err
+    assert "Traceback" not in err
+    status = place.run("status").ok().out
+    assert word in status
+    place.run("apply").ok()
+    assert run_bytes(place.output) == run_bytes(calm.output)
+
+
+def test_a_second_apply_is_refused_and_names_the_holder(place: Place) -> None:
+    place.write({"training": {"max_train_steps": 100000, "checkpoints": {"every_n_steps": 100000}}})
+    child = subprocess.Popen([sys.executable, "-m", "runner", "apply"], cwd=place.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        log = place.output / "logs" / "events.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.exists() and '"type": "step"' in log.read_text()):
+            time.sleep(0.05)
+        second = place.run("apply")
+        assert second.code == 5
+        assert f"error: run 't' is held by process {child.pid} on " in second.err
+        assert "hint: wait for it, or stop that process" in second.err
+    finally:
+        child.kill()
+        child.wait()
+    done = place.run("apply", "--target", "cache")
+    assert done.code == 0, "after SIGKILL nothing has to be cleaned"
+
+
+def test_a_run_in_progress_survives_a_change_of_what_does_not_matter(place: Place) -> None:
+    """Stopped, then logging, workers and names change: it goes on, and comes to the same bytes."""
+    place.write(SETTINGS)
+    calm = trained_bytes(place.file)
+    shutil.rmtree(place.folder / ".runner")
+    with pytest.raises(BaseException, match="stopped"):
+        applied(place.file, until="train", stop_at=5)
+    changed = [
+        "training.logging.every_n_steps=3",
+        "dataset.workers=1",
+        "training.logging.tensorboard=true",
+        "run.name=other",
+    ]
+    assert trained_bytes(place.file, *changed) == calm
+    log = place.folder / "runs" / "other" / "logs" / "events.jsonl"
+    assert any(json.loads(line)["type"] == "resumed" for line in log.read_text().splitlines())
