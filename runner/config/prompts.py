@@ -105,7 +105,7 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
     text = line[: options[0].start()] if options else line
     values: dict[str, Any] = {"prompt": text.strip()}
     findings: list[Diagnostic] = []
-    for option, following in zip(options, [*options[1:], None], strict=True):
+    for option, following in zip(options, [*options, None][1:], strict=True):
         letter = option.group(1)
         raw = line[option.end() : following.start() if following else len(line)].strip()
         column = option.start(1) - 1
