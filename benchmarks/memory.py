@@ -56,7 +56,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sd15 full fp32, adamw8bit, 256²": [FP32, size(256, 1), {"training": {"optimizer": {"type": "adamw8bit"}}}],
 }  # fmt: skip
 """Name → changes of `BASE`."""
-PHASES = ("cache.latents", "cache.text", "train", "sample", "select")
+PHASES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 
 
 def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -83,6 +83,7 @@ def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]],
                 "ratio": predicted / peak,
             }
         )
+        click.echo(f"{name}: {phase}: {predicted / GB:.2f} predicted, {peak / GB:.2f} measured", err=True)
     peak = max(row["measured_gb"] for row in rows)
     runner(folder, "apply", "run.toml")
     disk = sum(

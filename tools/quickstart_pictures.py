@@ -1,6 +1,6 @@
 """Draws the quickstart's pictures: hearts, which the micro model has never seen, and some of the shapes that it knows.
 
-python -m tools.quickstart_pictures      → recipes/quickstart/images
+    python -m tools.quickstart_pictures      → recipes/quickstart/images
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from tools.draw_shapes import BASE_SHAPES, COLOURS, GROUNDS, caption, drawn_at_random
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes" / "quickstart" / "images"
-HEARTS_EACH, SHAPES_EACH = 2, 2
+HEARTS_EACH, SHAPES_EACH = 4, 6
 """Pictures of each colour on each ground."""
 
 
