@@ -69,7 +69,7 @@ def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
         ("steps", f"{figures.steps:,} in all, {per_epoch}, {figures.epochs:.2f} epochs"),
         ("checkpoints", f"{figures.checkpoints}, one each {figures.checkpoint_every:,} steps and at the end"),
         ("trained", _trained(figures)),
-        ("memory", f"{size_text(figures.memory.peak)} predicted at the peak ({_phase(figures)}), and about 0.4 GB for the libraries"),
+        ("memory", f"{size_text(figures.memory.peak)} predicted at the peak ({_phase(figures)}), and about 0.5 GB for the libraries"),
         ("disk", _disk(figures)),
         ("time", _time(figures, plan)),
     ]  # fmt: skip

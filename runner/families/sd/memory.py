@@ -18,6 +18,8 @@ from runner.families.spec import Component, MemoryAnswer, MemoryQuestion
 
 BASE = 30_000_000
 """What any phase takes beside tensors: threads, allocator, buffers of files."""
+TRAIN_BASE = 50_000_000
+"""What training takes beside that: autograd, the loader's threads, the log."""
 SCORED_TOGETHER = 8
 """Noise levels that stable loss measures in one batch (stages/score.py)."""
 GUIDED = 2
@@ -63,7 +65,7 @@ def predict_memory(question: MemoryQuestion) -> MemoryAnswer:
     if ask.encodes_text:
         phases["cache.text"] = text + _text_working(parts["text_encoder_1"], ask)
     weights = _resident(ask)
-    phases["train"] = _train(ask, weights)
+    phases["train"] = TRAIN_BASE + _train(ask, weights)
     denoiser = weights["denoiser"] + weights["text_encoder_1"] + (0 if ask.whole else ask.trainable * 4)
     if ask.sample_size is not None:
         phases["sample"] = denoiser + _picture(ask, ask.sample_size)
