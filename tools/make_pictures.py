@@ -1,6 +1,6 @@
 """Makes the README's pictures from a finished quickstart: docs/strip.png, and docs/plan.svg from what `runner plan` prints.
 
-    python -m tools.make_pictures recipes/quickstart/run.toml
+python -m tools.make_pictures recipes/quickstart/run.toml
 """
 
 from __future__ import annotations

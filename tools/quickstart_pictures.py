@@ -1,6 +1,6 @@
 """Draws the quickstart's pictures: hearts, which the micro model has never seen, and some of the shapes that it knows.
 
-    python -m tools.quickstart_pictures      → recipes/quickstart/images
+python -m tools.quickstart_pictures      → recipes/quickstart/images
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from runner.families.spec import Component, MemoryAnswer, MemoryQuestion
 
 BASE = 30_000_000
 """What any phase takes beside tensors: threads, allocator, buffers of files."""
-TRAIN_BASE = 50_000_000
+TRAIN_BASE = 20_000_000
 """What training takes beside that: autograd, the loader's threads, the log."""
 SCORED_TOGETHER = 8
 """Noise levels that stable loss measures in one batch (stages/score.py)."""
@@ -26,10 +26,15 @@ GUIDED = 2
 """Rows of a guided denoising step: with the prompt and without."""
 LIVE_UNET = 2.0
 """Tensors of the widest layer's output that live at once in a forward pass without gradients, beside the skips."""
-LIVE_VAE = 4.0
+LIVE_VAE = 5.0
 """The same for the autoencoder, whose convolutions keep reordered copies of their input and output."""
 LIVE_BACKWARD = 2.0
 """Tensors of the widest layer's output that the backward pass needs at a time."""
+HEAP = 0.5
+"""On the CPU: what the C library's heap takes beyond the kept tensors while gradients come and go between them, as a
+share of those tensors. A GPU's caching allocator reuses its blocks instead."""
+LOADED = 1.06
+"""On the CPU: what a module of many small tensors takes of the heap against their bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def _resident(ask: MemoryQuestion) -> dict[str, int]:
     for name in found:
         parameters = ask.model.components[name].parameters
         if name == "denoiser" or name in ask.trains:
-            found[name] = parameters * (4 if ask.trains.get(name) else ask.frozen_bytes)
+            held = parameters * (4 if ask.trains.get(name) else ask.frozen_bytes)
+            found[name] = int(held * LOADED) if ask.device == "cpu" else held
     return found
 
 
@@ -166,6 +172,7 @@ def _backward(component: Component, use: _Use, ask: MemoryQuestion) -> float:
     if ask.checkpointing:
         kept = list(_checkpointed(kept, use))
     left = sum(size for _, size in kept)
+    working = HEAP * left if ask.device == "cpu" else widest
     gradients = 0.0 if ask.whole else ask.trainable * 4.0
     top = left + gradients
     for layer, size in reversed(kept):
@@ -173,7 +180,7 @@ def _backward(component: Component, use: _Use, ask: MemoryQuestion) -> float:
         if ask.whole:
             gradients += 4 * sum(prod(shape) for _, shape in layer.parameters())
         top = max(top, left + gradients)
-    return top + widest
+    return top + working
 
 
 def _checkpointed(kept: list[tuple[Layer, float]], use: _Use) -> Iterator[tuple[Layer, float]]:
