@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,9 @@ def prepared_run(
     from runner.plan.prepare import prepare
     from runner.store.run_folder import read_drawn_seeds
 
+    # Planning makes some ten lasting objects an item and no cycles; the collector would walk them again and again.
+    # core/process.prepare_environment turns it on for what follows.
+    gc.disable()
     checked = loaded or load(file, settings)
     return prepare(
         checked, store_of(file), progress=_reading_progress(), may_defer=may_defer, drawn_seeds=read_drawn_seeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from runner.dataset.buckets import Fit, Size, centre_crop
 from runner.dataset.captions import CaptionRule, render
 from runner.seeding import rng
 
+_UNUSED = random.Random(0)
+"""Stands where nothing is drawn: seeding a generator for each of 100,000 plain captions takes seconds."""
 VARIANTS = 8
 """How many captions or crops of a varying item are cached, where caching was asked for."""
 
@@ -43,8 +46,7 @@ class ItemSettings:
         object.__setattr__(self, "facts", repr(values))
 
 
-@dataclass(frozen=True, slots=True)
-class TrainItem:
+class TrainItem(NamedTuple):
     """An item as training uses it. `name` and `path` are for people and for reading; they decide nothing."""
 
     name: str
@@ -106,8 +108,9 @@ def cached_views(item: TrainItem, seed: int) -> list[View]:
 def caption_of_use(item: TrainItem, seed: int, use: int, cached: bool, step: int = 0, total_steps: int = 0) -> str:
     """The caption of the use-th use of an item, before whole-caption dropout."""
     rule = item.settings.captions
-    variant = use % VARIANTS if cached else use
-    draw = rng(seed, "caption", item.digest, variant if rule.varies else 0)
+    if not rule.varies:
+        return render(item.text, rule, _UNUSED)
+    draw = rng(seed, "caption", item.digest, use % VARIANTS if cached else use)
     return render(item.text, rule, draw, step, total_steps)
 
 
@@ -121,6 +124,8 @@ def cached_captions(item: TrainItem, seed: int) -> list[str]:
 def evaluation_caption(item: TrainItem, seed: int) -> str:
     """The one caption under which an item's stable loss is measured."""
     rule = item.settings.captions
+    if not rule.varies:
+        return render(item.text, rule, _UNUSED)
     steps = 1 if rule.warms_up else 0  # past the warm-up: all tags
     return render(item.text, rule, rng(seed, "caption.evaluation", item.digest), steps, steps)
 

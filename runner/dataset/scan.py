@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner.dataset.buckets import Size
 from runner.dataset.probe import IMAGE_EXTENSIONS, probe_caption, probe_image
@@ -42,8 +43,7 @@ class Folder:
     options: ItemOptions
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A usable picture with its caption's text as the file holds it. `name` is for people."""
 
     folder: Folder
@@ -152,7 +152,7 @@ def _from_name(path: Path) -> tuple[int, str | None]:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+    return name[name.rfind(".") :].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
 
 
 def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = None) -> Scan:
@@ -172,7 +172,7 @@ def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items:
     extension = folder.options.caption_extension
     entries = {entry.name: entry for entry in os.scandir(location)}
     images = [name for name in entries if _is_image(name)]
-    captions = {name: os.path.splitext(name)[0] + extension for name in images}
+    captions = {name: name[: name.rfind(".")] + extension for name in images}
     records = _records(location, entries, images, known, index, probe_image, progress)
     texts = _records(
         location, entries, [name for name in captions.values() if name in entries], known, index, probe_caption, None
@@ -211,7 +211,7 @@ def _records(
     for name in names:
         record = known.get(name)
         stat = os.stat(f"{location}/{name}") if entries[name].is_symlink() else entries[name].stat()
-        if record is not None and (record.inode, record.size, record.mtime_ns, record.ctime_ns) == stamp(stat):
+        if record is not None and record[:4] == stamp(stat):
             found[name] = record
         else:
             stale.append(name)

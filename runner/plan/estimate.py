@@ -9,9 +9,7 @@ from typing import Any
 from runner.dataset.order import bucket_counts
 from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.inputs import TrainInputs
-from runner.plan.compile import Graph
 from runner.plan.diff import Plan
-from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.resolve import checkpoint_steps
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -160,8 +158,8 @@ def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
     model, numerics = prepared.model, graph.train.numerics
     stored = BYTES[prepared.config.caching.dtype or "fp32"]
     found = {
-        "latents": _share(plan, "cache.latents", _latent_bytes(plan, graph, stored)),
-        "text": _share(plan, "cache.text", _text_bytes(plan, graph, stored)),
+        "latents": _latent_bytes(plan, stored),
+        "text": _text_bytes(plan, stored),
     }
     if plan.actions["train"].pending:
         kinds = 2 if graph.train.ema is not None else 1
@@ -180,23 +178,20 @@ def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
     return found
 
 
-def _share(plan: Plan, node: str, total: int) -> int:
-    action = plan.actions[node]
-    return total * action.missing // action.total if action.total else 0
+def _latent_bytes(plan: Plan, stored: int) -> int:
+    """Of the latents that are missing, each of the mean size of all items."""
+    model, items = plan.prepared.model, plan.prepared.collection.items
+    missing = plan.actions["cache.latents"].missing
+    if not missing or not items:
+        return 0
+    area = sum(prod(item.fit.bucket) for item in items) / len(items)
+    return int(missing * (area / model.latent_factor**2 * model.latent_channels * stored + ITEM_OVERHEAD))
 
 
-def _latent_bytes(plan: Plan, graph: Graph, stored: int) -> int:
-    model = plan.prepared.model
-    views = {(item.digest, view) for item, view in wanted_views(graph.train, graph.select, graph.train.seed)}
-    area = sum(prod(view.bucket) for _, view in views)
-    return area // model.latent_factor**2 * model.latent_channels * stored + len(views) * ITEM_OVERHEAD
-
-
-def _text_bytes(plan: Plan, graph: Graph, stored: int) -> int:
+def _text_bytes(plan: Plan, stored: int) -> int:
     width = plan.prepared.model.components["text_encoder_1"].config["hidden_size"]
-    tokens = 2 + (plan.prepared.model.text_length - 2) * (graph.train.numerics.max_token_length // 75)
-    texts = wanted_texts(graph.train, graph.select, graph.train.seed)
-    return len(texts) * (tokens * width * stored + ITEM_OVERHEAD)
+    tokens = 2 + (plan.prepared.model.text_length - 2) * (plan.graph.train.numerics.max_token_length // 75)
+    return int(plan.actions["cache.text"].missing * (tokens * width * stored + ITEM_OVERHEAD))
 
 
 def _export_bytes(plan: Plan, trainable: int) -> int:

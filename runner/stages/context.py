@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runner.core.events import Events
 from runner.core.precision import DTYPES
+from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
 from runner.inputs import Numerics, Runtime
 from runner.stages.stop import StopFlag
@@ -44,10 +45,16 @@ class Context:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of run.device. Raises `RuntimeError` as torch does where it is not there."""
+    """The device of run.device. Raises `Invalid` where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = "PyTorch finds no GPU" if count == 0 else f"there are only {count} GPUs"
+            raise Invalid(f"run.device is {name}, but {found}", hint="`runner doctor` shows what is there")
+    return device
 
 
 def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

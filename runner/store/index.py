@@ -10,8 +10,8 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner.errors import RunFailed
 
@@ -25,8 +25,7 @@ create table if not exists measured (key text primary key, value real) without r
 """
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(NamedTuple):
     """What reading a file told. `problem` says why a picture cannot be used; then width and height are 0."""
 
     inode: int
@@ -38,10 +37,6 @@ class FileRecord:
     height: int = 0
     text: str | None = None
     problem: str | None = None
-
-    def matches(self, stat: os.stat_result) -> bool:
-        """Whether the file is still the one that was read."""
-        return (self.inode, self.size, self.mtime_ns, self.ctime_ns) == stamp(stat)
 
 
 def stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
@@ -79,7 +74,8 @@ class Index:
             "select name, inode, size, mtime_ns, ctime_ns, digest, width, height, text, problem from files where folder = ?",
             (folder,),
         )
-        return {row[0]: FileRecord(*row[1:]) for row in rows}
+        make = FileRecord._make
+        return {row[0]: make(row[1:]) for row in rows}
 
     def put_files(self, folder: str, records: Iterable[tuple[str, FileRecord]]) -> None:
         rows = [
