@@ -402,6 +402,13 @@ def test_bad_pictures_are_named(place: Place) -> None:
     assert len(skipped.collection.bad) == 5
 
 
+def test_a_model_that_cannot_be_read_brings_no_errors_after_it(place: Place) -> None:
+    (place.folder / "broken.safetensors").write_bytes(b"x" * 50)
+    (place.folder / "pics" / "1.png").write_bytes(b"not a picture")
+    text = prepared_errors(place, MINIMAL.replace('"model"', '"broken.safetensors"'))
+    assert [line for line in text.splitlines() if line.startswith("error")][1:] == ["error: 1 item cannot be used:"]
+
+
 @pytest.mark.parametrize(
     ("make", "part"),
     [

@@ -11,7 +11,7 @@ import click
 from runner.cli import out
 from runner.cli.common import plan_figures, prepared_run, run_file, settings_option, shown_plan, target_option
 from runner.cli.lock import check_device, check_lock, save_lock
-from runner.errors import Exit, UsageError
+from runner.errors import Exit, Invalid, UsageError
 
 if TYPE_CHECKING:
     from runner.execute.apply import Outcome
@@ -91,6 +91,12 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_dev
     from runner.core.events import Events
 
     logs = prepared.output_dir / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Invalid(
+            f"run.output_dir {prepared.output_dir} cannot be written: {error.strerror}", hint="choose another folder"
+        ) from None
     events = Events(logs / "events.jsonl")
     with stop_on_signals() as stop, make_progress() as progress:
         progress.note("loading libraries")

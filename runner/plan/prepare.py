@@ -182,16 +182,20 @@ class _Preparation:
             )
             self._error(key, str(problem), problem.hint)
             return None
+        if model is None:  # nothing can be said of buckets; what is wrong with the pictures themselves can
+            if dataset.on_bad_item == "error":
+                self._bad_items([*scanned.bad, *(scanned_apart.bad if scanned_apart else [])])
+            return None
         step = self.config.dataset.buckets.step
-        if model is not None and step is not None and step % model.size_multiple:
+        if step is not None and step % model.size_multiple:
             self._error(
                 ("dataset", "buckets", "step"),
                 f"step {step} is no multiple of {model.size_multiple}, which the model needs",
             )
         try:
             collection = collect(
-                scanned, scanned_apart, dataset.buckets, dataset.held_out, model.native_size if model else 512,
-                model.bucket_step if model else 64, self.config.run.seed,
+                scanned, scanned_apart, dataset.buckets, dataset.held_out, model.native_size,
+                model.bucket_step, self.config.run.seed,
             )  # fmt: skip
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
@@ -205,7 +209,7 @@ class _Preparation:
     def _bad_items(self, bad: list[BadItem]) -> None:
         numbers = sorted({item.number for item in bad})
         for number in numbers:
-            items = [item for item in bad if item.number == number]
+            items = sorted((item for item in bad if item.number == number), key=lambda item: item.name)
             listed = "".join(f"\n  {item.name} {item.reason}" for item in items[:20])
             more = f"\n  … and {len(items) - 20} more" if len(items) > 20 else ""
             key = ("dataset", "held_out", "path") if number < 0 else ("dataset", "sources", number, "path")

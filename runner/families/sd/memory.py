@@ -74,6 +74,8 @@ def predict_memory(question: MemoryQuestion) -> MemoryAnswer:
     denoiser = weights["denoiser"] + weights["text_encoder_1"] + (0 if ask.whole else ask.trainable * 4)
     if ask.sample_size is not None:
         phases["sample"] = denoiser + _picture(ask, ask.sample_size)
+    if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
+        phases["publish"] = 2 * sum(weights.values()) + 2 * sum(part.parameters for part in parts.values())
     phases["select"] = denoiser + _forward(parts["denoiser"], _use(ask, SCORED_TOGETHER, area, False))
     return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
