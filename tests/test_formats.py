@@ -119,7 +119,7 @@ def adapters(place: Place) -> tuple[Place, list[Target], dict[str, Tensor]]:
 
 
 def load_module(run: Any, name: str) -> nn.Module:
-    return family("sd15").load(run.model, name, LoadOptions(torch.float32, "cpu", "sdpa", None))
+    return family("sd15").load(run.model, name, LoadOptions(torch.float32, torch.device("cpu"), "sdpa", None))
 
 
 def merged_by_us(

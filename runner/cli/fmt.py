@@ -15,7 +15,7 @@ from runner.errors import Exit, UsageError
 @run_file
 @click.option("--minimal", is_flag=True, help="Take out keys that say what the defaults say.")
 @click.option("--full", is_flag=True, help="Write every key, with its default or derived value.")
-@click.option("--check", is_flag=True, help="Change nothing; exit with 2 where the file would change.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where the file would change.")
 def command(file: Path, minimal: bool, full: bool, check: bool) -> int:
     """Tidy FILE in place; its comments are kept."""
     from runner.atomic import write_text
@@ -39,7 +39,7 @@ def command(file: Path, minimal: bool, full: bool, check: bool) -> int:
         return Exit.DONE
     if check:
         out.say(f"{file} would change")
-        return Exit.CHANGES_PENDING
+        return Exit.FAILED
     write_text(file, text)
     out.say(f"{file} is written")
     return Exit.DONE

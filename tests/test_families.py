@@ -1,0 +1,120 @@
+"""What every family must do, through its tiny(): the contract that stages rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.families.contract import LoadOptions
+from runner.families.registry import FAMILIES, family, family_spec
+from runner.inputs import Numerics
+from runner.plan.compile import compile_graph
+from tests.inprocess import planned, prepared
+from tests.support import Place, new_place
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A run of each family on its tiny model."""
+    family(request.param).tiny(tmp_path / "model")
+    place = new_place(tmp_path / "place", tmp_path / "model")
+    place.write({"model": {"family": request.param}})
+    return place
+
+
+def parts(place: Place) -> tuple[Any, Any, Numerics]:
+    run = prepared(place.file)
+    return run, family(run.config.model.family), compile_graph(run).train.numerics
+
+
+OPTIONS = LoadOptions(torch.float32, torch.device("cpu"), "sdpa", None)
+
+
+def test_components_are_those_of_the_spec(tiny: Place) -> None:
+    run, bundle, _ = parts(tiny)
+    assert bundle.spec is family_spec(run.config.model.family)
+    for name, component in run.model.components.items():
+        module = bundle.load(run.model, name, OPTIONS)
+        assert sum(parameter.numel() for parameter in module.parameters()) == component.parameters
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+        half = bundle.load(run.model, name, LoadOptions(torch.float16, torch.device("cpu"), "sdpa", None))
+        assert next(half.parameters()).dtype == torch.float16
+
+
+def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
+    run, bundle, numerics = parts(tiny)
+    model = run.model
+    vae, denoiser = (bundle.load(model, name, OPTIONS) for name in ("vae", "denoiser"))
+    side = model.bucket_step * 4
+    pixels = torch.zeros(2, 3, side, 2 * side)
+    with torch.no_grad():
+        latents = bundle.encode_images(vae, pixels, None)
+        shape = (2, model.latent_channels, side // model.latent_factor, 2 * side // model.latent_factor)
+        assert latents.shape == shape
+        text = bundle.encode_texts(
+            bundle.load(model, "text_encoder_1", OPTIONS), bundle.load_tokenizer(model), ["a", "b"], numerics, False
+        )
+        process = bundle.process(numerics)
+        t = torch.tensor([1, process.num_timesteps - 1])
+        noisy = process.noisy(latents, torch.randn(shape), t)
+        assert bundle.denoise(denoiser, noisy.x_t, t, text).shape == shape
+        assert bundle.decode_latents(vae, latents).shape == pixels.shape
+    assert all(tensor.shape[0] == 2 for tensor in text.values())
+
+
+def test_an_item_encodes_alike_alone_and_in_company(tiny: Place) -> None:
+    run, bundle, numerics = parts(tiny)
+    encoder, tokenizer = bundle.load(run.model, "text_encoder_1", OPTIONS), bundle.load_tokenizer(run.model)
+    with torch.no_grad():
+        alone = bundle.encode_texts(encoder, tokenizer, ["one", "one"], numerics, False)
+        company = bundle.encode_texts(encoder, tokenizer, ["one", "quite another text"], numerics, False)
+    assert all(torch.equal(alone[name][0], company[name][0]) for name in alone)
+
+
+def test_targets_are_layers_of_the_model(tiny: Place) -> None:
+    run, bundle, _ = parts(tiny)
+    assert run.targets
+    for target in run.targets:
+        layer = bundle.load(run.model, target.component, OPTIONS).get_submodule(target.name) if target is run.targets[0] else None  # fmt: skip
+        if layer is not None:
+            assert layer.weight.shape[:2] == (target.outputs, target.inputs)
+    assert len({target.kohya for target in run.targets}) == len(run.targets)
+
+
+def test_memory_grows_with_what_it_should_grow_with(tiny: Place) -> None:
+    from runner.plan.estimate import figures
+
+    def peak(*settings: str) -> int:
+        return figures(planned(tiny.file, *settings), None).memory.phases["train"]
+
+    base = peak()
+    assert peak("dataset.batch_size=8") > base
+    assert peak("network.rank=64") > base
+    assert peak("dataset.batch_size=8", "training.memory.gradient_checkpointing=true") < peak("dataset.batch_size=8")
+    assert peak("training.components.text_encoder_1=true") > base
+    assert peak('training.optimizer.type="adamw8bit"', "network.rank=64") < peak("network.rank=64")
+    assert peak("training.ema.decay=0.9", "network.rank=64") > peak("network.rank=64")
+
+
+def test_a_model_is_saved_and_read_again(tiny: Place, tmp_path: Path) -> None:
+    run, bundle, numerics = parts(tiny)
+    states = {name: dict(bundle.load(run.model, name, OPTIONS).state_dict()) for name in run.model.components}
+    bundle.save_pipeline(tmp_path / "saved", run.model, states, numerics.prediction_type)
+    tiny.write({"model": {"family": run.config.model.family, "checkpoint": str(tmp_path / "saved")}})
+    again = prepared(tiny.file)
+    for name, state in states.items():
+        module = bundle.load(again.model, name, OPTIONS)
+        assert all(torch.equal(state[key], tensor) for key, tensor in module.state_dict().items())
+
+
+def test_weights_from_scratch_come_from_the_seed(tiny: Place) -> None:
+    run, bundle, _ = parts(tiny)
+    torch.manual_seed(99)
+    one, two, other = (bundle.load(run.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu"), "sdpa", seed)) for seed in (1, 1, 2))  # fmt: skip
+    states = [module.state_dict() for module in (one, two, other)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
