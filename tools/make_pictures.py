@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def main() -> None:
     name = " ".join(f"--set {setting}" for setting in given.settings)
     console.print(Text(f"$ runner plan run.toml {name}\n"))
     console.print(Text.from_ansi(shown_plan(plan, plan_figures(plan)).replace(str(prepared.folder), "~/hearts")))
-    (DOCS / "plan.svg").write_text(console.export_svg(title="runner plan"), encoding="utf-8")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="runner plan"), flags=re.DOTALL)
+    (DOCS / "plan.svg").write_text(svg, encoding="utf-8")
     shutil.copyfile(prepared.output_dir / "strip.png", DOCS / "strip.png")
 
 
