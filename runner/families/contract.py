@@ -27,6 +27,8 @@ class LoadOptions:
     attention: str = "sdpa"
     scratch_seed: int | None = None
     """Draw new weights from this seed instead of loading any."""
+    trains: bool = False
+    """The weights will be written to."""
 
 
 @dataclass(frozen=True)

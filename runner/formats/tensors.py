@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.errors import Invalid, RunFailed
@@ -25,20 +26,33 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def read_tensors(
-    file: Path, keys: Mapping[str, str], dtype: torch.dtype | None, device: torch.device | str = "cpu"
+    file: Path,
+    keys: Mapping[str, str],
+    dtype: torch.dtype | None,
+    device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors under the given keys (key in the file → name in the result), one copy each. Raises `RunFailed`.
 
-    Safetensors are read, not mapped: the pages of a mapped file would count as this process's memory while it loads.
+    Safetensors are read, not mapped: the pages of a mapped file would count as this process's memory beside the copies.
+    `mapped` maps those that need no copy, being of the wanted dtype and staying on the CPU: nothing is read before it is
+    used. They must not be written to, and the file must stay as it is.
     """
     try:
         if file.suffix in PICKLE_SUFFIXES:
             found = _unpickled(file)
             return {name: _placed(found[key], dtype, device) for key, name in keys.items()}
         header = read_safetensors_header(file)
+        if (
+            mapped
+            and torch.device(device).type == "cpu"
+            and all(_DTYPES[header.tensors[key][0]] == dtype for key in keys)
+        ):
+            with safe_open(file, framework="pt", device="cpu") as archive:
+                return {name: archive.get_tensor(key) for key, name in keys.items()}
         with open(file, "rb", buffering=0) as stream:
             return {name: _read(stream, header, key, dtype, device) for key, name in keys.items()}
-    except (OSError, Invalid, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, Invalid, SafetensorError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RunFailed(f"{file} cannot be read: {error}", hint="copy or download it again") from None
 
 

@@ -33,7 +33,11 @@ class Context:
     def load(self, component: str, *, whole: bool = False, scratch_seed: int | None = None) -> nn.Module:
         """One component in the dtype of frozen weights; in fp32 where it trains `whole`."""
         options = LoadOptions(
-            torch.float32 if whole else DTYPES[self.numerics.dtype], self.device, self.runtime.attention, scratch_seed
+            torch.float32 if whole else DTYPES[self.numerics.dtype],
+            self.device,
+            self.runtime.attention,
+            scratch_seed,
+            whole,
         )
         return self.family.load(self.runtime.model, component, options)
 

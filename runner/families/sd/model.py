@@ -44,7 +44,9 @@ def load(model: Model, name: str, options: LoadOptions) -> nn.Module:
     if options.scratch_seed is not None:
         return _finished(_drawn(component, options), name, options)
     module = _empty(component)
-    tensors = read_tensors(component.weights[0], component.keys, options.dtype, options.device)
+    tensors = read_tensors(
+        component.weights[0], component.keys, options.dtype, options.device, mapped=not options.trains
+    )
     shapes = {key: value.shape for key, value in module.state_dict().items()}
     for key, tensor in tensors.items():
         if key in shapes and tensor.shape != shapes[key]:
@@ -74,7 +76,7 @@ def _finished(module: Any, name: str, options: LoadOptions) -> nn.Module:
             owner, _, last = buffer_name.rpartition(".")
             positions = torch.arange(buffer.shape[-1], device=options.device).expand(buffer.shape)
             module.get_submodule(owner).register_buffer(last, positions, persistent=False)
-    if name == "denoiser":
+    if name == "denoiser" and options.device.type == "cuda":  # on a CPU it is not faster, and takes a copy
         module.to(memory_format=torch.channels_last)
     if name in ("denoiser", "vae") and options.attention == "eager":
         module.set_default_attn_processor() if name == "vae" else _plain_attention(module)
