@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import write_json
+from runner.atomic import sweep, write_json
 from runner.execute.export import Exporter
 from runner.execute.publish import place
 from runner.families.locate import resolve_path
@@ -25,6 +25,8 @@ def refresh_view(
 ) -> list[str]:  # fmt: skip
     """Writes everything that people look at; returns notes. What is already in place is left alone."""
     output = prepared.output_dir
+    for folder in (output, output / "checkpoints", output / "samples"):
+        sweep(folder)
     published = Published.read(output)
     published.fingerprint = ""
     published.write(output)
