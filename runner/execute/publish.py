@@ -25,7 +25,8 @@ def place(source: Path, target: Path, mode: str, published: Published, output_di
     """Publishes a file or a folder as a link or a copy. Raises `RunFailed` where something else is in the way."""
     if source.is_dir():
         return _place_folder(source, target, mode, published, output_dir)
-    for left in target.parent.glob(f"{TEMPORARY}*-{glob.escape(target.name)}"):  # by a kill between writing and renaming
+    # What a kill between writing and renaming has left.
+    for left in target.parent.glob(f"{TEMPORARY}*-{glob.escape(target.name)}"):
         left.unlink()
     if published.is_ours(target, str(source)) and target.is_symlink() == (mode == "symlink"):
         return Placed(target)
