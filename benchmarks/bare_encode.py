@@ -34,7 +34,7 @@ def main() -> None:
             pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
             latents = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
             for file, latent in zip(chunk, latents, strict=True):
-                save_file({"latents": latent.clone()}, str(out / f"{file.stem}.safetensors"))
+                save_file({"latents": latent.contiguous()}, str(out / f"{file.stem}.safetensors"))
     print(json.dumps({"encoding": time.perf_counter() - loaded, "all": time.perf_counter() - BEGAN}))
 
 
