@@ -40,7 +40,7 @@ def make_model(settings: dict[str, Any], folder: Path) -> tuple[Any, list[Any]]:
 
 
 def train(folder: Path) -> list[float]:
-    """Trains all handed steps and returns their losses; `times` of the last call are in `train.times`."""
+    """Trains all handed steps and returns their losses; its step times are in TIMES."""
     import torch
     from diffusers import DDPMScheduler
     from safetensors import safe_open

@@ -107,12 +107,12 @@ def link_or_copy_tree(source: Path, destination: Path) -> None:
                 shutil.copyfile(os.path.join(directory, name), target / name)
 
 
-def sweep(folder: Path) -> None:
-    """Deletes the temporary files and folders that a killed process left in `folder`."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Deletes the temporary files and folders that a killed process left in `folder`; with `name`, those of it alone."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if entry.name.startswith(TEMPORARY):
+        if entry.name.startswith(TEMPORARY) and entry.name.endswith(name and f"-{name}"):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:

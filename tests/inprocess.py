@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runner.config.load import load
+from runner.errors import Stopped
 from runner.plan.diff import Plan, make_plan
 from runner.plan.prepare import Prepared, prepare
 from runner.store.store import find_store
+from tests.support import Place
 
 
 def prepared(file: Path, *settings: str) -> Prepared:
@@ -45,6 +50,13 @@ def applied(file: Path, *settings: str, until: str | None = None, stop_at: int |
         return Apply(run, events, stop, until, "").run()
     finally:
         events.close()
+
+
+def stopped_anew(place: Place, at: int) -> None:
+    """Trains in an empty store and is asked to stop when step `at` is logged: it stops after the next one."""
+    shutil.rmtree(place.folder / ".runner")
+    with pytest.raises(Stopped, match=f"stopped after step {at + 1} of"):
+        applied(place.file, until="train", stop_at=at)
 
 
 def trained_bytes(file: Path, *settings: str) -> bytes:

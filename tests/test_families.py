@@ -78,10 +78,10 @@ def test_an_item_encodes_alike_alone_and_in_company(tiny: Place) -> None:
 def test_targets_are_layers_of_the_model(tiny: Place) -> None:
     run, bundle, _ = parts(tiny)
     assert run.targets
+    modules = {name: bundle.load(run.model, name, OPTIONS) for name in {target.component for target in run.targets}}
     for target in run.targets:
-        layer = bundle.load(run.model, target.component, OPTIONS).get_submodule(target.name) if target is run.targets[0] else None  # fmt: skip
-        if layer is not None:
-            assert layer.weight.shape[:2] == (target.outputs, target.inputs)
+        layer: Any = modules[target.component].get_submodule(target.name)
+        assert layer.weight.shape[:2] == (target.outputs, target.inputs)
     assert len({target.kohya for target in run.targets}) == len(run.targets)
 
 

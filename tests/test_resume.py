@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.inprocess import applied, prepared, trained_bytes
+from tests.inprocess import prepared, stopped_anew, trained_bytes
 from tests.kill_and_resume import FEW, PLACES, SETTINGS, compare
 from tests.support import Place, new_place, run_bytes
 
@@ -43,15 +43,8 @@ def test_a_stopped_training_goes_on_where_it_was(place: Place, optimizer: str, p
     }  # fmt: skip
     place.write(changes)
     calm = trained_bytes(place.file)
-    with pytest.raises(BaseException, match="stopped after step 6"):
-        applied_fresh(place, 5)
+    stopped_anew(place, 5)
     assert trained_bytes(place.file) == calm
-
-
-def applied_fresh(place: Place, stop_at: int) -> None:
-    """Applies in an empty store and asks to stop."""
-    shutil.rmtree(place.folder / ".runner")
-    applied(place.file, until="train", stop_at=stop_at)
 
 
 def test_a_cold_cache_gives_the_weights_of_a_warm_one(place: Place) -> None:
@@ -68,9 +61,7 @@ def test_a_cold_cache_gives_the_weights_of_a_warm_one(place: Place) -> None:
 def test_a_damaged_state_is_named_and_the_one_before_it_used(place: Place) -> None:
     place.write(SETTINGS)
     calm = trained_bytes(place.file)
-    shutil.rmtree(place.folder / ".runner")
-    with pytest.raises(BaseException, match="stopped"):
-        applied(place.file, until="train", stop_at=6)
+    stopped_anew(place, 6)
     run = prepared(place.file)
     states = sorted(next(iter(run.store.workspaces("train"))).glob("states/state-*"))
     assert [state.name for state in states] == ["state-00000006", "state-00000007"]
@@ -140,9 +131,7 @@ def test_a_run_in_progress_survives_a_change_of_what_does_not_matter(place: Plac
     """Stopped, then logging, workers and names change: it goes on, and comes to the same bytes."""
     place.write(SETTINGS)
     calm = trained_bytes(place.file)
-    shutil.rmtree(place.folder / ".runner")
-    with pytest.raises(BaseException, match="stopped"):
-        applied(place.file, until="train", stop_at=5)
+    stopped_anew(place, 5)
     changed = [
         "training.logging.every_n_steps=3",
         "dataset.workers=1",

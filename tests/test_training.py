@@ -36,7 +36,7 @@ def test_lower_precision_trains_close_to_fp32(place: Place, settings: dict[str, 
     assert prepared(place.file).config.training.mixed_precision in ("bf16", "fp16")
 
 
-def test_fp16_scales_its_gradients_and_skips_a_step_that_overflows(place: Place) -> None:
+def test_fp16_scales_its_gradients_and_skips_a_step_that_overflows() -> None:
     from runner.core.precision import scaler
 
     scale = scaler("fp16", torch.device("cpu"))

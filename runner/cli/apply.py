@@ -92,12 +92,11 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_dev
 
     logs = prepared.output_dir / "logs"
     try:
-        logs.mkdir(parents=True, exist_ok=True)
+        events = Events(logs / "events.jsonl")
     except OSError as error:
         raise Invalid(
             f"run.output_dir {prepared.output_dir} cannot be written: {error.strerror}", hint="choose another folder"
         ) from None
-    events = Events(logs / "events.jsonl")
     with stop_on_signals() as stop, make_progress() as progress:
         progress.note("loading libraries")
         from runner.execute.apply import Apply

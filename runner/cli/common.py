@@ -49,13 +49,16 @@ def prepared_run(
     from runner.plan.prepare import prepare
     from runner.store.run_folder import read_drawn_seeds
 
-    # Planning makes some ten lasting objects an item and no cycles; the collector would walk them again and again.
-    # core/process.prepare_environment turns it on for what follows.
-    gc.disable()
     checked = loaded or load(file, settings)
-    return prepare(
-        checked, store_of(file), progress=_reading_progress(), may_defer=may_defer, drawn_seeds=read_drawn_seeds
-    )
+    # This makes some ten lasting objects an item and no cycles; the collector would walk them again and again.
+    gc.disable()
+    try:
+        return prepare(
+            checked, store_of(file), progress=_reading_progress(), may_defer=may_defer, drawn_seeds=read_drawn_seeds
+        )
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _reading_progress() -> Callable[[int, int], None] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 
@@ -29,8 +28,6 @@ def prepare_environment(deterministic: bool = True) -> None:
         defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    gc.freeze()  # what planning made stays to the end
-    gc.enable()
 
 
 def prepare_torch(deterministic: bool, threads: int | None = None) -> int:

@@ -39,11 +39,6 @@ class CaptionRule:
             options.caption_tag_dropout_rate, options.token_warmup_min, options.token_warmup_step,
         )  # fmt: skip
 
-    @cached_property
-    def plain(self) -> bool:
-        """Whether a caption is just its first line."""
-        return not (self.varies or self.prefix or self.suffix or self.keep_tokens_separator or self.secondary_separator)
-
     @property
     def warms_up(self) -> bool:
         return self.warmup_step > 0
@@ -56,8 +51,6 @@ class CaptionRule:
 
 def render(text: str, rule: CaptionRule, rng: random.Random, step: int = 0, total_steps: int = 0) -> str:
     """The caption of one use. `step` counts from 0 and matters only while the token warm-up lasts."""
-    if rule.plain and "\n" not in text:
-        return text.strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     caption = lines[0]
     if rule.wildcard:

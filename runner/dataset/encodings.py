@@ -12,7 +12,7 @@ from runner.dataset.captions import CaptionRule, render
 from runner.seeding import rng
 
 _UNUSED = random.Random(0)
-"""Stands where nothing is drawn: seeding a generator for each of 100,000 plain captions takes seconds."""
+"""Stands where nothing is drawn."""
 VARIANTS = 8
 """How many captions or crops of a varying item are cached, where caching was asked for."""
 
@@ -107,11 +107,13 @@ def cached_views(item: TrainItem, seed: int) -> list[View]:
 
 def caption_of_use(item: TrainItem, seed: int, use: int, cached: bool, step: int = 0, total_steps: int = 0) -> str:
     """The caption of the use-th use of an item, before whole-caption dropout."""
-    rule = item.settings.captions
-    if not rule.varies:
-        return render(item.text, rule, _UNUSED)
-    draw = rng(seed, "caption", item.digest, use % VARIANTS if cached else use)
-    return render(item.text, rule, draw, step, total_steps)
+    draw = _draw(item, seed, "caption", use % VARIANTS if cached else use)
+    return render(item.text, item.settings.captions, draw, step, total_steps)
+
+
+def _draw(item: TrainItem, seed: int, purpose: str, *index: int) -> random.Random:
+    """The generator of a caption; where nothing varies none is seeded, which for 100,000 captions takes seconds."""
+    return rng(seed, purpose, item.digest, *index) if item.settings.captions.varies else _UNUSED
 
 
 def cached_captions(item: TrainItem, seed: int) -> list[str]:
@@ -124,10 +126,8 @@ def cached_captions(item: TrainItem, seed: int) -> list[str]:
 def evaluation_caption(item: TrainItem, seed: int) -> str:
     """The one caption under which an item's stable loss is measured."""
     rule = item.settings.captions
-    if not rule.varies:
-        return render(item.text, rule, _UNUSED)
     steps = 1 if rule.warms_up else 0  # past the warm-up: all tags
-    return render(item.text, rule, rng(seed, "caption.evaluation", item.digest), steps, steps)
+    return render(item.text, rule, _draw(item, seed, "caption.evaluation"), steps, steps)
 
 
 def is_dropped(item: TrainItem, seed: int, use: int, epoch: int) -> bool:

@@ -45,12 +45,6 @@ def make_scheduler(name: str, config: Mapping[str, Any], prediction_type: str, z
     return cls(**{key: value for key, value in settings.items() if key in known})
 
 
-def supports_zero_terminal_snr(name: str) -> bool:
-    """Whether a sampler's scheduler can rescale its betas."""
-    cls = getattr(diffusers, _SCHEDULERS[name][0])
-    return "rescale_betas_zero_snr" in inspect.signature(cls.__init__).parameters
-
-
 def sample(
     scheduler: Any,
     denoise: Denoise,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.atomic import TEMPORARY, copy_file
+from runner.atomic import TEMPORARY, copy_file, sweep
 from runner.errors import RunFailed
 from runner.store.published import Published
 
@@ -25,9 +24,7 @@ def place(source: Path, target: Path, mode: str, published: Published, output_di
     """Publishes a file or a folder as a link or a copy. Raises `RunFailed` where something else is in the way."""
     if source.is_dir():
         return _place_folder(source, target, mode, published, output_dir)
-    # What a kill between writing and renaming has left.
-    for left in target.parent.glob(f"{TEMPORARY}*-{glob.escape(target.name)}"):
-        left.unlink()
+    sweep(target.parent, target.name)
     if published.is_ours(target, str(source)) and target.is_symlink() == (mode == "symlink"):
         return Placed(target)
     _guard(source, target, published)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
     assert naming is not None
     found, _, _ = find_adapters(keys, targets)
     tensors = read_tensors(file, {key: key for key in keys}, None)
+    settings = _peft_settings(header.metadata)
     result: dict[str, Tensor] = {}
     for target in targets:
         name = f"{target.component}.{target.name}"
@@ -41,7 +43,7 @@ def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
         if entry.alpha is not None:
             alpha = float(tensors[entry.alpha].float())
         else:
-            alpha = _peft_alpha(header.metadata, target)
+            alpha = _peft_alpha(settings, target)
         result[f"{name}.lora_A"] = _shaped(down, target.rank, target, first=True)
         result[f"{name}.lora_B"] = _shaped(up * (alpha / target.alpha), target.rank, target, first=False)
     return result
@@ -54,14 +56,17 @@ def _shaped(tensor: Tensor, rank: int, target: Target, first: bool) -> Tensor:
     return tensor.reshape((rows, columns, kernel, kernel) if target.kind == "conv" else (rows, columns))
 
 
-def _peft_alpha(metadata: Mapping[str, str], target: Target) -> float:
-    """The alpha that peft would give this layer by diffusers' adapter metadata; without one, its rank."""
+def _peft_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """diffusers' adapter metadata; empty where there is none."""
     try:
         content = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
     except json.JSONDecodeError:
-        content = {}
-    if not isinstance(content, dict):
-        return float(target.rank)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _peft_alpha(content: Mapping[str, Any], target: Target) -> float:
+    """The alpha that peft would give this layer by such metadata; without one, its rank."""
     root, _, name = target.diffusers.partition(".")
     patterns = content.get(f"{root}.alpha_pattern")
     alpha = content.get(f"{root}.lora_alpha")

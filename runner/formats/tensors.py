@@ -67,13 +67,16 @@ def _read(stream: FileIO, header: Header, key: str, dtype: torch.dtype | None, d
             if not count:
                 raise EOFError(f"it ends inside {key}")
             target = target[count:]
+    return _moved(tensor, dtype, device)
+
+
+def _moved(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
     wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
     return tensor.to(device=device, dtype=wanted)
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
-    wanted = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
-    moved = tensor.to(device=device, dtype=wanted)
+    moved = _moved(tensor, dtype, device)
     # A tensor that is still a view of the mapped file would change (or crash) with the file.
     return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
 

@@ -76,7 +76,7 @@ def predict_memory(question: MemoryQuestion) -> MemoryAnswer:
         phases["sample"] = denoiser + _picture(ask, ask.sample_size)
     if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
         phases["publish"] = 2 * sum(weights.values()) + 2 * sum(part.parameters for part in parts.values())
-    phases["select"] = denoiser + _forward(parts["denoiser"], _use(ask, SCORED_TOGETHER, area, False))
+    phases["select"] = denoiser + _forward(parts["denoiser"], _use(ask, SCORED_TOGETHER, area))
     return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
 
@@ -105,7 +105,7 @@ def _train(ask: MemoryQuestion, weights: Mapping[str, int]) -> float:
             for name, size in weights.items()
             if size and ask.trains.get(name)
         )
-    use = _use(ask, ask.batch, prod(ask.size), True)
+    use = _use(ask, ask.batch, prod(ask.size))
     step = _backward(parts["denoiser"], use, ask)
     if "text_encoder_1" in ask.trains:
         step += _clip_saved(parts["text_encoder_1"], ask.batch * ask.text_tokens, use)
@@ -115,10 +115,10 @@ def _train(ask: MemoryQuestion, weights: Mapping[str, int]) -> float:
     return held + max(step, picture)
 
 
-def _use(ask: MemoryQuestion, batch: int, pixels: int, training: bool) -> _Use:
+def _use(ask: MemoryQuestion, batch: int, pixels: int) -> _Use:
     heads = ask.model.components["denoiser"].config.get("attention_head_dim", 8)
     return _Use(
-        batch, pixels // ask.model.latent_factor**2, ask.text_tokens, ask.compute_bytes if training else max(ask.compute_bytes, 2),
+        batch, pixels // ask.model.latent_factor**2, ask.text_tokens, ask.compute_bytes,
         bool(ask.trains.get("denoiser")), ask.targets, "text_encoder_1" in ask.trains, ask.eager_attention,
         heads if isinstance(heads, int) else max(heads),
     )  # fmt: skip
@@ -228,7 +228,7 @@ def _picture(ask: MemoryQuestion, size: tuple[int, int]) -> float:
     decoding = parts["vae"].parameters * ask.frozen_bytes + _vae_working(
         parts["vae"], pixels, 1, "decoder", ask.frozen_bytes
     )
-    return max(_forward(parts["denoiser"], _use(ask, GUIDED, pixels, False)), decoding)
+    return max(_forward(parts["denoiser"], _use(ask, GUIDED, pixels)), decoding)
 
 
 def _text_working(component: Component, ask: MemoryQuestion) -> float:
