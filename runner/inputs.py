@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.prompts import ReadyPrompt
-from runner.dataset.encodings import TrainItem, View, items_digest
+from runner.dataset.buckets import View
+from runner.dataset.encodings import ItemSettings, TrainItem, items_digest
 from runner.dataset.order import Group
 from runner.families.spec import Model, Target
 from runner.plan.fingerprint import fingerprint, identity
@@ -58,8 +59,7 @@ class LatentEncoder:
 
     def key(self, digest: str, view: View, batch_size: int) -> str:
         """Key of one stored latent. The padded batch may change its last bits, so it is part of the key."""
-        place = f"{view.resized} {view.left} {view.top} {view.bucket} {int(view.flip)} {batch_size}"
-        return identity(self.identity, digest, place)
+        return identity(self.identity, digest, f"{view.facts} {batch_size}")
 
 
 @dataclass(frozen=True)
@@ -139,19 +139,22 @@ class TrainInputs:
     def items_digest(self) -> str:
         return items_digest(list(self.items))
 
+    @cached_property
+    def _item_settings(self) -> list[ItemSettings]:
+        return list({id(item.settings): item.settings for item in self.items}.values())
+
     @property
     def has_horizon(self) -> bool:
         """Whether the course of training depends on its length, so that it cannot be extended."""
-        shares = [rule.warmup_step for rule in {item.settings.captions for item in self.items}]
+        shares = [settings.captions.warmup_step for settings in self._item_settings]
         return self.scheduler.type != "constant" or bool(self.scheduler.warmup_ratio) or any(0 < x < 1 for x in shares)
 
     @property
     def varies(self) -> dict[str, bool]:
         """Which kinds of encoding differ from use to use; only then it matters whether they are cached variants."""
-        settings = {id(item.settings): item.settings for item in self.items}.values()
         return {
-            "latents": any(item.random_crop for item in settings),
-            "texts": any(item.captions.varies for item in settings),
+            "latents": any(settings.random_crop for settings in self._item_settings),
+            "texts": any(settings.captions.varies for settings in self._item_settings),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -15,6 +15,11 @@ def derive(seed: int, purpose: str, *index: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def lot(seed: int, content: str) -> bytes:
+    """The lot of a content where some of many are chosen: those with the lowest. Adding others changes no lot."""
+    return hashlib.sha256(f"{seed}:{content}".encode()).digest()
+
+
 def rng(seed: int, purpose: str, *index: int | str) -> random.Random:
     """A generator of the standard library for one purpose."""
     return random.Random(derive(seed, purpose, *index))

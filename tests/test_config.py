@@ -402,6 +402,21 @@ def test_bad_pictures_are_named(place: Place) -> None:
     assert len(skipped.collection.bad) == 5
 
 
+def test_links_to_nothing_and_folders_named_like_pictures_are_named(place: Place) -> None:
+    for name in ("0.png", "1.txt"):
+        (place.folder / "pics" / name).unlink()
+        (place.folder / "pics" / name).symlink_to(place.folder / "nowhere")
+    (place.folder / "pics" / "folder.png").mkdir()
+    text = prepared_errors(place, MINIMAL)
+    assert text.startswith(
+        "error: 3 items cannot be used:\n"
+        "  pics/0.png cannot be read: No such file or directory\n"
+        "  pics/1.png its caption file 1.txt cannot be read: No such file or directory\n"
+        "  pics/folder.png cannot be read: Is a directory\n"
+    )
+    assert prepared_errors(place, MINIMAL) == text, "also when nothing has changed since"
+
+
 def test_a_model_that_cannot_be_read_brings_no_errors_after_it(place: Place) -> None:
     (place.folder / "broken.safetensors").write_bytes(b"x" * 50)
     (place.folder / "pics" / "1.png").write_bytes(b"not a picture")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runner.dataset.buckets import Bucketing, BucketRule, bucket_sizes, centre_crop
+from runner.dataset.buckets import Bucketing, BucketRule, bucket_sizes
 from runner.dataset.captions import CaptionRule, render
 from runner.dataset.order import Group, Use, batches_per_epoch, epoch_batches, regularization_repeats, steps_per_epoch
 from schemas.dataset import ItemOptions
@@ -53,7 +53,7 @@ def test_the_numbers_of_buckets_that_people_know() -> None:
 def test_a_fit_covers_its_bucket_and_crops_one_side(width: int, height: int, no_upscale: bool, side: int) -> None:
     rule = BucketRule((side, side), True, 128, 2 * side, 64, no_upscale)
     fit = Bucketing(rule).fit((width, height))
-    left, top = centre_crop(fit.resized, fit.bucket)
+    left, top = fit.centre.left, fit.centre.top
     assert fit.resized[0] >= fit.bucket[0]
     assert fit.resized[1] >= fit.bucket[1]
     assert left >= 0
@@ -217,7 +217,6 @@ def test_held_out_items_are_chosen_by_content_and_rounded_up(place: Place) -> No
 
 def test_a_turned_photo_is_seen_upright(place: Place) -> None:
     from runner.data.images import PictureRequest
-    from runner.dataset.encodings import centre_view
 
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -228,7 +227,7 @@ def test_a_turned_photo_is_seen_upright(place: Place) -> None:
     run = prepared(place.file, "dataset.buckets.max_size=64")
     item = next(item for item in (*run.collection.items, *run.collection.held_out) if "turned" in item.name)
     assert item.fit.bucket[1] > item.fit.bucket[0]
-    pixels = PictureRequest(item.path, item.digest, centre_view(item)).pixels()
+    pixels = PictureRequest(item.path, item.digest, item.fit.centre).pixels()
     assert pixels[2, 2, 2] > 0.8, "blue is above after the turn"
     assert pixels[0, -3, 2] > 0.8, "red below"
 
@@ -238,7 +237,7 @@ def test_pictures_of_any_mode_are_read_as_kohya_reads_them(tmp_path: Path) -> No
     import hashlib
 
     from runner.data.images import PictureRequest
-    from runner.dataset.encodings import View
+    from runner.dataset.buckets import View
 
     for mode in ("RGBA", "LA", "L", "P", "CMYK", "I;16", "1"):
         picture = Image.new(mode, (16, 16))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from runner.dataset.encodings import View
+from runner.dataset.buckets import View
 from runner.errors import RunFailed
 
 

@@ -14,7 +14,8 @@ from runner.core.rng import normal
 from runner.core.task import Batch
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, stacked
-from runner.dataset.encodings import TrainItem, View, caption_of_use, is_dropped, view_of_use
+from runner.dataset.buckets import View
+from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
 from runner.dataset.order import Use, epoch_batches
 from runner.inputs import TrainInputs
 from runner.seeding import rng

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -27,11 +28,43 @@ class BucketRule:
 
 
 @dataclass(frozen=True)
+class View:
+    """How a picture is shown to the encoder: resized, cropped at (left, top) to the bucket, mirrored or not."""
+
+    resized: Size
+    left: int
+    top: int
+    bucket: Size
+    flip: bool
+
+    @cached_property
+    def facts(self) -> str:
+        """The view in an encoding's key. Items of one fit share their view, so this is written once for all of them."""
+        return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}"
+
+    @cached_property
+    def mirrored(self) -> View:
+        """The same, mirrored."""
+        return replace(self, flip=not self.flip)
+
+
+@dataclass(frozen=True)
 class Fit:
     """How a picture enters its bucket: resized to `resized` (which covers the bucket), then cropped to `bucket`."""
 
     bucket: Size
     resized: Size
+
+    @cached_property
+    def facts(self) -> str:
+        """The fit in the digest of all items."""
+        return f"{self.resized} {self.bucket}"
+
+    @cached_property
+    def centre(self) -> View:
+        """The view without chance: used where nothing varies, and for held-out items."""
+        left, top = (self.resized[0] - self.bucket[0]) // 2, (self.resized[1] - self.bucket[1]) // 2
+        return View(self.resized, left, top, self.bucket, False)
 
 
 def bucket_sizes(rule: BucketRule) -> list[Size]:
@@ -106,11 +139,6 @@ def _fit_no_upscale(size: Size, rule: BucketRule) -> Fit:
 def _snap(value: float, step: int) -> int:
     rounded = int(value + 0.5)
     return rounded - rounded % step
-
-
-def centre_crop(resized: Size, bucket: Size) -> Size:
-    """(left, top) of the crop in the resized picture."""
-    return (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2
 
 
 def describe(counts: Sequence[tuple[Size, int]]) -> str:

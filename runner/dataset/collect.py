@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 from runner.dataset.buckets import Bucketing, BucketRule, Size
 from runner.dataset.captions import CaptionRule
 from runner.dataset.encodings import ItemSettings, TrainItem
 from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
 from runner.dataset.scan import BadItem, Folder, Item, Scan
+from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
 
 
@@ -75,8 +77,7 @@ def collect(
     return Collection(placed, evaluated, bad, groups, batches, sum(len(group.uses) for group in groups))
 
 
-def _content_order(item: TrainItem) -> tuple[str, str, str]:
-    return item.digest, item.text, item.settings.facts
+_content_order = attrgetter("digest", "text", "settings.facts")
 
 
 class _Fitting:
@@ -131,7 +132,7 @@ def _settings(folder: Folder) -> ItemSettings:
 
 def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[str]:
     """Contents (a picture that lies there twice counts once) with the lowest hash of (seed, content)."""
-    candidates = sorted({item.digest for item in items if not item.settings.regularization})
+    candidates = {item.digest for item in items if not item.settings.regularization}
     count = rule.count if rule.count is not None else math.ceil((rule.fraction or 0) * len(candidates))
     if count >= len(candidates):
         key = "count" if rule.count is not None else "fraction"
@@ -140,7 +141,7 @@ def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[s
             f"{count} of {len(candidates)} items would be held out; none is left to train on",
             "hold out fewer, or name a folder of its own with path",
         )
-    return set(sorted(candidates, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())[:count])
+    return set(heapq.nsmallest(count, candidates, key=lambda digest: lot(seed, digest)))
 
 
 def _with_regularization(items: list[TrainItem]) -> list[TrainItem]:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from runner.dataset.buckets import Fit, Size, centre_crop
+from runner.dataset.buckets import Fit, View
 from runner.dataset.captions import CaptionRule, render
 from runner.seeding import rng
 
@@ -15,16 +15,6 @@ _UNUSED = random.Random(0)
 """Stands where nothing is drawn."""
 VARIANTS = 8
 """How many captions or crops of a varying item are cached, where caching was asked for."""
-
-
-class View(NamedTuple):
-    """How a picture is shown to the encoder: resized, cropped at (left, top) to the bucket, mirrored or not."""
-
-    resized: Size
-    left: int
-    top: int
-    bucket: Size
-    flip: bool
 
 
 @dataclass(frozen=True)
@@ -59,31 +49,24 @@ class TrainItem(NamedTuple):
 
     def facts(self) -> str:
         """Everything that decides what training on this item does."""
-        return f"{self.digest} {self.fit.resized} {self.fit.bucket} {self.repeats} {self.settings.facts} {self.text!r}"
+        return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}"
 
 
 def items_digest(items: list[TrainItem]) -> str:
     """One hash over all items, in their order."""
     hasher = hashlib.sha256()
     for item in items:
-        hasher.update(item.facts().encode("utf-8", "surrogatepass"))
-        hasher.update(b"\n")
+        hasher.update(f"{item.facts()}\n".encode("utf-8", "surrogatepass"))
     return hasher.hexdigest()
-
-
-def centre_view(item: TrainItem) -> View:
-    """The view without chance: used where nothing varies, and for held-out items."""
-    left, top = centre_crop(item.fit.resized, item.fit.bucket)
-    return View(item.fit.resized, left, top, item.fit.bucket, False)
 
 
 def view_of_use(item: TrainItem, seed: int, use: int, cached: bool) -> View:
     """The view of the use-th use of an item (counted over all epochs)."""
-    view = centre_view(item)
+    view = item.fit.centre
     if item.settings.random_crop:
         view = _crop_variant(item, seed, use % VARIANTS if cached else use)
     if item.settings.flip and rng(seed, "flip", item.digest, use).random() < 0.5:
-        view = view._replace(flip=True)
+        view = view.mirrored
     return view
 
 
@@ -97,11 +80,11 @@ def _crop_variant(item: TrainItem, seed: int, variant: int) -> View:
 
 def cached_views(item: TrainItem, seed: int) -> list[View]:
     """Every view that a use can ask for when latents are cached."""
-    views = [centre_view(item)]
+    views = [item.fit.centre]
     if item.settings.random_crop:
         views = list(dict.fromkeys(_crop_variant(item, seed, variant) for variant in range(VARIANTS)))
     if item.settings.flip:
-        views += [view._replace(flip=True) for view in views]
+        views += [view.mirrored for view in views]
     return views
 
 

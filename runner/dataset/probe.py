@@ -1,9 +1,8 @@
-"""Reads a picture once: its digest, its upright size, or why it cannot be decoded. Captions: digest and text."""
+"""Reads a picture once: its digest, its upright size, or why it cannot be decoded. Captions: their text."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import warnings
 import zlib
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from runner.store.index import FileRecord, stamp
+from runner.store.index import FileContent
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 MAX_CAPTION_BYTES = 1_000_000
@@ -25,13 +24,12 @@ _ORIENTATION = 0x0112
 _TURNED = range(5, 9)
 
 
-def probe_image(path: Path) -> FileRecord:
+def probe_image(path: Path) -> FileContent:
     """Decodes the whole picture, so that a truncated one is found before training; the index remembers the result."""
-    stat = os.stat(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        return FileRecord(*stamp(stat), "", problem=f"cannot be read: {error.strerror}")
+        return FileContent("", problem=f"cannot be read: {error.strerror}")
     digest = hashlib.sha256(content).hexdigest()
     try:
         with warnings.catch_warnings():
@@ -46,22 +44,22 @@ def probe_image(path: Path) -> FileRecord:
             reason = reason if not content else "its content is no picture of a known format"
         elif isinstance(error, (OSError, SyntaxError)):
             reason = reason if not content else str(error)
-        return FileRecord(*stamp(stat), digest, problem=f"cannot be decoded: {reason}")
+        return FileContent(digest, problem=f"cannot be decoded: {reason}")
     if turned:
         width, height = height, width
-    return FileRecord(*stamp(stat), digest, width, height)
+    return FileContent(digest, width, height)
 
 
-def probe_caption(path: Path) -> FileRecord:
-    """The caption file's text: UTF-8, a byte order mark is tolerated."""
-    stat = os.stat(path)
-    if stat.st_size > MAX_CAPTION_BYTES:
-        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} has {stat.st_size:,} bytes")
+def probe_caption(path: Path) -> FileContent:
+    """The caption file's text, which is its own identity: UTF-8, a byte order mark is tolerated."""
     try:
+        size = path.stat().st_size
+        if size > MAX_CAPTION_BYTES:
+            return FileContent("", problem=f"its caption file {path.name} has {size:,} bytes")
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
-        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
+        return FileContent("", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
-        return FileRecord(*stamp(stat), "", problem=f"its caption file {path.name} is not UTF-8 (byte {error.start})")
-    return FileRecord(*stamp(stat), hashlib.sha256(content).hexdigest(), text=text.replace("\x00", ""))
+        return FileContent("", problem=f"its caption file {path.name} is not UTF-8 (byte {error.start})")
+    return FileContent("", text=text.replace("\x00", ""))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from runner.dataset.buckets import Size
 from runner.dataset.probe import IMAGE_EXTENSIONS, probe_caption, probe_image
 from runner.families.locate import resolve_path
-from runner.store.index import FileRecord, Index, stamp
+from runner.store.index import FileContent, Index, Stamp, stamp
 from schemas.dataset import Dataset, ItemOptions, Source
 
 Progress = Callable[[int, int], None]
@@ -113,12 +113,15 @@ def _places(number: int, path: Path) -> list[Path]:
         raise SourceProblem(number, f"there is no folder {path}", _near_folder(path))
     if not path.is_dir():
         raise SourceProblem(number, f"{path} is a file; a source is a folder of pictures", f"name {path.parent}")
+    entries = []
     try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        for entry in os.scandir(path):
+            if _is_image(entry.name):
+                return [path]
+            entries.append(entry)
     except OSError as error:
         raise SourceProblem(number, f"{path} cannot be read: {error.strerror}") from None
-    if any(_is_image(entry.name) for entry in entries):
-        return [path]
+    entries.sort(key=lambda entry: entry.name)
     children = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not children:
         endings = sorted({os.path.splitext(entry.name)[1] or entry.name for entry in entries})
@@ -167,64 +170,54 @@ def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = No
 
 
 def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]) -> int:
-    location = str(folder.path)
-    known = index.folder(location)
-    extension = folder.options.caption_extension
-    entries = {entry.name: entry for entry in os.scandir(location)}
-    images = [name for name in entries if _is_image(name)]
-    captions = {name: name[: name.rfind(".")] + extension for name in images}
-    records = _records(location, entries, images, known, index, probe_image, progress)
-    texts = _records(
-        location, entries, [name for name in captions.values() if name in entries], known, index, probe_caption, None
-    )
-    for name in images:
-        record, text = records[name], texts.get(captions[name])
+    location, extension = str(folder.path), folder.options.caption_extension
+    listing = os.listdir(location)
+    captions = {name: name[: name.rfind(".")] + extension for name in listing if _is_image(name)}
+    present = set(captions.values()).intersection(listing)
+    known = index.unchanged(location, present.union(captions))
+    known.update(_read_anew(location, [name for name in captions if name not in known], index, probe_image, progress))
+    known.update(_read_anew(location, [name for name in present if name not in known], index, probe_caption, None))
+    for name, caption_name in captions.items():
+        picture, caption = known[name], known.get(caption_name)
         label = f"{folder.label}/{name}"
-        if record.problem is not None:
-            bad.append(BadItem(folder.number, label, record.problem))
-        elif text is not None and text.problem is not None:
-            bad.append(BadItem(folder.number, label, text.problem))
-        elif text is None and folder.class_tokens is None:
+        text = folder.class_tokens if caption is None else caption.text
+        if picture.problem is not None:
+            bad.append(BadItem(folder.number, label, picture.problem))
+        elif caption is not None and caption.problem is not None:
+            bad.append(BadItem(folder.number, label, caption.problem))
+        elif text is None:
             bad.append(
-                BadItem(folder.number, label, f"has no caption file ({captions[name]}), and its source no class_tokens")
+                BadItem(folder.number, label, f"has no caption file ({caption_name}), and its source no class_tokens")
             )
         else:
-            caption = text.text if text is not None else folder.class_tokens
-            items.append(
-                Item(folder, label, f"{location}/{name}", record.digest, (record.width, record.height), caption or "")
-            )
-    return len(images)
+            size = (picture.width, picture.height)
+            items.append(Item(folder, label, f"{location}/{name}", picture.digest, size, text))
+    return len(captions)
 
 
-def _records(
-    location: str,
-    entries: dict[str, os.DirEntry[str]],
-    names: list[str],
-    known: dict[str, FileRecord],
-    index: Index,
-    probe: Callable[[Path], FileRecord],
-    progress: Progress | None,
-) -> dict[str, FileRecord]:
-    """The record of each name: the known one where the file is unchanged, else a fresh one (read in parallel)."""
-    found: dict[str, FileRecord] = {}
-    stale: list[str] = []
-    for name in names:
-        record = known.get(name)
-        stat = os.stat(f"{location}/{name}") if entries[name].is_symlink() else entries[name].stat()
-        if record is not None and record[:4] == stamp(stat):
-            found[name] = record
-        else:
-            stale.append(name)
-    if not stale:
+def _read_anew(
+    location: str, names: list[str], index: Index, probe: Callable[[Path], FileContent], progress: Progress | None
+) -> dict[str, FileContent]:
+    """Reads these files in parallel, and remembers what they hold."""
+    found: dict[str, FileContent] = {}
+    fresh: list[tuple[str, Stamp, FileContent]] = []
+
+    def read(name: str) -> tuple[str, Stamp, FileContent]:
+        path = Path(location, name)
+        try:
+            before = stamp(path.stat())  # a file that changes while it is read is read again next time
+        except OSError:  # a link to nothing: the probe says so
+            before = (0, 0, 0, 0)
+        return name, before, probe(path)
+
+    if not names:
         return found
-    fresh: list[tuple[str, FileRecord]] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        paths = (Path(location) / name for name in stale)
-        for done, (name, record) in enumerate(zip(stale, pool.map(probe, paths), strict=True), 1):
-            found[name] = record
-            fresh.append((name, record))
+        for done, entry in enumerate(pool.map(read, names), 1):
+            found[entry[0]] = entry[2]
+            fresh.append(entry)
             if progress is not None:
-                progress(done, len(stale))
+                progress(done, len(names))
             if len(fresh) >= 2000:
                 index.put_files(location, fresh)
                 fresh = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from runner.inputs import (
 from runner.plan.fingerprint import fingerprint, identity
 from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
+from runner.seeding import lot
 
 STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 EVALUATED_TRAINING_ITEMS = (8, 32)
@@ -171,10 +173,10 @@ def _train_inputs(
 def _compared(items: list[TrainItem], held_out: int, seed: int) -> list[TrainItem]:
     """Some training items, chosen by a hash like the held-out ones."""
     own = [item for item in items if not item.settings.regularization]
-    order = sorted(own, key=lambda item: hashlib.sha256(f"{seed}:{item.digest}".encode()).digest())
     least, most = EVALUATED_TRAINING_ITEMS
     count = min(max(held_out, least), most) if held_out else most
-    return sorted(order[:count], key=lambda item: (item.digest, item.text))
+    chosen = heapq.nsmallest(count, own, key=lambda item: lot(seed, item.digest))
+    return sorted(chosen, key=lambda item: (item.digest, item.text))
 
 
 def _kept_steps(prepared: Prepared) -> tuple[int, ...]:

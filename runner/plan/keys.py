@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runner.dataset.encodings import TrainItem, View, cached_captions, cached_views, centre_view, evaluation_caption
+from runner.dataset.buckets import View
+from runner.dataset.encodings import TrainItem, cached_captions, cached_views, evaluation_caption
 from runner.inputs import SelectInputs, TrainInputs
 
 
@@ -20,7 +21,7 @@ def training_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
 
 def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]:
     """The views that selection measures."""
-    return [(item, centre_view(item)) for item in items]
+    return [(item, item.fit.centre) for item in items]
 
 
 def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, HeldEncodings, StoredEncodings
-from runner.dataset.encodings import TrainItem, View
+from runner.dataset.buckets import View
+from runner.dataset.encodings import TrainItem
 from runner.inputs import LatentEncoder, TextEncoder
 from runner.stages.cache import encode_pictures, encode_texts
 from runner.stages.context import Context

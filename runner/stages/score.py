@@ -17,7 +17,7 @@ from runner.atomic import write_json
 from runner.core.precision import autocast
 from runner.core.rng import normal
 from runner.data.items import Encodings
-from runner.dataset.encodings import TrainItem, centre_view, evaluation_caption
+from runner.dataset.encodings import TrainItem, evaluation_caption
 from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
 from runner.plan.keys import evaluation_texts, evaluation_views
 from runner.stages.context import Context
@@ -87,7 +87,7 @@ class Scorer:
         t = torch.tensor(self.levels(), device=context.device)
         rows: list[list[float]] = []
         for item in items:
-            latent = self.stored.get(self.latents.key(item.digest, centre_view(item)))["latents"].float()
+            latent = self.stored.get(self.latents.key(item.digest, item.fit.centre))["latents"].float()
             noise = torch.stack(
                 [normal(tuple(latent.shape), seed, "score", item.digest, level) for level in range(LEVELS)]
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +25,9 @@ create table if not exists measured (key text primary key, value real) without r
 """
 
 
-class FileRecord(NamedTuple):
-    """What reading a file told. `problem` says why a picture cannot be used; then width and height are 0."""
+class FileContent(NamedTuple):
+    """What reading a file told. `problem` says why a picture or a caption cannot be used."""
 
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
     digest: str
     width: int = 0
     height: int = 0
@@ -39,8 +35,11 @@ class FileRecord(NamedTuple):
     problem: str | None = None
 
 
-def stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells that a file has not changed: (inode, size, mtime_ns, ctime_ns)."""
+Stamp = tuple[int, int, int, int]
+"""What tells that a file has not changed: (inode, size, mtime_ns, ctime_ns)."""
+
+
+def stamp(stat: os.stat_result) -> Stamp:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
@@ -68,19 +67,29 @@ class Index:
     def close(self) -> None:
         self.connection.close()
 
-    def folder(self, folder: str) -> dict[str, FileRecord]:
-        """Everything known of the files of one folder, by name."""
+    def unchanged(self, folder: str, names: Collection[str]) -> dict[str, FileContent]:
+        """What is known of those pictures and captions of a folder that have not changed since they were read."""
         rows = self.connection.execute(
-            "select name, inode, size, mtime_ns, ctime_ns, digest, width, height, text, problem from files where folder = ?",
+            "select name, digest, width, height, text, problem, inode, size, mtime_ns, ctime_ns from files"
+            " where folder = ? and (width > 0 or text is not null or problem is not null)",
             (folder,),
         )
-        make = FileRecord._make
-        return {row[0]: make(row[1:]) for row in rows}
+        found = {}
+        for row in rows:
+            name = row[0]
+            if name in names:
+                try:
+                    stat = os.stat(f"{folder}/{name}")
+                except OSError:
+                    continue
+                if row[6:] == (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns):
+                    found[name] = FileContent._make(row[1:6])
+        return found
 
-    def put_files(self, folder: str, records: Iterable[tuple[str, FileRecord]]) -> None:
+    def put_files(self, folder: str, files: Iterable[tuple[str, Stamp, FileContent]]) -> None:
         rows = [
-            (folder, name, r.inode, r.size, r.mtime_ns, r.ctime_ns, r.digest, r.width, r.height, r.text, r.problem)
-            for name, r in records
+            (folder, name, *stamp, content.digest, content.width, content.height, content.text, content.problem)
+            for name, stamp, content in files
         ]
         with self.connection:
             self.connection.execute("begin immediate")
@@ -104,7 +113,7 @@ class Index:
             stat = path.stat()
             with open(path, "rb") as stream:
                 known = hashlib.file_digest(stream, "sha256").hexdigest()
-            self.put_files(str(path.parent), [(path.name, FileRecord(*stamp(stat), known))])
+            self.put_files(str(path.parent), [(path.name, stamp(stat), FileContent(known))])
         return known
 
     def item_keys(self, kind: str) -> set[str]:
