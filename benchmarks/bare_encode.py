@@ -22,9 +22,9 @@ def main() -> None:
 
     folder, images, size, batch, out = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
+    imported = time.perf_counter()
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
     files = sorted(images.glob("*.png"))
-    loaded = time.perf_counter()
     with torch.no_grad():
         for start in range(0, len(files), batch):
             chunk = files[start : start + batch]
@@ -35,7 +35,7 @@ def main() -> None:
             latents = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor
             for file, latent in zip(chunk, latents, strict=True):
                 save_file({"latents": latent.contiguous()}, str(out / f"{file.stem}.safetensors"))
-    print(json.dumps({"encoding": time.perf_counter() - loaded, "all": time.perf_counter() - BEGAN}))
+    print(json.dumps({"stage": time.perf_counter() - imported, "all": time.perf_counter() - BEGAN}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Of malloc.h."""
 
 
 def prepare_environment(deterministic: bool = True) -> None:
@@ -37,6 +41,7 @@ def prepare_torch(deterministic: bool, threads: int | None = None) -> int:
     """
     import torch
 
+    _keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
@@ -45,3 +50,30 @@ def prepare_torch(deterministic: bool, threads: int | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only costs time
     return torch.get_num_threads()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc's malloc keep freed blocks for the next tensors.
+
+    It would give every block of more than 32 MB back at once, and the kernel would clear its pages anew for the next
+    one: a quarter of a training step's time on a CPU, a third of encoding pictures. Elsewhere nothing is done.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_memory() -> None:
+    """Gives what was freed and kept back to the system: after a stage, a phase, a model."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    except (OSError, TypeError):  # Windows
+        return None

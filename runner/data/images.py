@@ -53,8 +53,12 @@ def transformed(picture: Image.Image, view: View) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
-    """fp32 [3, H, W] in -1..1."""
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+    """fp32 [3, H, W] in -1..1.
+
+    NumPy does the arithmetic: torch's would start a team of OpenMP threads for each reading thread, and from then on
+    the teams of all threads together outnumber the cores, which slows every operation of the encoder.
+    """
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from runner.core.events import Events
 from runner.core.precision import DTYPES
+from runner.core.process import give_back_memory
 from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
 from runner.inputs import Numerics, Runtime
@@ -44,6 +45,7 @@ class Context:
     def free(self) -> None:
         """Gives memory back after a component was dropped."""
         gc.collect()
+        give_back_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
