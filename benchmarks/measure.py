@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +27,17 @@ LIBRARIES = (
 )
 
 
+_SPAWN = """
+import json, os, sys, time
+began = time.perf_counter()
+child = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(child, 0)
+with open(sys.argv[1], "w") as stream:
+    json.dump([os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss], stream)
+"""
+"""A small process between: a child's peak starts from its parent's, which may have written a whole model."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished child: exit code, seconds, peak resident bytes, its output."""
@@ -42,23 +51,15 @@ class Run:
 def run(command: Sequence[str], folder: Path, env: dict[str, str] | None = None) -> Run:
     """Runs a command and measures it. Raises `RuntimeError` with its output where it fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - began
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode("utf-8", "replace"))
-    code = os.waitstatus_to_exitcode(status)
+    with tempfile.NamedTemporaryFile("r") as measured:
+        spawn = [sys.executable, "-ISc", _SPAWN, measured.name, *command]
+        done = subprocess.run(
+            spawn, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", env=environment
+        )
+        code, seconds, peak = json.load(measured)
     if code not in (0, 2):
-        raise RuntimeError(f"{' '.join(command)} left with {code}:\n{texts[1][-4000:]}")
-    return Run(code, seconds, _bytes(usage), texts[0])
-
-
-def _bytes(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        raise RuntimeError(f"{' '.join(command)} left with {code}:\n{done.stderr[-4000:]}")
+    return Run(code, seconds, peak * (1 if sys.platform == "darwin" else 1024), done.stdout)
 
 
 def runner(folder: Path, *arguments: str) -> Run:
