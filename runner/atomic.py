@@ -18,19 +18,24 @@ def _temporary_for(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically; its folder is made where it is missing."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears under its name only when the block ends well, on the disk; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_for(path)
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
+        _fsync(str(temporary), os.O_RDWR)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically; its folder is made where it is missing."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -84,15 +89,8 @@ def _fsync(path: str, flags: int) -> None:
 
 def copy_file(source: Path, destination: Path) -> None:
     """Copies a file atomically without reading it whole into memory."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_for(destination)
-    try:
+    with new_file(destination) as temporary:
         shutil.copyfile(source, temporary)
-        _fsync(str(temporary), os.O_RDONLY)
-        os.replace(temporary, destination)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(destination.parent)
 
 
 def link_or_copy_tree(source: Path, destination: Path) -> None:

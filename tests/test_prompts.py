@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
 
 from runner.config.prompts import ReadyPrompt, parse_line, read_prompt_file
 from runner.errors import InvalidConfig
@@ -139,13 +144,48 @@ def test_batch_and_interactive_sampling(finished: Place, tmp_path: Path) -> None
     pictures = [Path(line).read_bytes() for line in spoken.out.splitlines()]
     assert len(pictures) == 3
     assert pictures[0] == Path(made[0]).read_bytes()
-    from PIL import Image
-
     image = Image.open(made[1])
     assert image.info["parameters"].startswith(
         "a red heart\nSteps: 2, Sampler: ddim, CFG scale: 7.5, Seed: 2, Size: 32x32"
     )
     assert json.loads(image.info["runner"])["seed"] == 2
+
+
+def picture_of(place: Place, folder: Path, *arguments: str) -> NDArray[np.int16]:
+    made = place.run("sample", "--prompt", "a blue star --d 1", "--out", str(folder), *arguments).ok().out.splitlines()
+    return np.asarray(Image.open(made[-1])).astype(np.int16)
+
+
+def test_lora_files_are_merged_for_sampling(finished: Place, tmp_path: Path) -> None:
+    """The run's own LoRA merged into the base makes the checkpoint's picture; patterns and factors take from it."""
+    kohya, peft = tmp_path / "kohya.safetensors", tmp_path / "peft.safetensors"
+    for form, file in (("kohya", kohya), ("diffusers", peft)):
+        finished.run("export", "--format", form, "--to", str(file), "--dtype", "fp32").ok()
+    base = picture_of(finished, tmp_path / "base", "--checkpoint", "base")
+    trained = picture_of(finished, tmp_path / "best")
+    assert np.abs(trained - base).max() > 1
+    on_base = ("--checkpoint", "base", "--lora")
+    for number, arguments in enumerate([(str(kohya),), (str(peft),), (f"{kohya}:0.5", "--lora", f"{peft}:0.5")]):
+        found = picture_of(finished, tmp_path / str(number), *on_base, *arguments)
+        assert np.abs(found - trained).max() <= 1, arguments
+    assert np.array_equal(picture_of(finished, tmp_path / "zero", *on_base, f"{kohya}:0"), base)
+    part = picture_of(finished, tmp_path / "part", *on_base, str(kohya), "--exclude", "up_blocks")
+    assert not np.array_equal(part, base)
+    assert not np.array_equal(part, trained)
+
+
+def test_a_merged_model_is_saved(finished: Place, tmp_path: Path) -> None:
+    lora, merged, exported = (tmp_path / f"{name}.safetensors" for name in ("lora", "merged", "exported"))
+    finished.run("export", "--format", "kohya", "--to", str(lora), "--dtype", "fp32").ok()
+    result = finished.run("sample", "--checkpoint", "base", "--lora", str(lora), "--save-merged", str(merged)).ok()
+    assert result.out.splitlines() == [str(merged)]
+    dtype = prepared(finished.file).config.training.checkpoints.dtype
+    finished.run("export", "--format", "single_file", "--to", str(exported), "--dtype", dtype).ok()
+    ours, theirs = load_file(merged), load_file(exported)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = finished.run("sample", "--save-merged", str(merged))
+    assert (again.code, "is there already" in again.err) == (64, True)
 
 
 def test_sampling_with_what_is_not_there(finished: Place) -> None:
@@ -155,6 +195,12 @@ def test_sampling_with_what_is_not_there(finished: Place) -> None:
         (("--prompt", "a --w wide"), 3, "must be an integer"),
         (("--prompt", "a", "--sampler", "eulr"), 64, "did you mean"),
         (("--prompt", "a", "--width", "1"), 64, "--width"),
+        (("--lora", "gone.safetensors:0.5"), 3, "there is no file gone.safetensors\n"),
+        (("--lora", "run.toml"), 3, "run.toml"),
+        (("--lora", "model/unet/diffusion_pytorch_model.safetensors"), 3, "holds no LoRA layers"),
+        (("--lora", "runs/t/best.safetensors", "--include", "nothing"), 3, "leave none of the"),
+        (("--lora", "runs/t/best.safetensors", "--exclude", "("), 64, "is no regular expression"),
+        (("--save-merged", "merged.ckpt"), 64, "is a .safetensors file"),
         (("--dialect", "english", "--prompt", "a"), 64, "dialects are kohya"),
     ):
         result = finished.run("sample", *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 @click.option("--prompt", "texts", multiple=True, help="A prompt; options may follow in it as in a prompt file.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A .txt, .toml or .json file of prompts.")
 @click.option("--dialect", help="What the letters of options in a prompt mean.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:MULTIPLIER]",
+    help="A LoRA file (Kohya's or diffusers' keys) to merge into the model; may be given again.",
+)
+@click.option("--include", multiple=True, help="Only layers of --lora whose name matches this regular expression.")
+@click.option("--exclude", multiple=True, help="Not the layers of --lora whose name matches.")
+@click.option(
+    "--save-merged",
+    type=click.Path(path_type=Path),
+    help="Write the whole model with checkpoint and LoRA files merged; pictures are then made only of prompts given here.",
+)
 @click.option("--interactive", is_flag=True, help="Read prompts line by line; leave with Ctrl+D.")
 @click.option(
     "--out", "folder", type=click.Path(path_type=Path), help="Where pictures go; unset: the run's folder, samples/made."
@@ -40,28 +55,69 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="For prompts that have none; -1 draws one.")
 def command(
     file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
-    dialect: str | None, interactive: bool, folder: Path | None, **defaults: Any,
+    dialect: str | None, interactive: bool, folder: Path | None, loras: tuple[str, ...], include: tuple[str, ...],
+    exclude: tuple[str, ...], save_merged: Path | None, **defaults: Any,
 ) -> int:  # fmt: skip
     """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
+    patterns = (_expressions("--include", include), _expressions("--exclude", exclude))
+    files = [_lora_file(lora) for lora in loras]
+    if save_merged is not None and save_merged.suffix != ".safetensors":
+        raise UsageError(f"--save-merged {save_merged}: the file is a .safetensors file")
+    if save_merged is not None and save_merged.exists():
+        raise UsageError(f"{save_merged} is there already; it is not overwritten", hint="name another place")
     prepared = prepared_run(file, settings, may_defer=False)
     chosen_dialect = _dialect(dialect, prepared)
     prompts = _prompts(prepared, texts, prompt_file, chosen_dialect, defaults)
-    if not prompts and not interactive:
+    if save_merged is not None and not texts and prompt_file is None:
+        prompts = []
+    if not prompts and not interactive and save_merged is None:
         raise UsageError(
             "there is nothing to make: run.toml has no prompts", hint="say --prompt, --prompt-file or --interactive"
         )
     from runner.core.process import prepare_environment
 
     prepare_environment(prepared.config.run.deterministic)
-    from runner.execute.sampling import Sampling
+    from runner.execute.sampling import LoraFile, Sampling
 
     target = folder or prepared.output_dir / "samples" / "made"
-    sampling = Sampling(prepared, checkpoint, keep_loaded=interactive)
+    sampling = Sampling(
+        prepared, checkpoint, keep_loaded=interactive, loras=[LoraFile(*given, *patterns) for given in files]
+    )
+    if save_merged is not None:
+        sampling.save_merged(save_merged)
+        out.data(str(save_merged))
     for path in sampling.make(prompts, target):
         out.data(str(path))
     if interactive:
         _interact(sampling, prepared, chosen_dialect, defaults, target)
     return Exit.DONE
+
+
+def _expressions(option: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    import re
+
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{option} {pattern!r} is no regular expression: {error}") from None
+    return patterns
+
+
+def _lora_file(text: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:MULTIPLIER`."""
+    name, _, number = text.rpartition(":")
+    try:
+        file, multiplier = (Path(text), 1.0) if not name or Path(text).is_file() else (Path(name), float(number))
+    except ValueError:
+        file, multiplier = Path(text), 1.0
+    if not file.is_file():
+        raise Invalid(
+            f"there is no file {file}", hint="--lora names a .safetensors file, or one and a factor: FILE:0.8"
+        )
+    if not math.isfinite(multiplier):
+        raise UsageError(f"--lora {text}: the multiplier must be a finite number")
+    return file, multiplier
 
 
 def _dialect(given: str | None, prepared: Prepared) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.atomic import new_folder
 from runner.core.precision import DTYPES
@@ -82,15 +82,23 @@ class Exporter:
         trained = build(self.context, self.train, None)
         if self.train.targets is None:
             trained.assign(state)
-        base: dict[str, dict[str, Tensor]] = {}
-        for name in only or tuple(self.context.runtime.model.components):
-            module = trained.modules.get(name) or self.context.load(name)
-            base[name] = {
-                _plain(key): tensor.detach().cpu() for key, tensor in module.state_dict().items() if ".lora_" not in key
-            }
-        if self.train.targets is not None:
-            base = merged(self.train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)
-        return {name: {key: tensor.to(dtype).contiguous() for key, tensor in own.items()} for name, own in base.items()}
+        return whole_model(self.context, trained.modules, self.train, state, dtype, only)
+
+
+def whole_model(
+    context: Context, modules: Mapping[str, nn.Module], train: TrainInputs, state: Mapping[str, Tensor] | None,
+    dtype: torch.dtype, only: tuple[str, ...] | None = None,
+) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
+    base: dict[str, dict[str, Tensor]] = {}
+    for name in only or tuple(context.runtime.model.components):
+        module = modules.get(name) or context.load(name)
+        base[name] = {
+            _plain(key): tensor.detach().cpu() for key, tensor in module.state_dict().items() if ".lora_" not in key
+        }
+    if train.targets is not None and state is not None:
+        base = merged(train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)
+    return {name: {key: tensor.to(dtype).contiguous() for key, tensor in own.items()} for name, own in base.items()}
 
 
 def _plain(key: str) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from runner.atomic import write_bytes
+from runner.atomic import new_file, write_bytes
 from runner.config.prompts import ReadyPrompt
 from runner.core.events import Events
+from runner.core.precision import DTYPES
 from runner.core.process import prepare_torch
 from runner.execute.checkpoint import find_checkpoint, load_weights
+from runner.execute.export import whole_model
 from runner.families.registry import family
+from runner.formats.adapters import read_lora
+from runner.formats.tensors import write_hashed_tensors
+from runner.networks.lora import merge_into
 from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
@@ -22,13 +28,30 @@ from runner.store.run_folder import free_name, sample_stem
 from runner.store.training import TrainFolder
 
 
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file to merge before sampling, how strongly, and which of its layers (regular expressions)."""
+
+    file: Path
+    multiplier: float
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.file.name} x {self.multiplier:g}"
+
+
 class Sampling:
     """Holds what is loaded; `keep_loaded` keeps the models between calls, else each has its phase and goes."""
 
-    def __init__(self, prepared: Prepared, checkpoint: str, keep_loaded: bool) -> None:
+    def __init__(self, prepared: Prepared, checkpoint: str, keep_loaded: bool, loras: Sequence[LoraFile] = ()) -> None:
         self.prepared, self.keep_loaded = prepared, keep_loaded
         self.graph = current_graph(prepared)
         self.chosen = find_checkpoint(prepared.store, self.graph, checkpoint)
+        self.label = " + ".join([self.chosen.label, *(lora.label for lora in loras)])
+        layers = prepared.spec.layers(prepared.model)
+        self.loras = [read_lora(lora.file, layers, lora.multiplier, lora.include, lora.exclude) for lora in loras]
         record = TrainFolder(prepared.store.artifact("train", self.graph.fingerprint("train"))).record()
         device = choose_device(prepared.config.run.device)
         prepare_torch(prepared.config.run.deterministic, record["threads"] if record else self.graph.runtime.threads)
@@ -46,12 +69,10 @@ class Sampling:
         if not prompts:
             return
         weighting = self.prepared.config.sampling.prompt_weighting
-        if self.keep_loaded and self.encoder is None and not self.text_trains:
-            self.encoder = self.context.load("text_encoder_1")
-        if self.text_trains:
-            encoded = encode_prompts(self.context, prompts, weighting, self._modules()["text_encoder_1"])
-        else:
-            encoded = encode_prompts(self.context, prompts, weighting, self.encoder)
+        encoded = encode_prompts(self.context, prompts, weighting, self._text_encoder())
+        if not self.keep_loaded:
+            self.encoder = None
+            self.context.free()
         latents = [make_latents(self.context, self._modules()["denoiser"], prompt, encoded) for prompt in prompts]
         if not self.keep_loaded:
             self.trained = None
@@ -59,7 +80,7 @@ class Sampling:
         if self.vae is None:
             self.vae = self.context.load("vae")
         for prompt, latent in zip(prompts, latents, strict=True):
-            picture = png_bytes(decode(self.context, self.vae, latent), prompt, self.chosen.label)
+            picture = png_bytes(decode(self.context, self.vae, latent), prompt, self.label)
             stem = sample_stem(self.chosen.step, self.chosen.weights, self.chosen.label, prompt.index)
             path = free_name(folder / f"{stem}.png", picture)
             write_bytes(path, picture)
@@ -68,10 +89,36 @@ class Sampling:
         if not self.keep_loaded:
             self.vae = None
 
+    def save_merged(self, file: Path) -> None:
+        """The whole model with the checkpoint and all LoRA files merged, as one file in the family's original layout."""
+        modules = {**self._modules(), "text_encoder_1": self._text_encoder()}
+        train = self.graph.train
+        state = load_weights(self.prepared.store, self.graph, self.chosen, train)
+        dtype = DTYPES[self.prepared.config.training.checkpoints.dtype]
+        whole = self.context.family.single_file(
+            self.prepared.model, whole_model(self.context, modules, train, state, dtype)
+        )
+        tensors = {name: tensor.contiguous() for name, tensor in whole.items()}
+        with new_file(file) as temporary:
+            write_hashed_tensors(temporary, tensors, {"format": "pt", "modelspec.title": self.label})
+
+    def _text_encoder(self) -> nn.Module:
+        if self.text_trains:
+            return self._modules()["text_encoder_1"]
+        if self.encoder is None:
+            self.encoder = self.context.load("text_encoder_1")
+            self._merge({"text_encoder_1": self.encoder})
+        return self.encoder
+
+    def _merge(self, modules: dict[str, nn.Module]) -> None:
+        for lora in self.loras:
+            merge_into(modules, lora.targets, lora.state)
+
     def _modules(self) -> dict[str, nn.Module]:
         if self.trained is None:
             self.trained = build(self.context, self.graph.train, self.context.runtime.init_from)
             weights = load_weights(self.prepared.store, self.graph, self.chosen, self.graph.train)
             if weights is not None:
                 self.trained.assign(weights)
+            self._merge(self.trained.modules)
         return self.trained.modules

@@ -150,6 +150,8 @@ class FamilySpec:
     inspect: Callable[[RunConfig, Path], Model]
     """(configuration, folder of run.toml) → model. Raises `ModelProblem` for files that do not fit."""
     targets: Callable[[RunConfig, Model], list[Target]]
+    layers: Callable[[Model], list[Target]]
+    """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
     memory: Callable[[MemoryQuestion], MemoryAnswer]
     text_encoders: tuple[str, ...] = field(default=("text_encoder_1",))
     refused_keys: Mapping[str, str] = field(default_factory=dict)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,45 @@ def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
         result[f"{name}.lora_A"] = _shaped(down, target.rank, target, first=True)
         result[f"{name}.lora_B"] = _shaped(up * (alpha / target.alpha), target.rank, target, first=False)
     return result
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The layers of a LoRA file that are to be merged, and their tensors as `networks.lora` takes them."""
+
+    targets: list[Target]
+    state: dict[str, Tensor]
+
+
+def read_lora(
+    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str], exclude: Sequence[str]
+) -> Lora:
+    """A file with adapters of any of a model's layers, of any ranks. `include` and `exclude` are regular expressions
+    on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where a layer is not the model's."""
+    shapes = read_header(file).tensors
+    found, _, _ = find_adapters(list(shapes), layers)
+    present = [layer for layer in layers if f"{layer.component}.{layer.name}" in found]
+    ranks = {name: (shapes[keys.down][1] or (0,))[0] for name, keys in found.items()}
+    targets = [
+        replace(layer, rank=rank, alpha=float(rank))
+        for layer in present
+        for rank in (ranks[f"{layer.component}.{layer.name}"],)
+    ]
+    state = read_adapters(file, targets)
+    chosen = [
+        target
+        for target in targets
+        if (not include or any(re.search(pattern, target.diffusers) for pattern in include))
+        and not any(re.search(pattern, target.diffusers) for pattern in exclude)
+    ]
+    if not chosen:
+        raise Invalid(
+            f"--include and --exclude leave none of the {len(targets)} layers of {file}",
+            hint=f"they are looked for in names such as {targets[0].diffusers}",
+        )
+    for target in chosen:
+        state[f"{target.component}.{target.name}.lora_B"] *= multiplier
+    return Lora(chosen, state)
 
 
 def _shaped(tensor: Tensor, rank: int, target: Target, first: bool) -> Tensor:

@@ -71,6 +71,21 @@ def deltas(targets: Sequence[Target], state: Mapping[str, Tensor]) -> dict[str, 
     return found
 
 
+def merge_into(modules: Mapping[str, nn.Module], targets: Sequence[Target], state: Mapping[str, Tensor]) -> None:
+    """Adds adapters to the weights of those modules that are there. Each weight is made anew: it may be a file's map."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    added = deltas(targets, state)
+    for component in modules.keys() & added.keys():
+        for key, delta in added[component].items():
+            layer: Any = modules[component].get_submodule(key.removesuffix(".weight"))
+            if isinstance(layer, BaseTunerLayer):
+                layer = layer.get_base_layer()
+            weight = layer.weight.detach()
+            changed = weight.float() + delta.to(weight.device).reshape(weight.shape)
+            layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+
+
 def merged(
     targets: Sequence[Target], state: Mapping[str, Tensor], base: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:

@@ -238,10 +238,10 @@ def targets(config: RunConfig, model: Model) -> list[Target]:
     if config.training.components.denoiser:
         layers = [layer for layer in component_layers(model.components["denoiser"]) if layer.kind in ("linear", "conv")]
         chosen = _chosen(layers, network)
-        found += [_target("denoiser", layer, network) for layer in chosen]
+        found += [_adapted("denoiser", layer, network) for layer in chosen]
     if config.training.components.text_encoder_1:
         layers = component_layers(model.components["text_encoder_1"])
-        found += [_target("text_encoder_1", layer, network) for layer in layers if _CLIP_TARGETS.search(layer.name)]
+        found += [_adapted("text_encoder_1", layer, network) for layer in layers if _CLIP_TARGETS.search(layer.name)]
     for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
         for pattern in patterns:
             if not any(re.search(pattern, target.name) for target in found):
@@ -249,6 +249,15 @@ def targets(config: RunConfig, model: Model) -> list[Target]:
                     ("network", name, pattern), f"{pattern!r} matches none of the {len(found)} layers with adapters"
                 )
     return found
+
+
+def layers(model: Model) -> list[Target]:
+    """Every layer that an adapter of a file may be for."""
+    denoiser = (layer for layer in component_layers(model.components["denoiser"]) if layer.kind in ("linear", "conv"))
+    text = (layer for layer in component_layers(model.components["text_encoder_1"]) if _CLIP_TARGETS.search(layer.name))
+    return [_target("denoiser", layer, 1, 1.0) for layer in denoiser] + [
+        _target("text_encoder_1", layer, 1, 1.0) for layer in text
+    ]
 
 
 def _chosen(layers: list[Layer], network: Network) -> list[Layer]:
@@ -277,7 +286,7 @@ def _chosen(layers: list[Layer], network: Network) -> list[Layer]:
     return chosen
 
 
-def _target(component: str, layer: Layer, network: Network) -> Target:
+def _adapted(component: str, layer: Layer, network: Network) -> Target:
     def matching(patterns: Mapping[str, Any]) -> Any:
         return next((value for pattern, value in patterns.items() if re.search(pattern, layer.name)), None)
 
@@ -288,9 +297,13 @@ def _target(component: str, layer: Layer, network: Network) -> Target:
     alpha = matching(network.alpha_pattern)
     if alpha is None:
         alpha = network.conv_alpha if convolutional and network.conv_rank is not None else network.alpha
+    return _target(component, layer, rank, float(rank if alpha is None else alpha))
+
+
+def _target(component: str, layer: Layer, rank: int, alpha: float) -> Target:
     kind: Literal["conv", "linear"] = "conv" if layer.kind == "conv" else "linear"
     return Target(
-        component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, float(rank if alpha is None else alpha),
+        component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
         _KOHYA_PREFIXES[component] + layer.name.replace(".", "_"), _DIFFUSERS_PREFIXES[component] + layer.name,
     )  # fmt: skip
 
@@ -301,5 +314,6 @@ SD15 = FamilySpec(
     defaults=Defaults(dtype="bf16", num_inference_steps=30, cfg_scale=7.5, sampler="ddim", dialect="kohya"),
     inspect=inspect,
     targets=targets,
+    layers=layers,
     memory=predict_memory,
 )
