@@ -200,6 +200,7 @@ def test_sampling_with_what_is_not_there(finished: Place) -> None:
         (("--lora", "model/unet/diffusion_pytorch_model.safetensors"), 3, "holds no LoRA layers"),
         (("--lora", "runs/t/best.safetensors", "--include", "nothing"), 3, "leave none of the"),
         (("--lora", "runs/t/best.safetensors", "--exclude", "("), 64, "is no regular expression"),
+        (("--include", "mid_block"), 64, "say --lora FILE"),
         (("--save-merged", "merged.ckpt"), 64, "is a .safetensors file"),
         (("--dialect", "english", "--prompt", "a"), 64, "dialects are kohya"),
     ):

@@ -59,6 +59,10 @@ def command(
     exclude: tuple[str, ...], save_merged: Path | None, **defaults: Any,
 ) -> int:  # fmt: skip
     """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
+    if (include or exclude) and not loras:
+        raise UsageError(
+            "--include and --exclude choose layers of LoRA files, and none is given", hint="say --lora FILE"
+        )
     patterns = (_expressions("--include", include), _expressions("--exclude", exclude))
     files = [_lora_file(lora) for lora in loras]
     if save_merged is not None and save_merged.suffix != ".safetensors":
