@@ -86,7 +86,7 @@ class Exporter:
 
 
 def whole_model(
-    context: Context, modules: Mapping[str, nn.Module], train: TrainInputs, state: Mapping[str, Tensor] | None,
+    context: Context, modules: Mapping[str, nn.Module], train: TrainInputs, state: Mapping[str, Tensor],
     dtype: torch.dtype, only: tuple[str, ...] | None = None,
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
     """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
@@ -96,7 +96,7 @@ def whole_model(
         base[name] = {
             _plain(key): tensor.detach().cpu() for key, tensor in module.state_dict().items() if ".lora_" not in key
         }
-    if train.targets is not None and state is not None:
+    if train.targets is not None:
         base = merged(train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)
     return {name: {key: tensor.to(dtype).contiguous() for key, tensor in own.items()} for name, own in base.items()}
 

@@ -92,12 +92,11 @@ class Sampling:
     def save_merged(self, file: Path) -> None:
         """The whole model with the checkpoint and all LoRA files merged, as one file in the family's original layout."""
         modules = {**self._modules(), "text_encoder_1": self._text_encoder()}
-        train = self.graph.train
-        state = load_weights(self.prepared.store, self.graph, self.chosen, train)
+        assert self.trained is not None
+        state = {name: parameter.detach() for name, parameter in self.trained.parameters.items()}
         dtype = DTYPES[self.prepared.config.training.checkpoints.dtype]
-        whole = self.context.family.single_file(
-            self.prepared.model, whole_model(self.context, modules, train, state, dtype)
-        )
+        components = whole_model(self.context, modules, self.graph.train, state, dtype)
+        whole = self.context.family.single_file(self.prepared.model, components)
         tensors = {name: tensor.contiguous() for name, tensor in whole.items()}
         with new_file(file) as temporary:
             write_hashed_tensors(temporary, tensors, {"format": "pt", "modelspec.title": self.label})

@@ -66,13 +66,12 @@ def read_lora(
     on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where a layer is not the model's."""
     shapes = read_header(file).tensors
     found, _, _ = find_adapters(list(shapes), layers)
-    present = [layer for layer in layers if f"{layer.component}.{layer.name}" in found]
-    ranks = {name: (shapes[keys.down][1] or (0,))[0] for name, keys in found.items()}
-    targets = [
-        replace(layer, rank=rank, alpha=float(rank))
-        for layer in present
-        for rank in (ranks[f"{layer.component}.{layer.name}"],)
-    ]
+    targets: list[Target] = []
+    for layer in layers:
+        keys = found.get(f"{layer.component}.{layer.name}")
+        if keys is not None:
+            rank = (shapes[keys.down][1] or (0,))[0]
+            targets.append(replace(layer, rank=rank, alpha=float(rank)))
     state = read_adapters(file, targets)
     chosen = [
         target
