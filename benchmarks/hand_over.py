@@ -13,7 +13,8 @@ from runner.core.events import Events
 from runner.data.loader import StepLoader
 from runner.execute.apply import Apply
 from runner.formats.tensors import write_tensors
-from runner.networks.lora import attach
+from runner.networks.attach import Dropouts, attach
+from runner.optim.build import optimizer_arguments
 from runner.plan.prepare import prepare
 from runner.stages.stop import StopFlag
 from runner.stages.train import TrainStage
@@ -37,7 +38,7 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
     targets = inputs.targets or ()
     if targets:
         denoiser = apply.context.load("denoiser")
-        start = attach({"denoiser": denoiser}, targets, 0.0, inputs.seed)
+        start = attach({"denoiser": denoiser}, targets, Dropouts(), -1, inputs.seed)
         write_tensors(folder / "start.safetensors", {_peft_name(name): value for name, value in start.items()})
     unet = run.model.components["denoiser"].weights[0].parent
     settings: dict[str, Any] = {
@@ -45,7 +46,7 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
         "alpha": targets[0].alpha if targets else 0, "steps": steps, "threads": apply.graph.runtime.threads or torch.get_num_threads(),
         "bf16": inputs.numerics.mixed_precision == "bf16",
         "scheduler": {**{k: v for k, v in run.model.scheduler.items() if k.startswith(("beta", "num_train"))}, "prediction_type": inputs.numerics.prediction_type},
-        "optimizer": {"lr": inputs.learning_rate, "weight_decay": inputs.optimizer.weight_decay, "betas": list(inputs.optimizer.betas), "eps": inputs.optimizer.eps},
+        "optimizer": {"lr": inputs.learning_rate, **{k: v for k, v in optimizer_arguments(inputs.optimizer, torch.optim.AdamW).items() if k != "fused"}},
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings, indent=2))
 

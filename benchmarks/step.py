@@ -64,7 +64,9 @@ def write_folder_model(folder: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from runner.families.sd.spec import SHIPPED, read_json
+    from runner.families.parts.checkpoint import CONFIGS, read_json
+
+    SHIPPED = CONFIGS / "sd15"
 
     torch.manual_seed(0)
     UNet2DConditionModel.from_config(read_json(SHIPPED / "unet" / "config.json")).save_pretrained(folder / "unet")

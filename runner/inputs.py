@@ -33,12 +33,14 @@ class Numerics:
 
     family: str
     dtype: str
+    vae_dtype: str
     mixed_precision: str
     prediction_type: str
     zero_terminal_snr: bool
     noise_schedule: Mapping[str, Any]
     max_token_length: int
     clip_skip: int
+    text_width: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,18 @@ class TextsInputs:
 
 
 @dataclass(frozen=True)
+class AdapterSettings:
+    """The settings of [network] that are not in the targets."""
+
+    dropout: float
+    rank_dropout: float
+    module_dropout: float
+    decompose_factor: int
+    lora_plus_ratio: float
+    scale_weight_norms: float | None
+
+
+@dataclass(frozen=True)
 class TrainInputs:
     """train: everything that decides the trajectory."""
 
@@ -120,11 +134,14 @@ class TrainInputs:
     text_encoder: str
     components: Components
     targets: tuple[Target, ...] | None
-    dropout: float
+    adapter: AdapterSettings | None
+    base_weights: tuple[str, ...]
+    """Digests and multipliers of the adapters that are merged first."""
     init_from: str | None
     learning_rate: float
     accumulation: int
     max_grad_norm: float
+    clip_grad: str
     optimizer: Optimizer
     scheduler: Scheduler
     loss: Loss
@@ -147,7 +164,11 @@ class TrainInputs:
     def has_horizon(self) -> bool:
         """Whether the course of training depends on its length, so that it cannot be extended."""
         shares = [settings.captions.warmup_step for settings in self._item_settings]
-        return self.scheduler.type != "constant" or bool(self.scheduler.warmup_ratio) or any(0 < x < 1 for x in shares)
+        return (
+            self.scheduler.type not in ("constant", "piecewise")
+            or bool(self.scheduler.warmup_ratio)
+            or any(0 < x < 1 for x in shares)
+        )
 
     @property
     def varies(self) -> dict[str, bool]:
@@ -161,6 +182,7 @@ class TrainInputs:
         facts = {name: value for name, value in self.__dict__.items() if name in _TRAIN_FACTS}
         varies = self.varies
         facts["numerics"] = dict(self.numerics.__dict__)
+        facts["adapter"] = None if self.adapter is None else dict(self.adapter.__dict__)
         facts["targets"] = None if self.targets is None else [list(target.__dict__.values()) for target in self.targets]
         facts["items"] = self.items_digest
         facts["variants"] = [varies["latents"] and self.latents_cached, varies["texts"] and self.texts_cached]
@@ -175,7 +197,7 @@ class TrainInputs:
 
 
 _TRAIN_FACTS = frozenset(TrainInputs.__dataclass_fields__) - {
-    "items", "groups", "targets", "latents_cached", "texts_cached"
+    "items", "groups", "targets", "adapter", "latents_cached", "texts_cached"
 }  # fmt: skip
 
 
@@ -191,7 +213,7 @@ class SampleInputs:
     prompts: tuple[ReadyPrompt, ...]
     numerics: Numerics
     frozen: Mapping[str, str]
-    """Digests of the autoencoder, the text encoder and the tokenizer."""
+    """Digests of the autoencoder, the text encoders and the tokenizers."""
     prompt_weighting: bool
 
     def facts(self) -> dict[str, Any]:
@@ -270,6 +292,8 @@ class Runtime:
     attention: str
     compile: bool
     gradient_checkpointing: bool
+    fused_backward: bool
+    optimizer_offload: bool
     latents: str
     texts: str
     latent_batch_size: int
@@ -284,6 +308,9 @@ class Runtime:
     sample_at_first: bool
     steps_per_epoch: int
     init_from: Path | None
+    base_weights: tuple[tuple[Path, float], ...]
+    layers: tuple[Target, ...]
+    """Every layer that an adapter of a file may be for; filled where base_weights are given."""
     threads: int | None
     """CPU threads; None is PyTorch's own choice."""
 
@@ -294,6 +321,8 @@ class Runtime:
             "model.attention": self.attention,
             "training.compile": self.compile,
             "training.memory.gradient_checkpointing": self.gradient_checkpointing,
+            "training.memory.fused_backward": self.fused_backward,
+            "training.memory.optimizer_offload": self.optimizer_offload,
             "caching.latent_batch_size": self.latent_batch_size,
             "caching.text_batch_size": self.text_batch_size,
         }

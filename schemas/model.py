@@ -12,7 +12,7 @@ ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 class Model(Section):
     """Which model is trained, where its parts lie, and how its frozen parts are held."""
 
-    family: Literal["sd15"] = key(effect="trajectory", stage=ModelStages)
+    family: Literal["sd15", "sdxl", "sd3"] = key(effect="trajectory", stage=ModelStages)
     """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
 
     checkpoint: str = key(effect="none", min_length=1)
@@ -27,25 +27,37 @@ class Model(Section):
     text_encoder_1: str | None = key(None, effect="none")
     """Another text encoder than the checkpoint's (CLIP-L): a file or a directory."""
 
+    text_encoder_2: str | None = key(None, effect="none")
+    """The same for the second text encoder (sdxl, sd3: OpenCLIP-G)."""
+
+    text_encoder_3: str | None = key(None, effect="none")
+    """The same for the third text encoder (sd3: T5-XXL). Where neither the checkpoint nor this names one, sd3 does without it."""
+
     tokenizer_1: str | None = key(None, effect="none")
     """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer."""
+
+    tokenizer_2: str | None = key(None, effect="none")
+    """The same for the second text encoder."""
+
+    tokenizer_3: str | None = key(None, effect="none")
+    """The folder of the third text encoder's tokenizer (T5's: tokenizer.json or spiece.model). Needed with a single file; a directory has its own."""
 
     revision: str | None = key(None, effect="none")
     """Branch, tag or commit of a hub id in the local hub cache."""
 
     dtype: Literal["bf16", "fp16", "fp32"] | None = key(None, effect="trajectory", stage=ModelStages)
-    """Precision of the frozen weights: encoders, and the denoiser under an adapter. Parts that train whole are kept in fp32. Unset: by family (sd15: bf16)."""
+    """Precision of the frozen weights: encoders, and the denoiser under an adapter. Parts that train whole are kept in fp32. SDXL's and SD3's autoencoder is held in fp32 where this is fp16, which it would overflow. Unset: by family (bf16)."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = key(
         None, effect="trajectory", stage=("train", "sample")
     )
-    """What the denoiser predicts. Unset: the checkpoint's scheduler config, else epsilon. A single file does not say: set it for a v-prediction model."""
+    """What the denoiser predicts (sd15, sdxl). Unset: the checkpoint's scheduler config, else epsilon. A single file does not say: set it for a v-prediction model."""
 
     clip_skip: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=12)
-    """Use the text encoder's hidden states this many layers from the end; 1 is the last layer, 2 is common for anime models. Unset: 1."""
+    """Use the text encoders' hidden states this many layers from the end (sd15, sdxl); 1 is the last layer, 2 is common for anime models. Unset: by family (sd15: 1, sdxl: 2)."""
 
-    max_token_length: Literal[75, 150, 225] = key(75, effect="trajectory", stage="cache.text")
-    """Tokens of a caption that are used. 150 and 225 encode it in pieces of 75 and join them, as Kohya's tools do."""
+    max_token_length: int | None = key(None, effect="trajectory", stage="cache.text", ge=1)
+    """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256)."""
 
     attention: Literal["sdpa", "eager"] = key("sdpa", effect="bits", stage="train")
     """How attention is computed: PyTorch's fused kernel, or the plain formula (slower, more memory)."""

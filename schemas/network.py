@@ -16,8 +16,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Network(Section):
     """The adapter that is trained. Leave the section out for a full fine-tune."""
 
-    type: Literal["lora"] = key("lora", effect="trajectory", stage="train")
-    """Kind of adapter. lora: low-rank pairs beside linear layers (arXiv 2106.09685), and beside convolutions with conv_rank."""
+    type: Literal["lora", "dora", "loha", "lokr", "oft"] = key("lora", effect="trajectory", stage="train")
+    """Kind of adapter. lora: low-rank pairs beside linear layers (arXiv 2106.09685), and beside convolutions with conv_rank. dora: with a trained magnitude (2402.09353). loha: Hadamard products of two pairs (2108.06098). lokr: Kronecker products (2212.10650). oft: block-wise rotations of the input (2306.07280); rank is the blocks' size."""
 
     rank: Rank = key(16, effect="trajectory", stage="train")
     """Inner width of the adapter (Kohya: network_dim). Larger learns more and makes larger files."""
@@ -25,8 +25,17 @@ class Network(Section):
     alpha: Alpha | None = key(None, effect="trajectory", stage="train")
     """The adapter's output is scaled by alpha / rank (Kohya: network_alpha). Unset: equal to rank, a scale of 1."""
 
+    rslora: bool = key(False, effect="trajectory", stage="train")
+    """Scales by alpha / sqrt(rank) instead (arXiv 2312.03732), so that a high rank learns as fast as a low one."""
+
     dropout: Share = key(0.0, effect="trajectory", stage="train")
-    """Share of the adapter's inputs set to zero at each step."""
+    """Share of the adapter's inputs set to zero at each step (lora, dora)."""
+
+    rank_dropout: Share = key(0.0, effect="trajectory", stage="train")
+    """Share of the ranks left out at each step (lora; loha and lokr: of the rows of the weight)."""
+
+    module_dropout: Share = key(0.0, effect="trajectory", stage="train")
+    """Share of the layers whose adapter is left out at each step (lora, loha, lokr)."""
 
     conv_rank: Rank | None = key(None, effect="trajectory", stage="train")
     """Adapters also on the residual blocks' 3x3 convolutions, of this rank (Kohya: conv_dim, LoCon). Unset: none."""
@@ -42,6 +51,18 @@ class Network(Section):
 
     alpha_pattern: dict[str, Alpha] = key(default_factory=dict, effect="trajectory", stage="train")
     """Another alpha for layers whose name matches a regular expression."""
+
+    decompose_factor: int = key(-1, effect="trajectory", stage="train", ge=-1)
+    """lokr: size of the Kronecker product's first factor; -1 finds the one nearest to a square."""
+
+    lora_plus_ratio: Annotated[float, Field(ge=1)] = key(1.0, effect="trajectory", stage="train")
+    """LoRA+ (arXiv 2402.12354): factor on the learning rate of the half that starts at zero; 16 is common, 1 is off."""
+
+    scale_weight_norms: Annotated[float, Field(gt=0)] | None = key(None, effect="trajectory", stage="train")
+    """Max-norm regularization as in Kohya's tools: after each step an adapter whose product has a larger norm is scaled down to it (lora). 1 is common. Unset: off."""
+
+    base_weights: list[str] = key(default_factory=list, effect="none")
+    """LoRA files that are merged into the model before training, each "FILE" or "FILE:MULTIPLIER". Their content decides whether a run is the same; the trained adapter is made for the merged model."""
 
     init_from: str | None = key(None, effect="none")
     """A LoRA file (Kohya's or diffusers' format) to start from; every one of its layers must fit, and its content decides whether a run is the same."""

@@ -15,28 +15,49 @@ class Components(Section):
     """Which parts train: true, false, or a learning rate of their own. With [network] they get adapters, without it they train whole."""
 
     denoiser: bool | LearningRate = key(True, effect="trajectory", stage="train")
-    """The U-Net."""
+    """The U-Net, or the transformer."""
 
     text_encoder_1: bool | LearningRate = key(False, effect="trajectory", stage=("cache.text", "train"))
-    """The CLIP text encoder. While it trains, captions cannot be cached."""
+    """The first text encoder, CLIP-L. While a text encoder trains, captions cannot be cached."""
+
+    text_encoder_2: bool | LearningRate = key(False, effect="trajectory", stage=("cache.text", "train"))
+    """The second text encoder (sdxl, sd3: OpenCLIP-G)."""
+
+    text_encoder_3: bool | LearningRate = key(False, effect="trajectory", stage=("cache.text", "train"))
+    """The third text encoder (sd3: T5-XXL)."""
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders that train."""
+        names = ("text_encoder_1", "text_encoder_2", "text_encoder_3")
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
+    def rates(self) -> dict[str, bool | float]:
+        """Component → true or its learning rate, of those that train."""
+        trained = {name: getattr(self, name) for name in ("denoiser", *self.text_encoders)}
+        return {name: value for name, value in trained.items() if value}
 
 
 class Optimizer(Section):
     """The optimizer and its settings."""
 
-    type: Literal["adamw", "adamw8bit"] = key("adamw", effect="trajectory", stage="train")
-    """adamw: PyTorch's fused AdamW. adamw8bit: bitsandbytes' AdamW with states of 8 bits."""
+    type: str = key("adamw", effect="trajectory", stage="train", min_length=1)
+    """adamw (PyTorch's, fused), adamw8bit, paged_adamw8bit, lion, lion8bit (bitsandbytes), adafactor, prodigy, schedule_free_adamw, muon (hidden matrices; AdamW for the rest), or the full name of an installed class: package.module.Class."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = key(0.01, effect="trajectory", stage="train")
-    """Decoupled weight decay."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = key(None, effect="trajectory", stage="train")
+    """Decoupled weight decay. Unset: by optimizer (adamw, lion: 0.01; muon: 0.1; adafactor, prodigy: 0)."""
 
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = key(
-        default_factory=lambda: [0.9, 0.999], effect="trajectory", stage="train"
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = key(
+        None, effect="trajectory", stage="train"
     )
-    """Decay of the first and second moments."""
+    """Decay of the first and second moments. Unset: by optimizer (0.9 and 0.999; lion: 0.9 and 0.99)."""
 
-    eps: Annotated[float, Field(gt=0)] = key(1e-8, effect="trajectory", stage="train")
-    """Keeps the division finite."""
+    eps: Annotated[float, Field(gt=0)] | None = key(None, effect="trajectory", stage="train")
+    """Keeps the division finite. Unset: by optimizer (1e-8)."""
+
+    stochastic_rounding: bool = key(False, effect="trajectory", stage="train")
+    """Without [network]: holds the weights that train in bf16 and rounds each update up or down by chance, so that small ones are not lost. Half the memory of fp32 weights, with any optimizer."""
 
     args: dict[str, Any] = key(default_factory=dict, effect="trajectory", stage="train")
     """More arguments of the optimizer's class, checked against its signature."""
@@ -45,10 +66,10 @@ class Optimizer(Section):
 class Scheduler(Section):
     """The learning rate over the steps."""
 
-    type: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = key(
-        "constant", effect="trajectory", stage="train"
-    )
-    """Shape of the learning rate after the warm-up. "constant" has no horizon: such a run can be extended."""
+    type: Literal[
+        "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "rex", "warmup_stable_decay", "piecewise"
+    ] = key("constant", effect="trajectory", stage="train")
+    """Shape of the learning rate after the warm-up. "constant" and "piecewise" have no horizon: such a run can be extended."""
 
     warmup_steps: int | None = key(None, effect="trajectory", stage="train", ge=0)
     """The learning rate rises from 0 over so many steps."""
@@ -56,8 +77,18 @@ class Scheduler(Section):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = key(None, effect="trajectory", stage="train")
     """The same as a share of all steps."""
 
-    args: dict[str, int | float] = key(default_factory=dict, effect="trajectory", stage="train")
-    """Arguments of the schedule: num_cycles (cosine_with_restarts, cosine), power and lr_end (polynomial)."""
+    args: dict[str, int | float | list[int | float]] = key(default_factory=dict, effect="trajectory", stage="train")
+    """Arguments of the schedule: num_cycles (cosine_with_restarts, cosine), power and lr_end (polynomial), decay_ratio and min_lr_ratio (warmup_stable_decay), boundaries and factors (piecewise: steps, and the factor before, between and after them)."""
+
+
+class MultiresNoise(Section):
+    """Noise of several resolutions (pyramid noise), as in Kohya's tools."""
+
+    iterations: int = key(6, effect="trajectory", stage="train", ge=1, le=16)
+    """Coarser layers of noise; they end where one is a single number wide."""
+
+    discount: Annotated[float, Field(gt=0, lt=1)] = key(0.3, effect="trajectory", stage="train")
+    """Each coarser layer weighs so much of the one before; 0.1 to 0.4 is common."""
 
 
 class Loss(Section):
@@ -78,8 +109,17 @@ class Loss(Section):
     debiased_estimation: bool = key(False, effect="trajectory", stage="train")
     """Weights the loss by 1 / sqrt(SNR) (arXiv 2310.08442)."""
 
+    scale_v_pred_loss_like_noise_pred: bool = key(False, effect="trajectory", stage="train")
+    """With v_prediction: scales the loss by SNR / (SNR + 1), which weights the timesteps as epsilon prediction does."""
+
+    v_pred_like_loss: Annotated[float, Field(ge=0)] = key(0.0, effect="trajectory", stage="train")
+    """With epsilon prediction: adds so much of the loss weighted as v_prediction weights it."""
+
     noise_offset: Annotated[float, Field(ge=0, le=1)] = key(0.0, effect="trajectory", stage="train")
     """Adds a constant of this standard deviation to each channel's noise; helps very dark and bright pictures."""
+
+    multires_noise: MultiresNoise | None = key(None, effect="none")
+    """Adds coarser noise to the noise; the section's presence turns it on."""
 
     input_perturbation: Annotated[float, Field(ge=0, le=1)] = key(0.0, effect="trajectory", stage="train")
     """Adds so much more noise to the denoiser's input only (arXiv 2301.11706)."""
@@ -94,6 +134,37 @@ class Loss(Section):
 class Timesteps(Section):
     """Which noise levels are trained."""
 
+    sampling: Literal["uniform", "logit_normal", "sigmoid", "shift", "mode", "cosmap", "beta"] | None = key(
+        None, effect="trajectory", stage="train"
+    )
+    """Density of the noise levels. logit_normal, mode, cosmap: the SD3 paper's. sigmoid and shift: sigmoid of a normal number, as in Kohya's tools and musubi-tuner. Unset: by family (uniform; sd3: logit_normal)."""
+
+    shift: Annotated[float, Field(gt=0, le=100)] | Literal["resolution"] | None = key(
+        None, effect="trajectory", stage="train"
+    )
+    """Moves the drawn level s towards noise: shift * s / (1 + (shift - 1) * s). "resolution": more for larger pictures, as diffusers' pipelines do. Unset: by family (1; sd3: 3)."""
+
+    mean: float = key(0.0, effect="trajectory", stage="train", ge=-10, le=10)
+    """Mean of logit_normal; above 0 trains more noise."""
+
+    std: Annotated[float, Field(gt=0, le=10)] = key(1.0, effect="trajectory", stage="train")
+    """Standard deviation of logit_normal."""
+
+    sigmoid_scale: Annotated[float, Field(gt=0, le=10)] = key(1.0, effect="trajectory", stage="train")
+    """Factor on the normal number of sigmoid and shift."""
+
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = key(1.29, effect="trajectory", stage="train")
+    """How strongly mode prefers the middle."""
+
+    beta_alpha: Annotated[float, Field(gt=0, le=100)] = key(2.0, effect="trajectory", stage="train")
+    """First parameter of beta; larger trains more noise."""
+
+    beta_beta: Annotated[float, Field(gt=0, le=100)] = key(2.0, effect="trajectory", stage="train")
+    """Second parameter of beta; larger trains less noise."""
+
+    weighting: Literal["none", "sigma_sqrt", "cosmap"] = key("none", effect="trajectory", stage="train")
+    """Weight of the loss by noise level (sd3; the loss target is noise minus data). sigma_sqrt: 1 / sigma². cosmap: 2 / (pi (1 - 2 sigma + 2 sigma²))."""
+
     min: int = key(0, effect="trajectory", stage="train", ge=0, le=999)
     """Lowest timestep, included."""
 
@@ -106,6 +177,12 @@ class Memory(Section):
 
     gradient_checkpointing: bool = key(False, effect="bits", stage="train")
     """Recomputes activations in the backward pass: much less memory, about a third slower."""
+
+    fused_backward: bool = key(False, effect="bits", stage="train")
+    """Takes each tensor's optimizer step as soon as its gradient is there and frees it: no gradients are held. Without [network]; needs max_grad_norm = 0 or clip_grad = "per_tensor", and gradient_accumulation_steps = 1."""
+
+    optimizer_offload: bool = key(False, effect="bits", stage="train")
+    """Keeps the optimizer's states in the host's memory and brings each tensor's to the device for its step."""
 
 
 class Ema(Section):
@@ -164,6 +241,9 @@ class Training(Section):
 
     max_grad_norm: Annotated[float, Field(ge=0)] = key(1.0, effect="trajectory", stage="train")
     """Gradients are scaled down to this norm; 0 is off."""
+
+    clip_grad: Literal["global", "per_tensor"] = key("global", effect="trajectory", stage="train")
+    """What max_grad_norm is the norm of: all gradients together, or each tensor's own (the only one that fused_backward can know)."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, effect="trajectory", stage="train")
     """Precision of the computation. Unset: from model.dtype ("no" for fp32)."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     family("sd15").tiny(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family → a diffusers directory of it, made once."""
+    from runner.families.registry import family
+
+    parent = tmp_path_factory.mktemp("tiny_models")
+
+    def make(name: str) -> Path:
+        if not (parent / name).exists():
+            family(name).tiny(parent / name)
+        return parent / name
+
+    return make
+
+
+@pytest.fixture
+def family_place(tmp_path: Path, tiny_models: Callable[[str], Path]) -> Callable[..., Place]:
+    """Family → a place with its tiny model, whose run.toml names the family; changes are merged in."""
+
+    def make(name: str, **changes: Any) -> Place:
+        made = new_place(tmp_path / name, tiny_models(name))
+        made.base = {"model": {"family": name}}
+        made.write(changes)
+        return made
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Place:
     """A folder with a tiny model, pictures, and run.toml."""
 
     folder: Path
+    base: dict[str, Any] = field(default_factory=dict)
+    """Changes that every run.toml of this place has."""
 
     @property
     def file(self) -> Path:
@@ -79,7 +81,8 @@ class Place:
 
     def write(self, changes: dict[str, Any] | None = None) -> Path:
         """Writes run.toml: the tiny run with changes."""
-        self.file.write_text(tomlkit.dumps(without_none(merged(TINY, changes or {}))), encoding="utf-8")
+        content = merged(merged(TINY, self.base), changes or {})
+        self.file.write_text(tomlkit.dumps(without_none(content)), encoding="utf-8")
         return self.file
 
     def text(self, content: str) -> Path:

@@ -277,7 +277,7 @@ def test_conflicts_show_both_places(place: Place) -> None:
         "  │ ^^^^^^^^^^^^^^^^\n"
         "hint: keep one of them\n"
         "\n"
-        'error: captions cannot be cached (caching.text = "disk") while the text encoder trains\n'
+        'error: captions cannot be cached (caching.text = "disk") while a text encoder trains\n'
         "  ┌ run.toml:14:1\n"
         '14│ text = "disk"\n'
         "  │ ^^^^\n"

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from runner.families.registry import family
+from runner.networks.shapes import adapter_shapes
 from runner.plan.compile import compile_graph
 from schemas.walk import Key, leaf_keys
 from tests.inprocess import prepared, trained_bytes
@@ -30,7 +33,13 @@ FLIPS: dict[str, Any] = {
     "model.checkpoint": "copy", "model.vae": "copy/vae", "model.text_encoder_1": "copy", "model.tokenizer_1": "copy/tokenizer",
     "model.revision": "main", "model.dtype": "bf16", "model.prediction_type": "v_prediction", "model.clip_skip": 2,
     "network.alpha": 2.0, "network.conv_alpha": 1.0, "network.targets": "attention", "network.rank_pattern": {"attn2": 2},
-    "network.alpha_pattern": {"attn2": 2.0}, "network.init_from": None, "network.dropout": 0.2, "network.conv_rank": 3,
+    "model.text_encoder_2": "sdxl_copy", "model.text_encoder_3": "sd3_copy", "model.tokenizer_2": "sdxl_copy/tokenizer_2",
+    "model.tokenizer_3": "sd3_copy/tokenizer_3", "model.max_token_length": 150, "model.family": "sdxl",
+    "network.alpha_pattern": {"attn2": 2.0}, "network.init_from": None, "network.base_weights": ["lora.safetensors:0.5"],
+    "network.lora_plus_ratio": 16.0, "network.scale_weight_norms": 0.001, "network.decompose_factor": 4,
+    "training.optimizer.type": "lion", "training.optimizer.weight_decay": 0.5, "training.optimizer.eps": 1e-2,
+    "training.timesteps.sampling": "logit_normal", "training.timesteps.shift": 3.0, "training.components.text_encoder_2": True,
+    "training.components.text_encoder_3": True, "training.loss.v_pred_like_loss": 0.5, "network.dropout": 0.2, "network.conv_rank": 3,
     "dataset.resolution": 16, "dataset.batch_size": 4, "training.max_train_steps": 8, "training.timesteps.max": 500, "training.checkpoints.every_n_steps": 3, "dataset.caption_extension": ".caption", "dataset.caption_separator": " ", "dataset.keep_tokens_separator": "|||",
     "dataset.secondary_separator": ";;;", "dataset.caption_prefix": "p", "dataset.caption_suffix": "s",
     "dataset.sources.path": "copied_pics", "dataset.sources.repeats": 3, "dataset.sources.class_tokens": "thing",
@@ -48,9 +57,26 @@ FLIPS: dict[str, Any] = {
     "selection.strategy": "last", "selection.metrics": [], "selection.step": 2, "selection.veto.max_loss_above_base": 0.5,
     "selection.veto.max_similarity": 0.5, "selection.publish.name": "x", "selection.publish.directory": "elsewhere",
 }  # fmt: skip
+SDXL: dict[str, Any] = {"model": {"family": "sdxl", "checkpoint": "sdxl"}}
+SD3: dict[str, Any] = {"model": {"family": "sd3", "checkpoint": "sd3"}, "network": {"conv_rank": None}}
+WHOLE: dict[str, Any] = {"network": None, "selection": {"publish": []}}
 # What a key needs beside it to make a difference, or to be valid at all.
 BESIDE: dict[str, dict[str, Any]] = {
     "network.conv_alpha": {}, "network.conv_rank": {},
+    "model.text_encoder_2": SDXL, "model.tokenizer_2": SDXL, "training.components.text_encoder_2": SDXL,
+    "model.text_encoder_3": SD3, "model.tokenizer_3": SD3, "training.components.text_encoder_3": SD3,
+    "training.timesteps.weighting": SD3, "training.timesteps.mean": {"training": {"timesteps": {"sampling": "logit_normal"}}},
+    "training.timesteps.std": {"training": {"timesteps": {"sampling": "logit_normal"}}},
+    "training.timesteps.sigmoid_scale": {"training": {"timesteps": {"sampling": "sigmoid"}}},
+    "training.timesteps.mode_scale": {"training": {"timesteps": {"sampling": "mode"}}},
+    "training.timesteps.beta_alpha": {"training": {"timesteps": {"sampling": "beta"}}},
+    "training.timesteps.beta_beta": {"training": {"timesteps": {"sampling": "beta"}}},
+    "network.decompose_factor": {"network": {"type": "lokr", "rank": 2, "conv_rank": None}},
+    "training.optimizer.stochastic_rounding": WHOLE, "training.loss.scale_v_pred_loss_like_noise_pred": {"model": {"prediction_type": "v_prediction"}},
+    "training.memory.fused_backward": {**WHOLE, "training": {"max_grad_norm": 0.0}},
+    "training.clip_grad": {"training": {"max_grad_norm": 1e-3}},
+    "training.loss.multires_noise.iterations": {"training": {"loss": {"multires_noise": {"iterations": 3}}}},
+    "training.loss.multires_noise.discount": {"training": {"loss": {"multires_noise": {"iterations": 3}}}},
     "model.from_scratch": {"network": None, "selection": {"publish": []}},
     "model.revision": {},
     "caching.text": {"training": {"components": {"text_encoder_1": False}}},
@@ -71,8 +97,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "selection.step": {"selection": {"strategy": "manual", "step": 4}},
     "selection.metrics": {"selection": {"strategy": "last"}},
 }  # fmt: skip
-ONE_VALUE = {"schema_version", "model.family", "network.type", "sampling.dialect"}
-"""Keys that have one value only; there is nothing to flip."""
+ONE_VALUE = {"schema_version", "model.family", "sampling.dialect"}
+"""Keys that have one value only, or none that could be flipped alone: each family has tests of its own."""
 KEYS = [key for key in leaf_keys() if key.dotted not in ONE_VALUE]
 
 
@@ -120,6 +146,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     draw_pictures(folder / "more", 3, seed=9)
     draw_pictures(folder / "apart", 2, seed=11)
     shutil.copytree(folder / "model", folder / "copy")
+    for name in ("sdxl", "sd3"):
+        family(name).tiny(folder / name)
+        shutil.copytree(folder / name, folder / f"{name}_copy")
     for index, size in enumerate([(48, 32), (20, 20), (24, 128), (70, 41), (40, 30)]):
         drawn_at_random("star", "red", "white", random.Random(index)).resize(size).save(
             folder / "pics" / f"odd{index}.png"
@@ -134,7 +163,23 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
             file.with_suffix(".caption").write_text(file.read_text() + " again")
     for name in ("prompts.txt", "copied_prompts.txt"):
         (folder / name).write_text("a blue star --s 2\n")
+    write_lora(made)
     return made
+
+
+def write_lora(place: Place) -> None:
+    """lora.safetensors: an adapter of the tiny model in Kohya's format."""
+    from runner.formats.adapters import kohya_state
+    from runner.formats.tensors import write_tensors
+
+    run = prepared(place.write(BASE))
+    targets = run.targets
+    tensors = {
+        f"{target.full_name}.{name}": torch.full(shape, 0.1)
+        for target in targets
+        for name, shape in adapter_shapes(target).items()
+    }
+    write_tensors(place.folder / "lora.safetensors", kohya_state(targets, tensors, torch.float32))
 
 
 def state(place: Place, changes: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -146,8 +191,8 @@ def state(place: Place, changes: dict[str, Any]) -> tuple[dict[str, str], dict[s
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.dotted)
 def test_declared_effect(key: Key, ground: Place) -> None:
-    if key.dotted == "network.init_from":
-        pytest.skip("a path; its content is tested in test_init_from_content_counts")
+    if key.dotted in ("network.init_from", "network.base_weights"):
+        pytest.skip("paths; that their content counts is tested in test_plan.py and test_networks.py")
     beside = merged(BASE, BESIDE.get(key.dotted, {}))
     change = at(key, flipped(key))
     before, bits_before = state(ground, beside)
@@ -205,6 +250,8 @@ def _visible(key: Key) -> Any:
         "training.optimizer.eps": 1e-2, "dataset.keep_tokens": 3, "dataset.caption_tag_dropout_rate": 0.6,
         "dataset.caption_dropout_every_n_epochs": 1, "dataset.token_warmup_step": 4, "training.max_grad_norm": 1e-3,
         "training.max_train_steps": 3, "training.timesteps.min": 500, "training.timesteps.max": 500, "dataset.buckets.enabled": False,
+        "training.optimizer.stochastic_rounding": True, "network.lora_plus_ratio": 16.0, "training.timesteps.mode_scale": -1.0,
+        "training.loss.multires_noise.iterations": 1,
         "dataset.buckets.no_upscale": True, "dataset.buckets.step": 12, "dataset.random_crop": True,
         "training.loss.prior_loss_weight": 0.1, "training.loss.min_snr_gamma": 0.3, "training.ema.decay": 0.05, "dataset.caption_dropout_rate": 0.9,
     }.get(key.dotted, flipped(key))  # fmt: skip

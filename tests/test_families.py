@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import FAMILIES, family, family_spec
 from runner.inputs import Numerics
 from runner.plan.compile import compile_graph
+from schemas.walk import all_keys
 from tests.inprocess import planned, prepared
-from tests.support import Place, new_place
+from tests.support import Place, merged, new_place
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -28,6 +31,10 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 def parts(place: Place) -> tuple[Any, Any, Numerics]:
     run = prepared(place.file)
     return run, family(run.config.model.family), compile_graph(run).train.numerics
+
+
+def text_encoders(run: Any, bundle: Any) -> dict[str, Any]:
+    return {name: bundle.load(run.model, name, OPTIONS) for name in run.model.text_encoders}
 
 
 OPTIONS = LoadOptions(torch.float32, torch.device("cpu"), "sdpa", None)
@@ -45,6 +52,23 @@ def test_components_are_those_of_the_spec(tiny: Place) -> None:
         assert next(half.parameters()).dtype == torch.float16
 
 
+def test_what_a_family_refuses_are_keys_of_the_schema(tiny: Place) -> None:
+    spec = prepared(tiny.file).spec
+    for dotted in spec.refused_keys:
+        kind = all_keys()[dotted].type_text
+        found = {"text": "x", "an integer": 2, "a number": 0.5, "true or false": True}
+        changes: Any = next((value for start, value in found.items() if kind.startswith(start)), None)
+        if changes is None:
+            changes = json.loads(kind.split(" | ")[-1])
+        for part in reversed(dotted.split(".")):
+            changes = {part: changes}
+        tiny.write(merged({"model": {"family": spec.name}}, changes))
+        with pytest.raises(InvalidConfig) as caught:
+            prepared(tiny.file)
+        messages = [finding.message for finding in caught.value.diagnostics]
+        assert any(f"family {spec.name} cannot use `{dotted}`" in message for message in messages), messages
+
+
 def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
     run, bundle, numerics = parts(tiny)
     model = run.model
@@ -56,8 +80,11 @@ def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
         shape = (2, model.latent_channels, side // model.latent_factor, 2 * side // model.latent_factor)
         assert latents.shape == shape
         text = bundle.encode_texts(
-            bundle.load(model, "text_encoder_1", OPTIONS), bundle.load_tokenizer(model), ["a", "b"], numerics, False
+            text_encoders(run, bundle), bundle.load_tokenizers(model), ["a", "b"], numerics, False
         )
+        if bundle.size_conditioning is not None:
+            ids = bundle.size_conditioning((50, 40), (3, 5), (side, 2 * side))
+            text |= {key: value.expand(2, -1) for key, value in ids.items()}
         process = bundle.process(numerics)
         t = torch.tensor([1, process.num_timesteps - 1])
         noisy = process.noisy(latents, torch.randn(shape), t)
@@ -68,7 +95,7 @@ def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
 
 def test_an_item_encodes_alike_alone_and_in_company(tiny: Place) -> None:
     run, bundle, numerics = parts(tiny)
-    encoder, tokenizer = bundle.load(run.model, "text_encoder_1", OPTIONS), bundle.load_tokenizer(run.model)
+    encoder, tokenizer = text_encoders(run, bundle), bundle.load_tokenizers(run.model)
     with torch.no_grad():
         alone = bundle.encode_texts(encoder, tokenizer, ["one", "one"], numerics, False)
         company = bundle.encode_texts(encoder, tokenizer, ["one", "quite another text"], numerics, False)
@@ -82,7 +109,11 @@ def test_targets_are_layers_of_the_model(tiny: Place) -> None:
     for target in run.targets:
         layer: Any = modules[target.component].get_submodule(target.name)
         assert layer.weight.shape[:2] == (target.outputs, target.inputs)
-    assert len({target.kohya for target in run.targets}) == len(run.targets)
+    assert len({(target.kohya, target.part) for target in run.targets}) == len(run.targets)
+    everything = run.spec.layers(run.model)
+    assert {target.full_name for target in run.targets} <= {target.full_name for target in everything}
+    assert len({(target.kohya, target.part) for target in everything}) == len(everything)
+    assert len({target.diffusers for target in everything}) == len(everything)
 
 
 def test_memory_grows_with_what_it_should_grow_with(tiny: Place) -> None:

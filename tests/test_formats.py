@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,87 +13,110 @@ from torch import Tensor, nn
 
 from runner.errors import Invalid, RunFailed
 from runner.families.contract import LoadOptions
+from runner.families.parts.checkpoint import CONFIGS, Part, match_part, read_json
+from runner.families.parts.layers import count, original_parameters, parameters
+from runner.families.parts.load import make_module
 from runner.families.registry import family
-from runner.families.sd.architecture import (
-    Layer,
-    clip_layers,
-    count,
-    original_parameters,
-    parameters,
-    unet_layers,
-    vae_layers,
-)
-from runner.families.sd.spec import SHIPPED, read_json
+from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
+from runner.families.sd3.spec import FINDER as SD3_FINDER
 from runner.families.spec import Target
 from runner.formats.adapters import diffusers_state, kohya_state, read_adapters
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors, write_hashed_tensors, write_tensors
-from runner.networks.lora import attach, merged
+from runner.networks.attach import Dropouts, attach
+from runner.networks.merge import merged
+from runner.networks.shapes import adapter_shapes, count_parameters
 from tests.full_size import sd15_state
 from tests.inprocess import applied, prepared
 from tests.support import DATA, Place
 
-FOLDERS = {"denoiser": "unet", "vae": "vae", "text_encoder_1": "text_encoder"}
-LAYERS: dict[str, Callable[[Any], list[Layer]]] = {
-    "denoiser": unet_layers,
-    "vae": vae_layers,
-    "text_encoder_1": clip_layers,
-}
+FINDERS = {finder.family: finder for finder in (SD15_FINDER, SDXL_FINDER, SD3_FINDER)}
+KEY_LISTS = {"sd15": "checkpoint_sd15_keys", "sdxl": "checkpoint_sdxl_keys", "sd3": "checkpoint_sd3_medium_keys"}
+EXTRAS = ("position_ids", "logit_scale", "t5xxl.transformer.encoder.embed_tokens.weight")
+"""Keys of real checkpoints that hold nothing of their own."""
+PARTS = [(family, part) for family, finder in FINDERS.items() for part in finder.parts]
 
 
-def module_of(name: str, config: dict[str, Any]) -> nn.Module:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        if name == "text_encoder_1":
-            return CLIPTextModel(CLIPTextConfig(**config))
-        return (UNet2DConditionModel if name == "denoiser" else AutoencoderKL).from_config(config)
+def shipped(finder_family: str, part: Part) -> dict[str, Any]:
+    return read_json(CONFIGS / finder_family / part.folder / "config.json")
 
 
 # --- architecture -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("size", ["full", "tiny", "micro"])
-def test_the_described_layers_are_those_of_the_classes(name: str, size: str, tiny_model: Path) -> None:
-    folder = {"full": SHIPPED, "tiny": tiny_model, "micro": SHIPPED.parent.parent / "builtin" / "micro"}[size]
-    config = read_json(folder / FOLDERS[name] / "config.json")
-    state = module_of(name, config).state_dict()
-    own = {key: tuple(tensor.shape) for key, tensor in state.items() if "position_ids" not in key}
-    assert parameters(LAYERS[name](config)) == own
-    assert count(LAYERS[name](config)) == sum(prod(shape) for shape in own.values())
+@pytest.mark.parametrize(("name", "part"), PARTS, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_the_described_layers_are_those_of_the_classes(name: str, part: Part, size: str, tmp_path: Path) -> None:
+    if size == "tiny":
+        family(name).tiny(tmp_path)
+    config = shipped(name, part) if size == "full" else read_json(tmp_path / part.folder / "config.json")
+    with torch.device("meta"):
+        module = make_module(part.cls, config)
+    left_out = ("position_ids", "encoder.embed_tokens.weight")
+    own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items() if not key.endswith(left_out)}
+    assert parameters(part.layers(config)) == own
+    assert count(part.layers(config)) == sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_original_names_are_those_of_the_real_checkpoint() -> None:
-    real = {key: tuple(shape) for key, shape in json.loads((DATA / "checkpoint_sd15_keys.json").read_text()).items()}
-    prefixes = {"denoiser": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder_1": "cond_stage_model.transformer."}  # fmt: skip
+@pytest.mark.parametrize("name", KEY_LISTS)
+def test_original_names_are_those_of_the_real_checkpoint(name: str) -> None:
+    listed = json.loads((DATA / f"{KEY_LISTS[name]}.json").read_text())
+    real = {key: tuple(shape) for key, shape in listed.items() if not key.endswith(EXTRAS)}
     ours: dict[str, tuple[int, ...]] = {}
-    for name, prefix in prefixes.items():
-        ours |= original_parameters(LAYERS[name](read_json(SHIPPED / FOLDERS[name] / "config.json")), prefix)
-    assert ours == {key: shape for key, shape in real.items() if "position_ids" not in key}
+    for part in FINDERS[name].parts:
+        ours |= original_parameters((part.saved.layers or part.layers)(shipped(name, part)), part.saved.prefix)
+    assert ours == real
 
 
-@pytest.mark.parametrize(("fixture", "network"), [("kohya_lora_sd15", {}), ("kohya_lora_sd15_conv", {"conv_rank": 4})])
-def test_kohyas_keys(place: Place, fixture: str, network: dict[str, Any]) -> None:
-    """The keys and shapes of a full-size LoRA, from the description alone."""
-    from dataclasses import replace
-
-    place.write({"network": {"rank": 4, **network}, "training": {"components": {"text_encoder_1": True}}})
+def full_targets(place: Place, name: str, network: dict[str, Any], encoders: int) -> list[Target]:
+    """The targets of a full-size model, from the description alone."""
+    family(name).tiny(place.folder / name)
+    components = {f"text_encoder_{number + 1}": True for number in range(encoders)}
+    place.write({"model": {"family": name, "checkpoint": name}, "network": {"rank": 4, **network}, "training": {"components": components}})  # fmt: skip
     run = prepared(place.file)
-    components = {
-        name: replace(part, config=read_json(SHIPPED / FOLDERS[name] / "config.json"))
-        for name, part in run.model.components.items()
-    }
-    targets = run.spec.targets(run.config, replace(run.model, components=components))
+    parts = {part.name: part for part in FINDERS[name].parts}
+    full = {key: replace(part, config=shipped(name, parts[key])) for key, part in run.model.components.items()}
+    return run.spec.targets(run.config, replace(run.model, components=full))
+
+
+def empty_state(targets: list[Target]) -> dict[str, Tensor]:
+    """Tensors of the adapters' shapes without numbers."""
     state: dict[str, Tensor] = {}
+    owners: set[str] = set()
     for target in targets:
-        kernel = (target.kernel, target.kernel) if target.kind == "conv" else ()
-        state[f"{target.component}.{target.name}.lora_A"] = torch.zeros(target.rank, target.inputs, *kernel)
-        ones = (1, 1) if target.kind == "conv" else ()
-        state[f"{target.component}.{target.name}.lora_B"] = torch.zeros(target.outputs, target.rank, *ones)
-    ours = {key: list(tensor.shape) for key, tensor in kohya_state(targets, state, torch.float16).items()}
+        for name, shape in adapter_shapes(target).items():
+            if target.tied and name == "lora_A":
+                if target.kohya in owners:
+                    continue
+                owners.add(target.kohya)
+            state[f"{target.full_name}.{name}"] = torch.zeros(shape)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name", "network", "encoders"),
+    [
+        ("kohya_lora_sd15", "sd15", {}, 1),
+        ("kohya_lora_sd15_conv", "sd15", {"conv_rank": 4}, 1),
+        ("kohya_lora_sdxl", "sdxl", {}, 2),
+        ("kohya_lora_sd3", "sd3", {}, 2),
+        ("kohya_lora_sd3_t5", "sd3", {}, 3),
+    ],
+)
+def test_kohyas_keys(place: Place, fixture: str, name: str, network: dict[str, Any], encoders: int) -> None:
+    """The keys and shapes of a full-size LoRA, from the description alone."""
+    targets = full_targets(place, name, network, encoders)
+    ours = {
+        key: list(tensor.shape) for key, tensor in kohya_state(targets, empty_state(targets), torch.float16).items()
+    }
     assert ours == json.loads((DATA / f"{fixture}.json").read_text())
+
+
+def test_diffusers_targets_of_sd3(place: Place) -> None:
+    """The preset of diffusers' training script: 191 layers, 9,388,032 parameters at rank 16."""
+    targets = full_targets(place, "sd3", {"targets": "attention", "rank": 16}, 0)
+    assert len(targets) == 191
+    assert count_parameters(targets) == 9_388_032
 
 
 # --- LoRA files -------------------------------------------------------------------------------------------------------
@@ -111,7 +133,9 @@ def adapters(place: Place) -> tuple[Place, list[Target], dict[str, Tensor]]:
     place.write(ADAPTED)
     run = prepared(place.file)
     modules = {name: load_module(run, name) for name in ("denoiser", "text_encoder_1")}
-    state = {name: parameter.detach().clone() for name, parameter in attach(modules, run.targets, 0.0, 1).items()}
+    state = {
+        name: parameter.detach().clone() for name, parameter in attach(modules, run.targets, Dropouts(), -1, 1).items()
+    }
     generator = torch.Generator().manual_seed(5)
     for name in state:
         state[name] = torch.randn(state[name].shape, generator=generator) * 0.1
@@ -231,9 +255,9 @@ def test_adapter_files_that_do_not_fit_are_refused(adapters: Any, tmp_path: Path
         "of its layers get no adapter here (lora_unet_other)": {**good, "lora_unet_other.lora_down.weight": torch.zeros(4, 4)},
         "layers that get adapters are not in it": {key: value for key, value in good.items() if not key.startswith(first)},
         f"{first}.lora_down.weight has rank 5, [network] gives this layer 3": {**good, f"{first}.lora_down.weight": torch.zeros(5, targets[0].inputs, 1, 1)},
-        "1 of its tensors are not known here (x.dora_scale); is it a plain LoRA?": {**good, "x.dora_scale": torch.zeros(3)},
+        "1 of its tensors are not known here (x.glora_a)": {**good, "x.glora_a": torch.zeros(3)},
         "is for a layer of": {**good, f"{first}.lora_up.weight": torch.zeros(7, 4, 1, 1)},
-        f"{first}.lora_up.weight is missing": {key: value for key, value in good.items() if key != f"{first}.lora_up.weight"},
+        f"{first} has no lora_B": {key: value for key, value in good.items() if key != f"{first}.lora_up.weight"},
     }  # fmt: skip
     for message, tensors in cases.items():
         write_tensors(tmp_path / "bad.safetensors", tensors)
@@ -260,14 +284,12 @@ def test_a_full_fine_tune_is_written_in_every_layout_and_read_back(place: Place)
     assert {f"denoiser.{key}" for key in theirs} == set(trained)
     assert all(torch.equal(trained[f"denoiser.{key}"], tensor) for key, tensor in theirs.items())
     single = next((place.folder / "out" / "single_file").glob("*.safetensors"))
-    from runner.families.sd.keys import match_component
-    from runner.families.sd.spec import component_layers
-
+    denoiser = SD15_FINDER.parts[0]
     for file, prefix in ((single, "model.diffusion_model."), (next((place.folder / "out" / "comfyui").glob("*.safetensors")), "")):  # fmt: skip
         header = read_header(file)
         assert all(key.startswith(prefix) for key in header.tensors if "time_embed" in key)
-        match = match_component("denoiser", header.tensors, component_layers(run.model.components["denoiser"]))
-        again = read_tensors(file, match.keys, None)
+        match = match_part(denoiser, run.model.components["denoiser"].config, header.tensors)
+        again = read_tensors(file, {origin.key: name for name, origin in match.keys.items()}, None)
         assert all(torch.equal(trained[f"denoiser.{key}"], tensor) for key, tensor in again.items())
 
 
@@ -353,14 +375,12 @@ def test_full_size_weights_arrive_unchanged(tmp_path: Path) -> None:
     """Every tensor of the single file is found in a module, equal to the byte; the pipeline of diffusers agrees."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    from runner.families.sd.keys import match_component
-
     state = sd15_state()
     file = tmp_path / "sd15.safetensors"
     write_tensors(file, state)
-    config = read_json(SHIPPED / "unet" / "config.json")
-    match = match_component("denoiser", read_header(file).tensors, unet_layers(config))
-    ours = read_tensors(file, match.keys, None)
+    config = read_json(CONFIGS / "sd15" / "unet" / "config.json")
+    match = match_part(SD15_FINDER.parts[0], config, read_header(file).tensors)
+    ours = read_tensors(file, {origin.key: name for name, origin in match.keys.items()}, None)
     theirs = convert_ldm_unet_checkpoint(dict(state), {**config, "class_embed_type": None})
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key].reshape(theirs[key].shape), theirs[key]) for key in theirs)

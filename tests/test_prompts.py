@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from runner.config.prompts import ReadyPrompt, parse_line, read_prompt_file
 from runner.errors import InvalidConfig
-from runner.families.sd.weighting import parse_weights
+from runner.families.parts.weighting import parse_weights
 from schemas.sampling import Prompt
 from tests.inprocess import prepared
 from tests.support import Place

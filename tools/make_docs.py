@@ -11,11 +11,11 @@ from pathlib import Path
 
 from runner.cli.explain import default_text, effect_text
 from runner.cli.schema import schema_text
+from runner.families.registry import FAMILIES, family_spec
 from schemas.walk import Key, all_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"lora": "a LoRA", "full": "a full fine-tune"}
-TITLES = {"sd15": "Stable Diffusion 1.5"}
 LEARNING_RATES = {"lora": "1e-4", "full": "1e-5"}
 """What a skeleton starts from; a full fine-tune at the adapters' rate would wreck the model."""
 
@@ -23,7 +23,7 @@ LEARNING_RATES = {"lora": "1e-4", "full": "1e-5"}
 def generated() -> dict[Path, str]:
     """File → its content."""
     files = {ROOT / "docs" / "run_toml.md": reference(), ROOT / "docs" / "run.schema.json": schema_text()}
-    for family in TITLES:
+    for family in FAMILIES:
         for method in METHODS:
             files[ROOT / "templates" / f"{family}-{method}.toml"] = skeleton(family, method)
     return files
@@ -60,9 +60,10 @@ def _section(section: Key) -> list[str]:
 
 def skeleton(family: str, method: str) -> str:
     """A commented run.toml: what is needed is set, the rest stands there as comments with its default."""
+    spec = family_spec(family)
     lines = [
         "#:schema ./run.schema.json",
-        f"# {METHODS[method][0].upper()}{METHODS[method][1:]} of {TITLES[family]}. Lines that begin with `# ` and a key show defaults.",
+        f"# {METHODS[method][0].upper()}{METHODS[method][1:]} of {spec.title}. Lines that begin with `# ` and a key show defaults.",
         "schema_version = 1",
     ]
     given = {
@@ -77,7 +78,7 @@ def skeleton(family: str, method: str) -> str:
         lines += ["", *textwrap.wrap(section.documentation, 110, initial_indent="# ", subsequent_indent="# ")]
         lines.append(brackets if required else f"# {brackets}")
         for key in all_keys().values():
-            if key.path[:-1] != section.path or key.section is not None:
+            if key.path[:-1] != section.path or key.section is not None or key.dotted in spec.refused_keys:
                 continue
             first = key.documentation.split(". ")[0].rstrip(".")
             if key.dotted in given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from runner.config.diagnose import dotted
 from runner.config.locate import Path
 from runner.config.source import Source
 from runner.errors import Diagnostic
-from runner.optim.args import OPTIMIZER_ARGS
+from runner.optim.kinds import OPTIMIZERS, class_problem
 from schemas import RunConfig
 
 ZERO_TERMINAL_SNR_SAMPLERS = (
@@ -77,7 +78,9 @@ def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, "`conv_alpha` without `conv_rank`: there are no adapters on convolutions",
             [("network", "conv_alpha")], "set network.conv_rank too, or take conv_alpha out",
         )  # fmt: skip
-    if not components.denoiser and not components.text_encoder_1:
+    if network is not None:
+        yield from _adapter(config, source)
+    if not components.denoiser and not components.text_encoders:
         yield _conflict(
             source, "nothing trains: every component is off", [("training", "components", "denoiser")],
             "turn on training.components.denoiser or text_encoder_1",
@@ -85,12 +88,38 @@ def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     if (
         config.model.clip_skip is not None
         and components.text_encoder_1
+        and config.model.family == "sd15"
         and network is None
         and config.model.clip_skip > 1
     ):
         yield Diagnostic(
             f"with clip_skip = {config.model.clip_skip} the last layers of the text encoder are not used and will not train",
             source.key_places(("model", "clip_skip")), "this is as in Kohya's tools", "warning",
+        )  # fmt: skip
+
+
+_FOR_KINDS: dict[str, tuple[str, ...]] = {
+    "dropout": ("lora", "dora"), "rank_dropout": ("lora", "loha", "lokr"), "module_dropout": ("lora", "loha", "lokr"),
+    "decompose_factor": ("lokr",), "scale_weight_norms": ("lora",), "rslora": ("lora", "dora", "loha", "lokr"),
+    "alpha": ("lora", "dora", "loha", "lokr"),
+}  # fmt: skip
+"""Kinds of adapters that a key of [network] means something for."""
+
+
+def _adapter(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    network = config.network
+    assert network is not None
+    for name, kinds in _FOR_KINDS.items():
+        if source.value(("network", name)) not in (None, False, 0, 0.0, -1) and network.type not in kinds:
+            verb = "is for" if len(kinds) == 1 else "is not for"
+            yield _conflict(
+                source, f"`{name}` {verb} {kinds[0] if len(kinds) == 1 else network.type}",
+                [("network", name), ("network", "type")], f"it works with {', '.join(kinds)}; take it out",
+            )  # fmt: skip
+    if network.type == "oft" and network.conv_rank is not None:
+        yield _conflict(
+            source, "oft on 3x3 convolutions would not start as the model that it is for",
+            [("network", "conv_rank"), ("network", "type")], "take conv_rank out",
         )  # fmt: skip
 
 
@@ -106,12 +135,12 @@ def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             "every source is a regularization set; there is nothing to train on",
             source.key_places(("dataset", "sources", 0, "regularization")), "add a source without regularization = true",
         )  # fmt: skip
-    trained = bool(config.training.components.text_encoder_1)
+    trained = config.training.components.text_encoders
     if trained and config.caching.text in ("disk", "memory"):
         yield _conflict(
-            source, f'captions cannot be cached (caching.text = "{config.caching.text}") while the text encoder trains',
-            [("caching", "text"), ("training", "components", "text_encoder_1")],
-            "leave caching.text out, or turn off training.components.text_encoder_1",
+            source, f'captions cannot be cached (caching.text = "{config.caching.text}") while a text encoder trains',
+            [("caching", "text"), *(("training", "components", name) for name in trained)],
+            f"leave caching.text out, or turn off training.components.{trained[0]}",
         )  # fmt: skip
 
 
@@ -122,7 +151,10 @@ def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, f"timesteps: min {training.timesteps.min} is not below max {training.timesteps.max}",
             [("training", "timesteps", "min"), ("training", "timesteps", "max")], "max is excluded: min = 0, max = 1000 is all of them",
         )  # fmt: skip
-    known = {"cosine_with_restarts": {"num_cycles"}, "cosine": {"num_cycles"}, "polynomial": {"power", "lr_end"}}
+    known = {
+        "cosine_with_restarts": {"num_cycles"}, "cosine": {"num_cycles"}, "polynomial": {"power", "lr_end"},
+        "warmup_stable_decay": {"decay_ratio", "min_lr_ratio"}, "piecewise": {"boundaries", "factors"},
+    }  # fmt: skip
     for name in training.scheduler.args:
         allowed = known.get(training.scheduler.type, set())
         if name not in allowed:
@@ -131,7 +163,10 @@ def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                 f'the schedule "{training.scheduler.type}" has no argument `{name}`',
                 source.key_places(("training", "scheduler", "args", name)), f"it takes {listed}",
             )  # fmt: skip
+    if training.scheduler.type == "piecewise":
+        yield from _piecewise(config, source)
     yield from _optimizer_args(config, source)
+    yield from _memory(config, source)
     yield from _zero_snr_samplers(config, source)
     if training.max_train_steps is not None and (training.scheduler.warmup_steps or 0) > training.max_train_steps:
         yield _conflict(
@@ -155,17 +190,103 @@ def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         )  # fmt: skip
 
 
+def _piecewise(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    args = config.training.scheduler.args
+    boundaries, factors = args.get("boundaries"), args.get("factors")
+    if not isinstance(boundaries, list) or not isinstance(factors, list) or len(factors) != len(boundaries) + 1:
+        yield Diagnostic(
+            'the schedule "piecewise" needs `boundaries` and one more of `factors`',
+            source.value_places(("training", "scheduler", "type")),
+            "args = { boundaries = [1000, 2000], factors = [1.0, 0.1, 0.01] }",
+        )  # fmt: skip
+    elif boundaries != sorted(boundaries) or not all(isinstance(step, int) for step in boundaries):
+        yield Diagnostic(
+            "`boundaries` must be whole numbers of steps, ascending",
+            source.value_places(("training", "scheduler", "args", "boundaries")),
+        )  # fmt: skip
+
+
+def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    training, network = config.training, config.network
+    fused: Path = ("training", "memory", "fused_backward")
+    if training.memory.fused_backward:
+        if network is not None:
+            yield _conflict(
+                source, "fused_backward is for full fine-tunes; an adapter's gradients are small",
+                [fused, ("network",)], "take fused_backward out",
+            )  # fmt: skip
+        if training.max_grad_norm > 0 and training.clip_grad == "global":
+            yield _conflict(
+                source, f"fused_backward frees each gradient before the norm of all (max_grad_norm = {training.max_grad_norm:g}) is known",
+                [fused, ("training", "max_grad_norm")], 'set training.clip_grad = "per_tensor", or max_grad_norm = 0',
+            )  # fmt: skip
+        if training.gradient_accumulation_steps > 1:
+            yield _conflict(
+                source, "fused_backward takes a step with every batch, which leaves nothing to accumulate",
+                [fused, ("training", "gradient_accumulation_steps")], "set gradient_accumulation_steps = 1, or take fused_backward out",
+            )  # fmt: skip
+        if training.mixed_precision == "fp16" or (training.mixed_precision is None and config.model.dtype == "fp16"):
+            yield _conflict(
+                source, "fused_backward cannot look for overflows of fp16 before a step is taken",
+                [fused, ("training", "mixed_precision")], 'use mixed_precision = "bf16"',
+            )  # fmt: skip
+    if training.optimizer.stochastic_rounding and network is not None:
+        yield _conflict(
+            source, "stochastic_rounding is for weights that train whole; adapters are kept in fp32",
+            [("training", "optimizer", "stochastic_rounding"), ("network",)], "take it out",
+        )  # fmt: skip
+    if training.optimizer.type == "schedule_free_adamw" and (
+        training.memory.fused_backward or training.memory.optimizer_offload or training.optimizer.stochastic_rounding
+    ):
+        yield _conflict(
+            source, "schedule_free_adamw changes between two sets of weights and cannot work tensor by tensor",
+            [("training", "optimizer", "type")], "use adamw with fused_backward, optimizer_offload and stochastic_rounding",
+        )  # fmt: skip
+    rates = {training.learning_rate if value is True else float(value) for value in training.components.rates.values()}
+    kind = OPTIMIZERS.get(training.optimizer.type)
+    if (
+        kind is not None
+        and kind.one_rate
+        and (len(rates) > 1 or (network is not None and network.lora_plus_ratio != 1))
+    ):
+        yield _conflict(
+            source, f'the optimizer "{training.optimizer.type}" finds one learning rate for everything; components cannot have their own',
+            [("training", "optimizer", "type"), ("training", "components")], "set the components to true",
+        )  # fmt: skip
+    if training.optimizer.type == "prodigy" and training.learning_rate < 0.1:
+        yield Diagnostic(
+            f"prodigy finds the learning rate itself and multiplies it by learning_rate = {training.learning_rate:g}",
+            source.key_places(("training", "learning_rate")), "set learning_rate = 1", "warning",
+        )  # fmt: skip
+
+
 def _optimizer_args(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     optimizer = config.training.optimizer
-    known = OPTIMIZER_ARGS[optimizer.type]
+    kind = OPTIMIZERS.get(optimizer.type)
+    if kind is None:
+        problem = class_problem(optimizer.type)
+        if problem is not None:
+            near = difflib.get_close_matches(optimizer.type, OPTIMIZERS, 1, 0.5)
+            yield Diagnostic(
+                problem, source.value_places(("training", "optimizer", "type")),
+                f'did you mean "{near[0]}"?' if near else f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
+            )  # fmt: skip
+        return
+    for name in ("betas", "eps", "weight_decay"):
+        if getattr(optimizer, name) is not None and name not in kind.defaults:
+            yield Diagnostic(
+                f'the optimizer "{optimizer.type}" has no `{name}`',
+                source.key_places(("training", "optimizer", name)), "take it out",
+            )  # fmt: skip
+    known = kind.args
     for name, value in optimizer.args.items():
         path: Path = ("training", "optimizer", "args", name)
         if name not in known:
             yield Diagnostic(
                 f'the optimizer "{optimizer.type}" has no argument `{name}`', source.key_places(path),
-                f"it takes {', '.join(sorted(known))}; betas, eps and weight_decay are keys of [training.optimizer]",
+                f"it takes {', '.join(sorted(known))}; {' and '.join(kind.defaults)} are keys of [training.optimizer]",
             )  # fmt: skip
-        elif type(value) is not known[name]:
+        elif type(value) is not known[name] and not (known[name] is float and type(value) is int):
             words = {bool: "true or false", int: "an integer", float: "a number"}
             yield Diagnostic(
                 f"`{name}` of the optimizer must be {words[known[name]]}, not {value!r}", source.value_places(path)

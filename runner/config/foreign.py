@@ -18,7 +18,7 @@ FOREIGN_KEYS: dict[str, str] = {
     "clip_l": "model.text_encoder_1",
     "tokenizer": "model.tokenizer_1",
     "tokenizer_cache_dir": "model.tokenizer_1",
-    "v2": 'say model.family; "sd15" is the first family, v2 models are not supported',
+    "v2": "say model.family; Stable Diffusion 2 is not supported",
     "v_parameterization": 'model.prediction_type = "v_prediction"',
     "weight_dtype": "model.dtype",
     "base_weights_dtype": "model.dtype",

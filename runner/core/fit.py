@@ -16,6 +16,8 @@ from runner.core.rng import seed_modules
 from runner.core.state import State, flatten_optimizer, restore_optimizer
 from runner.core.task import Batch, Task
 from runner.errors import RunFailed
+from runner.optim.averaging import begin_training, evaluated
+from runner.optim.single import SingleOptimizers
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Loop:
     steps: int
     seed: int
     max_grad_norm: float
+    clip_grad: str
     log_every: int
     factor: Callable[[int], float]
     ema: EMAModel | None = None
@@ -77,8 +80,11 @@ def fit(
     meters = _Meters(torch.zeros((), device=task.device), torch.full((), loop.steps + 1, device=task.device))
     step = _restore(task, optimizer, scaler, loop, start, meters) if start is not None else 0
 
+    trained: list[Tensor] | None = None  # the weights that train, while others stand in their places
+    begin_training(optimizer)
+
     def state() -> State:
-        return _capture(task, optimizer, scaler, loop, meters, step)
+        return _capture(task, optimizer, scaler, loop, meters, step, trained)
 
     task.train_mode(True)
     began, began_step = time.perf_counter(), step
@@ -86,6 +92,8 @@ def fit(
     for batches in task.steps_from(step):
         if step >= loop.steps:
             break
+        if isinstance(optimizer, SingleOptimizers):
+            optimizer.rounding = (loop.seed, step)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * loop.factor(step)
         total = torch.zeros((), device=task.device)
@@ -96,10 +104,11 @@ def fit(
             total += loss.detach() * batch.share
         if loop.max_grad_norm > 0:
             scaler.unscale_(optimizer)
-            meters.norm = torch.nn.utils.clip_grad_norm_(parameters, loop.max_grad_norm)
+            meters.norm = _clip(parameters, loop)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        task.stepped()
         if loop.ema is not None and (step + 1) % loop.ema_every == 0:
             loop.ema.step(parameters)
         step += 1
@@ -115,12 +124,23 @@ def fit(
             _log(meters, step, optimizer, hooks, (step - began_step) / max(time.perf_counter() - began, 1e-9))
         if due:
             task.train_mode(False)
-            hooks.after(step, state)
+            with evaluated(optimizer, parameters) as backup:
+                trained = backup
+                hooks.after(step, state)
+            trained = None
             task.train_mode(True)
         if stopping and not last:
             raise Stop(state())
     task.train_mode(False)
     return state()
+
+
+def _clip(parameters: list[torch.nn.Parameter], loop: Loop) -> Tensor:
+    """Scales gradients down and returns the norm of all of them before."""
+    if loop.clip_grad == "global":
+        return torch.nn.utils.clip_grad_norm_(parameters, loop.max_grad_norm)
+    norms = [torch.nn.utils.clip_grad_norm_([parameter], loop.max_grad_norm) for parameter in parameters]
+    return torch.stack(norms).norm()
 
 
 def _check_finite(meters: _Meters, recent: dict[int, list[Batch]], loop: Loop, hooks: Hooks) -> None:
@@ -149,11 +169,13 @@ def _log(meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Ho
 
 
 def _capture(
-    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, meters: _Meters, step: int
-) -> State:
+    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, meters: _Meters, step: int,
+    trained: list[Tensor] | None,
+) -> State:  # fmt: skip
     tensors, rest = flatten_optimizer(optimizer.state_dict())
+    weights = trained if trained is not None else [parameter.detach() for parameter in task.parameters.values()]
     groups = {
-        "weights": {name: parameter.detach() for name, parameter in task.parameters.items()},
+        "weights": dict(zip(task.parameters, weights, strict=True)),
         "optimizer": tensors,
     }
     counters: dict[str, Any] = {

@@ -10,15 +10,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runner.core.rng import normal
+from runner.core.rng import generator, normal
 from runner.core.task import Batch
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, stacked
-from runner.dataset.buckets import View
+from runner.dataset.buckets import Size, View
 from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
 from runner.dataset.order import Use, epoch_batches
+from runner.diffusion.timesteps import draw_discrete, draw_timestep
 from runner.inputs import TrainInputs
 from runner.seeding import rng
+from schemas.training import MultiresNoise
+
+TOKEN_AREA = 4
+"""Latent positions of one token (patches of 2 x 2), for a shift by resolution."""
+
+
+def multires_noise(noise: Tensor, settings: MultiresNoise, seed: int, *index: int) -> Tensor:
+    """Noise [C, h, w] with ever coarser noise added, scaled to a standard deviation of one: sd-scripts'
+    `pyramid_noise_like`, each item with draws of its own."""
+    height, width = noise.shape[1:]
+    total = noise.clone()
+    for level in range(settings.iterations):
+        ratio = (rng(seed, "multires_noise.ratio", *index, level).random() * 2 + 2) ** level
+        rows, columns = max(1, int(height / ratio)), max(1, int(width / ratio))
+        source = generator(seed, "multires_noise", *index, level)
+        coarse = torch.randn(1, noise.shape[0], rows, columns, generator=source)
+        wide = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+        total += wide * settings.discount**level
+        if rows == 1 or columns == 1:
+            break
+    return total / total.std()
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,10 @@ class Sources:
     latent_shape: Callable[[tuple[int, int]], tuple[int, int, int]]
     texts: Encodings | None
     text_key: Callable[[str], str]
+    sizes: Callable[[Size, Size, Size], dict[str, Tensor]] | None = None
+    """Conditioning of a picture's size: original, corner of the crop, size."""
+    discrete: bool = True
+    """Whether timesteps are whole numbers."""
 
 
 class StepLoader:
@@ -104,19 +130,15 @@ class StepLoader:
                 "" if dropped else caption_of_use(item, seed, number, inputs.texts_cached, spec.step, inputs.steps)
             )
         tensors = self._pictures(views)
-        tensors["timesteps"] = torch.tensor(
-            [
-                rng(seed, "timestep", spec.step, spec.place, position).randrange(
-                    inputs.timesteps.min, inputs.timesteps.max
-                )
-                for position in positions
-            ]
-        )
+        shape = self.sources.latent_shape(views[0][1].bucket)
+        tensors["timesteps"] = self._timesteps(shape, spec, positions)
         tensors["weights"] = torch.tensor([self._weight(item) for item, _ in views])
         if self.sources.texts is not None:
             rows = [self.sources.texts.get(self.sources.text_key(text)) for text in texts]
             tensors |= {f"cond.{name}": tensor for name, tensor in stacked(rows).items()}
-        shape = self.sources.latent_shape(views[0][1].bucket)
+        if self.sources.sizes is not None:
+            ids = [self.sources.sizes(item.fit.original, view.corner, view.bucket) for item, view in views]
+            tensors |= {f"cond.{name}": tensor for name, tensor in stacked(ids).items()}
         tensors |= self._noise(shape, spec, positions)
         requests = tuple(PictureRequest(item.path, item.digest, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
@@ -128,6 +150,17 @@ class StepLoader:
             return {"latents": stacked(rows)["latents"].float()}
         pixels = [PictureRequest(item.path, item.digest, view).pixels() for item, view in views]
         return {"pixels": torch.stack(pixels)}
+
+    def _timesteps(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> Tensor:
+        """[B]: whole numbers for a discrete process, else fp32."""
+        draw: Callable[..., float] = draw_discrete if self.sources.discrete else draw_timestep
+        tokens = shape[1] * shape[2] // TOKEN_AREA
+        return torch.tensor(
+            [
+                draw(self.inputs.timesteps, rng(self.inputs.seed, "timestep", spec.step, spec.place, position), tokens)
+                for position in positions
+            ]
+        )
 
     def _noise(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> dict[str, Tensor]:
         """{"noise": [B, C, h, w]}, and "input_noise" where the denoiser's input gets other noise than its target.
@@ -142,6 +175,13 @@ class StepLoader:
         noise = drawn("noise", shape)
         if loss.noise_offset > 0:
             noise = noise + loss.noise_offset * drawn("noise_offset", (shape[0], 1, 1))
+        if loss.multires_noise is not None:
+            noise = torch.stack(
+                [
+                    multires_noise(row, loss.multires_noise, seed, spec.step, spec.place, position)
+                    for row, position in zip(noise, positions, strict=True)
+                ]
+            )
         if loss.input_perturbation > 0:
             return {"noise": noise, "input_noise": noise + loss.input_perturbation * drawn("input_noise", shape)}
         return {"noise": noise}

@@ -42,6 +42,11 @@ class View:
         """The view in an encoding's key. Items of one fit share their view, so this is written once for all of them."""
         return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}"
 
+    @property
+    def corner(self) -> Size:
+        """(left, top) of the crop in the picture as shown: mirrored, what was cut on the right is on the left."""
+        return (self.resized[0] - self.left - self.bucket[0] if self.flip else self.left), self.top
+
     @cached_property
     def mirrored(self) -> View:
         """The same, mirrored."""
@@ -54,6 +59,8 @@ class Fit:
 
     bucket: Size
     resized: Size
+    original: Size
+    """The picture's own size."""
 
     @cached_property
     def facts(self) -> str:
@@ -97,14 +104,14 @@ class Bucketing:
 
     def _fit(self, size: Size) -> Fit:
         if not self.rule.enabled:
-            return Fit(self.rule.resolution, cover(size, self.rule.resolution))
+            return Fit(self.rule.resolution, cover(size, self.rule.resolution), size)
         if self.rule.no_upscale:
             return _fit_no_upscale(size, self.rule)
         if size in self.sizes:
-            return Fit(size, size)
+            return Fit(size, size, size)
         aspect = size[0] / size[1]
         bucket = min(self.sizes, key=lambda candidate: abs(candidate[0] / candidate[1] - aspect))
-        return Fit(bucket, cover(size, bucket))
+        return Fit(bucket, cover(size, bucket), size)
 
 
 def cover(size: Size, bucket: Size) -> Size:
@@ -133,7 +140,7 @@ def _fit_no_upscale(size: Size, rule: BucketRule) -> Fit:
         else:
             resized = (int(by_height * aspect + 0.5), by_height)
     bucket = (resized[0] - resized[0] % rule.step, resized[1] - resized[1] % rule.step)
-    return Fit(bucket, resized)
+    return Fit(bucket, resized, size)
 
 
 def _snap(value: float, step: int) -> int:

@@ -1,13 +1,14 @@
-"""The discrete noise process of DDPM (arXiv 2006.11239) with its variants of target.
+"""Noise processes: the discrete one of DDPM (arXiv 2006.11239) with its variants of target, and rectified flow.
 
-x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps;   SNR_t = abar_t / (1 - abar_t)
+DDPM:  x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps;   SNR_t = abar_t / (1 - abar_t);   t is an integer in 0..T-1
+Flow:  x_t = (1 - sigma) x_0 + sigma eps;   target eps - x_0;   t = 1000 sigma is any number in 0..1000 (arXiv 2403.03206)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +23,24 @@ class Noisy:
     snr: Tensor
 
 
+class Process(Protocol):
+    """What training and scoring need of a noise process."""
+
+    @property
+    def prediction_type(self) -> str:
+        """ "epsilon", "v_prediction" or "flow"."""
+        ...
+
+    @property
+    def num_timesteps(self) -> int: ...
+
+    def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
+        """x_0 and noise [B, …] in fp32, t [B]. `input_noise` goes into x_t alone (input perturbation)."""
+        ...
+
+
 @dataclass(frozen=True)
-class Process:
+class DiscreteProcess:
     """alphas_cumprod [T] in fp32 and the kind of prediction ("epsilon" or "v_prediction")."""
 
     alphas_cumprod: Tensor
@@ -34,7 +51,6 @@ class Process:
         return len(self.alphas_cumprod)
 
     def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
-        """x_0 and noise [B, …] in fp32, t [B] integers. `input_noise` goes into x_t alone (input perturbation)."""
         abar = self.alphas_cumprod.to(x_0.device)[t]
         signal = abar.sqrt().view(-1, *[1] * (x_0.dim() - 1))
         spread = (1 - abar).sqrt().view(-1, *[1] * (x_0.dim() - 1))
@@ -43,7 +59,21 @@ class Process:
         return Noisy(x_t, target, abar / (1 - abar))
 
 
-def make_process(schedule: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> Process:
+@dataclass(frozen=True)
+class FlowProcess:
+    """Straight paths from data to noise; the denoiser answers their velocity."""
+
+    prediction_type: str = "flow"
+    num_timesteps: int = 1000
+
+    def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
+        sigma = (t.to(x_0.device, torch.float32) / self.num_timesteps).clamp(0, 1)
+        wide = sigma.view(-1, *[1] * (x_0.dim() - 1))
+        x_t = (1 - wide) * x_0 + wide * (noise if input_noise is None else input_noise)
+        return Noisy(x_t, noise - x_0, ((1 - sigma) / sigma.clamp(min=1e-6)) ** 2)
+
+
+def make_process(schedule: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> DiscreteProcess:
     """From a diffusers scheduler configuration. Raises `ValueError` for a schedule of betas that is not known."""
     count = schedule.get("num_train_timesteps") or 1000
     start, end = schedule.get("beta_start") or 0.0001, schedule.get("beta_end") or 0.02
@@ -57,7 +87,7 @@ def make_process(schedule: Mapping[str, Any], prediction_type: str, zero_termina
     else:
         raise ValueError(f"the checkpoint's beta_schedule is {kind!r}; linear and scaled_linear are known")
     abar = torch.cumprod(1.0 - betas, dim=0)
-    return Process(rescale_zero_terminal_snr(abar) if zero_terminal_snr else abar, prediction_type)
+    return DiscreteProcess(rescale_zero_terminal_snr(abar) if zero_terminal_snr else abar, prediction_type)
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

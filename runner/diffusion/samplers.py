@@ -30,11 +30,32 @@ _KEPT = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "steps_offset", "clip_sample",
     "set_alpha_to_one", "skip_prk_steps", "timestep_spacing",
 )  # fmt: skip
+_FLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_flow_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True}),
+}
+"""Samplers of flow matching; the last two take its shift under another name."""
 Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_flow_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler of a sampler for flow matching, with the checkpoint's shift."""
+    cls_name, extra = _FLOW[name]
+    shift = float(config.get("shift") or 1.0)
+    count = config.get("num_train_timesteps") or 1000
+    if extra:
+        extra = {**extra, "prediction_type": "flow_prediction", "flow_shift": shift}
+    else:
+        extra = {"shift": shift}
+    return getattr(diffusers, cls_name)(num_train_timesteps=count, **extra)
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> Any:
     """The diffusers scheduler of a sampler, on the checkpoint's noise schedule."""
+    if prediction_type == "flow":
+        return make_flow_scheduler(name, config)
     cls_name, extra = _SCHEDULERS[name]
     cls = getattr(diffusers, cls_name)
     settings = {key: config[key] for key in _KEPT if config.get(key) is not None}
@@ -58,7 +79,7 @@ def sample(
     positive alone where cfg_scale is at most 1. The noise comes from a CPU generator of `seed`."""
     generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(steps, device=device)
-    x = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
+    x = torch.randn(shape, generator=generator).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}
     if "eta" in accepted:
@@ -67,7 +88,9 @@ def sample(
         extra["generator"] = generator
     guided = cfg_scale > 1
     for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
+        model_input = torch.cat([x, x]) if guided else x
+        if hasattr(scheduler, "scale_model_input"):  # flow matching's have none
+            model_input = scheduler.scale_model_input(model_input, t)
         prediction = denoise(model_input, t)
         if guided:
             negative, positive = prediction.chunk(2)

@@ -68,7 +68,7 @@ class Apply:
         bundle = family(prepared.config.model.family)
         self.context = Context(bundle, self.store, self.graph.runtime, self.graph.train.numerics, device, events, stop)
         self.encoders = (self.graph.latents.encoder, self.graph.texts.encoder)
-        self.text_trains = bool(prepared.config.training.components.text_encoder_1)
+        self.text_trains = bool(prepared.config.training.components.text_encoders)
 
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from runner.errors import Invalid
-from runner.formats.adapter_names import naming_of
+from runner.formats.adapter_names import is_adapter_file
 from runner.formats.adapters import read_adapters
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
@@ -79,6 +79,7 @@ def load_weights(store: Store, graph: Graph, chosen: Chosen, train: TrainInputs)
         assert chosen.step is not None
         return None if chosen.step == 0 else run_checkpoints(store, graph).load(chosen.step, chosen.weights)
     names = read_header(chosen.file).tensors
-    if train.targets is not None and naming_of(list(names)) is not None:
-        return read_adapters(chosen.file, train.targets)
+    if train.targets is not None and is_adapter_file(names):
+        assert train.adapter is not None
+        return read_adapters(chosen.file, train.targets, train.adapter.decompose_factor)
     return read_tensors(chosen.file, {name: name for name in names}, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from runner.formats.adapters import diffusers_state, kohya_state
 from runner.formats.metadata import publish_metadata
 from runner.formats.tensors import write_hashed_tensors, write_tensors
 from runner.inputs import TrainInputs
-from runner.networks.lora import merged
+from runner.networks.merge import merged
 from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
-from runner.stages.modules import build
+from runner.stages.modules import build, merge_base_weights
 
 EXPORT_VERSION = 1
+_IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
 FORMATS = ("kohya", "diffusers", "comfyui", "single_file")
 
 
@@ -58,7 +60,10 @@ class Exporter:
     ) -> None:
         targets = self.train.targets
         if targets is not None and form in ("kohya", "comfyui"):
-            write_hashed_tensors(target, kohya_state(targets, state, dtype), metadata)
+            base = None
+            if any(adapter.adapter == "oft" for adapter in targets):
+                base = plain_states(build(self.context, self.train, None).modules)
+            write_hashed_tensors(target, kohya_state(targets, state, dtype, base), metadata)
         elif targets is not None and form == "diffusers":
             tensors, extra = diffusers_state(targets, state, dtype)
             write_tensors(target, tensors, {**metadata, **extra})
@@ -90,17 +95,22 @@ def whole_model(
     dtype: torch.dtype, only: tuple[str, ...] | None = None,
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
     """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
-    base: dict[str, dict[str, Tensor]] = {}
-    for name in only or tuple(context.runtime.model.components):
-        module = modules.get(name) or context.load(name)
-        base[name] = {
-            _plain(key): tensor.detach().cpu() for key, tensor in module.state_dict().items() if ".lora_" not in key
-        }
+    names = only or tuple(context.runtime.model.components)
+    others = {name: context.load(name) for name in names if name not in modules}
+    merge_base_weights(context, others)
+    base = plain_states({name: modules.get(name) or others[name] for name in names})
     if train.targets is not None:
         base = merged(train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)
     return {name: {key: tensor.to(dtype).contiguous() for key, tensor in own.items()} for name, own in base.items()}
 
 
-def _plain(key: str) -> str:
-    """The key without the wrapper that peft puts around a layer with an adapter."""
-    return key.replace(".base_layer.", ".")
+def plain_states(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """Component → state dict on the CPU without adapters: the key of a layer that peft wraps is its own again."""
+    return {
+        name: {
+            key.replace(".base_layer.", "."): tensor.detach().cpu()
+            for key, tensor in module.state_dict().items()
+            if not _IN_ADAPTER.search(key)
+        }
+        for name, module in modules.items()
+    }

@@ -18,11 +18,12 @@ from runner.execute.export import whole_model
 from runner.families.registry import family
 from runner.formats.adapters import read_lora
 from runner.formats.tensors import write_hashed_tensors
-from runner.networks.lora import merge_into
+from runner.networks.merge import merge_into
 from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
-from runner.stages.modules import Trained, build
+from runner.stages.encode import load_text_encoders
+from runner.stages.modules import Trained, build, merge_base_weights
 from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
 from runner.store.run_folder import free_name, sample_stem
 from runner.store.training import TrainFolder
@@ -58,9 +59,9 @@ class Sampling:
         bundle = family(prepared.config.model.family)
         numerics = self.graph.train.numerics
         self.context = Context(bundle, prepared.store, self.graph.runtime, numerics, device, Events(None))
-        self.text_trains = bool(prepared.config.training.components.text_encoder_1)
+        self.text_trains = bool(prepared.config.training.components.text_encoders)
         self.trained: Trained | None = None
-        self.encoder: nn.Module | None = None
+        self.encoders: dict[str, nn.Module] | None = None
         self.vae: nn.Module | None = None
         self.count = 0
 
@@ -69,9 +70,9 @@ class Sampling:
         if not prompts:
             return
         weighting = self.prepared.config.sampling.prompt_weighting
-        encoded = encode_prompts(self.context, prompts, weighting, self._text_encoder())
+        encoded = encode_prompts(self.context, prompts, weighting, self._text_encoders())
         if not self.keep_loaded:
-            self.encoder = None
+            self.encoders = None
             self.context.free()
         latents = [make_latents(self.context, self._modules()["denoiser"], prompt, encoded) for prompt in prompts]
         if not self.keep_loaded:
@@ -91,7 +92,7 @@ class Sampling:
 
     def save_merged(self, file: Path) -> None:
         """The whole model with the checkpoint and all LoRA files merged, as one file in the family's original layout."""
-        modules = {**self._modules(), "text_encoder_1": self._text_encoder()}
+        modules = {**self._modules(), **self._text_encoders()}
         assert self.trained is not None
         state = {name: parameter.detach() for name, parameter in self.trained.parameters.items()}
         dtype = DTYPES[self.prepared.config.training.checkpoints.dtype]
@@ -101,13 +102,14 @@ class Sampling:
         with new_file(file) as temporary:
             write_hashed_tensors(temporary, tensors, {"format": "pt", "modelspec.title": self.label})
 
-    def _text_encoder(self) -> nn.Module:
-        if self.text_trains:
-            return self._modules()["text_encoder_1"]
-        if self.encoder is None:
-            self.encoder = self.context.load("text_encoder_1")
-            self._merge({"text_encoder_1": self.encoder})
-        return self.encoder
+    def _text_encoders(self) -> dict[str, nn.Module]:
+        if self.encoders is None:
+            trained = self._modules() if self.text_trains else {}
+            self.encoders = load_text_encoders(self.context, trained)
+            frozen = {name: module for name, module in self.encoders.items() if name not in trained}
+            merge_base_weights(self.context, frozen)
+            self._merge(frozen)
+        return self.encoders
 
     def _merge(self, modules: dict[str, nn.Module]) -> None:
         for lora in self.loras:

@@ -36,9 +36,9 @@ class Family:
     """A family's functions.
 
     load(model, component, options) → the module, in eval mode, without gradients.
-    load_tokenizer(model) → what encode_texts takes.
+    load_tokenizers(model) → text encoder → its tokenizer.
     encode_images(vae, pixels [B, 3, H, W] in -1..1, generators or None for the mode) → latents [B, C, h, w] in model space.
-    encode_texts(encoder, tokenizer, texts, numerics, weighting) → conditioning of the texts.
+    encode_texts(encoders, tokenizers, texts, numerics, weighting) → conditioning of the texts; encoders by component.
     decode_latents(vae, latents) → pixels [B, 3, H, W] in -1..1.
     process(numerics) → the noise process.
     denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
@@ -46,13 +46,15 @@ class Family:
     save_pipeline(folder, model, state dicts by component, prediction type) → a whole directory in diffusers' layout.
     single_file(model, state dicts by component) → the state dict of one checkpoint in the original layout.
     denoiser_file(model, the denoiser's state dict) → the same for the denoiser alone, as ComfyUI loads it.
+    size_conditioning(original size, corner of the crop, size) → conditioning of one picture's size, each (width, height);
+        None where the denoiser is not told.
     """
 
     spec: FamilySpec
     load: Callable[[Model, str, LoadOptions], nn.Module]
-    load_tokenizer: Callable[[Model], Any]
+    load_tokenizers: Callable[[Model], Mapping[str, Any]]
     encode_images: Callable[[nn.Module, Tensor, Sequence[torch.Generator] | None], Tensor]
-    encode_texts: Callable[[nn.Module, Any, Sequence[str], Numerics, bool], Conditioning]
+    encode_texts: Callable[[Mapping[str, nn.Module], Mapping[str, Any], Sequence[str], Numerics, bool], Conditioning]
     decode_latents: Callable[[nn.Module, Tensor], Tensor]
     process: Callable[[Numerics], Process]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
@@ -60,3 +62,4 @@ class Family:
     save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str], None]
     single_file: Callable[[Model, Mapping[str, Mapping[str, Tensor]]], dict[str, Tensor]]
     denoiser_file: Callable[[Model, Mapping[str, Tensor]], dict[str, Tensor]]
+    size_conditioning: Callable[[tuple[int, int], tuple[int, int], tuple[int, int]], Conditioning] | None = None

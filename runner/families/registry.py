@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "sd15": ("runner.families.sd.spec:SD15", "runner.families.sd.model:SD15"),
+    "sdxl": ("runner.families.sd.spec:SDXL", "runner.families.sd.model:SDXL"),
+    "sd3": ("runner.families.sd3.spec:SD3", "runner.families.sd3.model:SD3"),
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.families.parts.layers import Origin
 from schemas import RunConfig
 
 
@@ -33,8 +34,8 @@ class Component:
     layout: Literal["diffusers", "original", "none"]
     config: Mapping[str, Any]
     parameters: int
-    keys: Mapping[str, str] = field(default_factory=dict)
-    """Key in the file → key in diffusers' and transformers' own naming."""
+    keys: Mapping[str, Origin] = field(default_factory=dict)
+    """Key in diffusers' and transformers' own naming → where it is in the files."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Model:
 
     family: str
     components: Mapping[str, Component]
-    tokenizer: Path | None
-    """Folder of the tokenizer; None is the built-in CLIP tokenizer."""
+    tokenizers: Mapping[str, Path | None]
+    """Text encoder → folder of its tokenizer; None is the built-in CLIP tokenizer."""
     tokenizer_files: tuple[Path, ...]
     scheduler: Mapping[str, Any]
     native_size: int
@@ -53,14 +54,29 @@ class Model:
     latent_channels: int
     bucket_step: int
     size_multiple: int
-    text_length: int
-    """Tokens of one piece of text, the two ends included."""
+    text_tokens: int
+    """Tokens that the denoiser sees of one caption."""
+    text_width: int
+    """Numbers of one token, of all encoders together."""
+    text_extra: int
+    """Numbers of one caption beside its tokens (pooled embeddings)."""
     label: str
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders that this checkpoint has, in order."""
+        return tuple(sorted(name for name in self.components if name.startswith("text_encoder")))
+
+
+Adapter = Literal["lora", "dora", "loha", "lokr", "oft"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that gets an adapter: its component and diffusers name, its size, its rank and alpha."""
+    """A layer that gets an adapter: its component and diffusers name, its size, its rank and alpha.
+
+    The adapter's output is scaled by alpha / rank (rslora is already in alpha).
+    """
 
     component: str
     name: str
@@ -74,10 +90,21 @@ class Target:
     """The module's name in Kohya's files: `lora_unet_down_blocks_0_…`."""
     diffusers: str
     """The module's name in diffusers' files: `unet.down_blocks.0.…`."""
+    adapter: Adapter = "lora"
+    part: tuple[int, int] = (0, 1)
+    """Which of the equal blocks of rows of Kohya's module this layer is: its q, k and v are one."""
+    swapped: bool = False
+    """The halves of the rows stand the other way round in Kohya's module."""
+    tied: bool = False
+    """The layers of one module of Kohya's share their first factor."""
 
     @property
-    def parameters(self) -> int:
-        return self.rank * (self.inputs * self.kernel**2 + self.outputs)
+    def full_name(self) -> str:
+        return f"{self.component}.{self.name}"
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,12 @@ class Defaults:
     cfg_scale: float
     sampler: str
     dialect: str
+    prediction_type: str | None = None
+    """What the denoiser predicts, where its family decides it."""
+    clip_skip: int = 1
+    max_token_length: int = 75
+    timestep_sampling: str = "uniform"
+    timestep_shift: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,8 @@ class MemoryQuestion:
     trainable: int
     frozen_bytes: int
     """Bytes of one frozen weight."""
+    vae_bytes: int
+    """Bytes of one weight of the autoencoder."""
     compute_bytes: int
     """Bytes of one activation."""
     optimizer_bytes: float
@@ -122,6 +157,17 @@ class MemoryQuestion:
     targets: Mapping[str, int] = field(default_factory=dict)
     """`component.layer` → rank, of each layer with an adapter."""
     device: Literal["cpu", "cuda"] = "cpu"
+    denoiser_bytes: float | None = None
+    """Bytes of one frozen weight of the denoiser, where it is quantized."""
+    text_bytes: float | None = None
+    """The same for the text encoders."""
+    whole_bytes: int = 4
+    """Bytes of one weight that trains whole."""
+    blocks_to_swap: int = 0
+    fused_backward: bool = False
+    activation_offload: bool = False
+    optimizer_offload: bool = False
+    vae_tile: int | None = None
 
     @property
     def whole(self) -> bool:
@@ -146,6 +192,10 @@ class FamilySpec:
 
     name: str
     title: str
+    architecture: str
+    """Its name in Stability's modelspec."""
+    base_version: str
+    """Its name in Kohya's ss_base_model_version."""
     defaults: Defaults
     inspect: Callable[[RunConfig, Path], Model]
     """(configuration, folder of run.toml) → model. Raises `ModelProblem` for files that do not fit."""
@@ -153,6 +203,8 @@ class FamilySpec:
     layers: Callable[[Model], list[Target]]
     """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
     memory: Callable[[MemoryQuestion], MemoryAnswer]
-    text_encoders: tuple[str, ...] = field(default=("text_encoder_1",))
+    samplers: tuple[str, ...]
+    token_lengths: tuple[int, ...]
+    """What max_token_length may be."""
     refused_keys: Mapping[str, str] = field(default_factory=dict)
     """Dotted key → why this family cannot use it."""

@@ -1,4 +1,4 @@
-"""LoRA files: Kohya's and diffusers/PEFT's naming, read and written with true alpha; every key is accounted for."""
+"""Adapter files: Kohya's, LyCORIS' and diffusers/peft's naming, read and written with true alpha; every key is accounted for."""
 
 from __future__ import annotations
 
@@ -14,130 +14,279 @@ from torch import Tensor
 
 from runner.errors import Invalid
 from runner.families.spec import Target
-from runner.formats.adapter_names import DOWN, UP, check_adapter_file, find_adapters, naming_of
+from runner.formats.adapter_names import Entry, check_adapter_file, is_adapter_file, lycoris_name, parse
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
+from runner.networks.merge import adapted, by_layer
+from runner.networks.shapes import adapter_shapes
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 """The key under which diffusers looks for rank and alpha; without it a file is loaded with alpha = rank."""
+_SCALED = {"lora": "lora_B", "dora": "lora_B", "loha": "hada_w1_a", "lokr": "lokr_w1"}
+"""The factor that takes a change of the scale."""
 
 
-def read_adapters(file: Path, targets: Sequence[Target]) -> dict[str, Tensor]:
-    """`component.layer.lora_A|lora_B` in fp32, scaled so that under our alpha they do what the file says.
-
-    Raises `Invalid` where a layer is missing, unknown or of another size.
-    """
-    header = read_header(file)
-    problem = check_adapter_file(header, targets)
-    if problem is not None:
-        raise Invalid(f"{file} does not fit: {problem}")
-    keys = list(header.tensors)
-    naming = naming_of(keys)
-    assert naming is not None
-    found, _, _ = find_adapters(keys, targets)
-    tensors = read_tensors(file, {key: key for key in keys}, None)
-    settings = _peft_settings(header.metadata)
-    result: dict[str, Tensor] = {}
-    for target in targets:
-        name = f"{target.component}.{target.name}"
-        entry = found[name]
-        down, up = tensors[entry.down].float(), tensors[entry.up].float()
-        if entry.alpha is not None:
-            alpha = float(tensors[entry.alpha].float())
-        else:
-            alpha = _peft_alpha(settings, target)
-        result[f"{name}.lora_A"] = _shaped(down, target.rank, target, first=True)
-        result[f"{name}.lora_B"] = _shaped(up * (alpha / target.alpha), target.rank, target, first=False)
-    return result
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The layers of a LoRA file that are to be merged, and their tensors as `networks.lora` takes them."""
+    """The layers of a file that are to be merged, and their tensors as `networks.merge` takes them."""
 
     targets: list[Target]
     state: dict[str, Tensor]
 
 
+def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int = -1) -> dict[str, Tensor]:
+    """A run's parameters from a file, in fp32, scaled so that under our alpha they do what the file says.
+
+    Raises `Invalid` where a layer is missing, unknown, of another size or kind.
+    """
+    problem = check_adapter_file(read_header(file), targets, decompose_factor)
+    if problem is not None:
+        raise Invalid(f"{file} does not fit: {problem}")
+    found = {target.full_name: (target, tensors) for target, tensors in _read(file, targets)}
+    result: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
+    for target in targets:
+        own, tensors = found[target.full_name]
+        for name, shape in adapter_shapes(target, decompose_factor).items():
+            tensor = tensors[name]
+            if name == _SCALED.get(target.adapter):
+                tensor = tensor * (own.scale / target.scale)
+            if target.tied and name == "lora_A":
+                owner = owners.setdefault(target.kohya, target.full_name)
+                if owner != target.full_name:
+                    if not torch.equal(tensor.reshape(shape), result[f"{owner}.lora_A"]):
+                        raise Invalid(
+                            f"{file} has a first factor of its own for each of q, k and v of {target.kohya}",
+                            hint='set network.targets = "attention", whose layers do not share it',
+                        )
+                    continue
+            result[f"{target.full_name}.{name}"] = tensor.reshape(shape)
+    return result
+
+
 def read_lora(
-    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str], exclude: Sequence[str]
+    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> Lora:
-    """A file with adapters of any of a model's layers, of any ranks. `include` and `exclude` are regular expressions
-    on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where a layer is not the model's."""
-    shapes = read_header(file).tensors
-    found, _, _ = find_adapters(list(shapes), layers)
-    targets: list[Target] = []
-    for layer in layers:
-        keys = found.get(f"{layer.component}.{layer.name}")
-        if keys is not None:
-            rank = (shapes[keys.down][1] or (0,))[0]
-            targets.append(replace(layer, rank=rank, alpha=float(rank)))
-    state = read_adapters(file, targets)
+    """A file with adapters of any of a model's layers, of any kinds and ranks. `include` and `exclude` are regular
+    expressions on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where a layer is not the
+    model's."""
+    header = read_header(file)
+    parsed = parse(header.tensors, layers)
+    unknown = [*parsed.modules, *parsed.keys]
+    if not is_adapter_file(header.tensors) or unknown or not parsed.entries:
+        problem = check_adapter_file(header, layers) if not parsed.entries or not unknown else None
+        listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+        raise Invalid(f"{file} does not fit: {problem or f'{len(unknown)} of its layers or tensors are not known here ({listed})'}")  # fmt: skip
+    everything = _read(file, layers)
     chosen = [
-        target
-        for target in targets
+        (target, tensors)
+        for target, tensors in everything
         if (not include or any(re.search(pattern, target.diffusers) for pattern in include))
         and not any(re.search(pattern, target.diffusers) for pattern in exclude)
     ]
     if not chosen:
         raise Invalid(
-            f"--include and --exclude leave none of the {len(targets)} layers of {file}",
-            hint=f"they are looked for in names such as {targets[0].diffusers}",
+            f"--include and --exclude leave none of the {len(everything)} layers of {file}",
+            hint=f"they are looked for in names such as {everything[0][0].diffusers}",
         )
-    for target in chosen:
-        state[f"{target.component}.{target.name}.lora_B"] *= multiplier
-    return Lora(chosen, state)
+    state: dict[str, Tensor] = {}
+    for target, tensors in chosen:
+        if multiplier != 1 and target.adapter not in ("lora", "loha", "lokr"):
+            raise Invalid(f"{file} is of kind {target.adapter}, which has no multiplier", hint="leave :MULTIPLIER out")
+        if multiplier != 1:
+            tensors[_SCALED[target.adapter]] = tensors[_SCALED[target.adapter]] * multiplier
+        state |= {f"{target.full_name}.{name}": tensor for name, tensor in tensors.items()}
+    return Lora([target for target, _ in chosen], state)
 
 
-def _shaped(tensor: Tensor, rank: int, target: Target, first: bool) -> Tensor:
-    """In the shape of our module: a 1x1 convolution's factors may come as matrices and the other way round."""
-    rows, columns = (rank, target.inputs) if first else (target.outputs, rank)
-    kernel = target.kernel if first else 1
-    return tensor.reshape((rows, columns, kernel, kernel) if target.kind == "conv" else (rows, columns))
+def _read(file: Path, layers: Sequence[Target]) -> list[tuple[Target, dict[str, Tensor]]]:
+    """Each layer with the kind, rank and alpha that the file says, and its tensors in fp32."""
+    header = read_header(file)
+    parsed = parse(header.tensors, layers)
+    raw = read_tensors(file, {key: key for key in header.tensors}, None)
+    return [
+        _layer(file, entry, {name: raw[key].float() for name, key in entry.keys.items()}, header.metadata)
+        for entry in parsed.entries.values()
+    ]
 
 
-def _peft_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers' adapter metadata; empty where there is none."""
+def _layer(
+    file: Path, entry: Entry, tensors: dict[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[Target, dict[str, Tensor]]:
+    target, kind = entry.target, entry.kind
+    if kind == "diff" or any(name.endswith(("_t1", "_t2")) or name == "lokr_w1_a" for name in tensors):
+        raise Invalid(f"{file}: {entry.module} is of a kind that is not read here ({', '.join(sorted(tensors))})")
+    alpha = tensors.pop("alpha", None)
+    rank = _rank(kind, tensors)
+    if alpha is not None:
+        scale = float(alpha) / rank if rank else 1.0
+        if kind == "lokr" and "lokr_w2" in tensors and entry.module == target.kohya:
+            scale = 1.0  # without a low rank LyCORIS and ComfyUI leave alpha aside
+    else:
+        settings = _json_of(metadata, ADAPTER_METADATA)
+        rank = rank or _peft_setting(settings, target, "r", "rank_pattern")
+        scale = _peft_alpha(settings, target, rank) / rank if rank else 1.0
+    rank = rank or target.rank
+    if (entry.fused or (target.swapped and entry.module == target.kohya)) and kind in ("lora", "dora"):
+        split = ("runner.version" not in metadata and scale != 1.0) or "split_qkv" in metadata.get(
+            "ss_network_args", ""
+        )
+        tensors, rank, scale = _unfused(target, tensors, rank, scale, split)
+    return replace(target, adapter=kind, rank=rank, alpha=scale * rank, tied=False), tensors
+
+
+def _rank(kind: str, tensors: Mapping[str, Tensor]) -> int:
+    """The rank that a file's tensors have; 0 where they have none."""
+    name = {"lora": "lora_A", "dora": "lora_A", "loha": "hada_w1_b", "lokr": "lokr_w2_b"}.get(kind, "")
+    return int(tensors[name].shape[0]) if name in tensors else 0
+
+
+def _unfused(
+    target: Target, tensors: dict[str, Tensor], rank: int, scale: float, split: bool
+) -> tuple[dict[str, Tensor], int, float]:
+    """One layer's share of a module whose rows are several layers'. `split`: where each part has a first factor of its
+    own, alpha is meant for the rank of one part (Kohya's split_qkv), not for that of the whole tensor."""
+    index, parts = target.part
+    up = tensors["lora_B"].chunk(parts)[index]
+    down = tensors["lora_A"]
+    found = dict(tensors)
+    if parts > 1 and rank % parts == 0:
+        own = slice(index * rank // parts, (index + 1) * rank // parts)
+        others = torch.ones(rank, dtype=torch.bool)
+        others[own] = False
+        if not bool(up.flatten(1)[:, others].any()):  # each part has a first factor of its own
+            up, down = up[:, own], down[own]
+            scale, rank = (scale * parts if split else scale), rank // parts
+    found |= {"lora_A": down, "lora_B": _halves_swapped(up) if target.swapped else up}
+    if "lora_magnitude_vector" in found:
+        magnitude = found["lora_magnitude_vector"].reshape(-1).chunk(parts)[index]
+        found["lora_magnitude_vector"] = _halves_swapped(magnitude) if target.swapped else magnitude
+    return found, rank, scale
+
+
+def _halves_swapped(tensor: Tensor) -> Tensor:
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def _json_of(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A table in a file's metadata; empty where there is none."""
     try:
-        content = json.loads(metadata.get(ADAPTER_METADATA, "{}"))
+        content = json.loads(metadata.get(name, "{}"))
     except json.JSONDecodeError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _peft_alpha(content: Mapping[str, Any], target: Target) -> float:
+def _peft_alpha(content: Mapping[str, Any], target: Target, rank: int) -> float:
     """The alpha that peft would give this layer by such metadata; without one, its rank."""
-    root, _, name = target.diffusers.partition(".")
-    patterns = content.get(f"{root}.alpha_pattern")
-    alpha = content.get(f"{root}.lora_alpha")
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if name == pattern or name.endswith(f".{pattern}"):
-            alpha = value
-    if not isinstance(alpha, (int, float)):
-        return float(target.rank)
-    return float(alpha) * (target.rank**0.5 if content.get(f"{root}.use_rslora") else 1.0)
+    root = target.diffusers.partition(".")[0]
+    name = "lora_alpha" if f"{root}.lora_alpha" in content else "alpha"
+    alpha = _peft_setting(content, target, name, "alpha_pattern")
+    return (alpha or float(rank)) * (rank**0.5 if content.get(f"{root}.use_rslora") else 1.0)
 
 
-def kohya_state(targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Kohya's keys: down, up and the true alpha of each layer."""
+def _peft_setting(content: Mapping[str, Any], target: Target, name: str, patterns: str) -> Any:
+    """A layer's number by peft's rules: of the pattern that its name ends with, else the general one; 0 without any."""
+    root, _, layer = target.diffusers.partition(".")
+    value, own = content.get(f"{root}.{name}"), content.get(f"{root}.{patterns}")
+    for pattern, number in own.items() if isinstance(own, dict) else ():
+        if layer == pattern or layer.endswith(f".{pattern}"):
+            value = number
+    return value if isinstance(value, (int, float)) else 0
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def kohya_state(
+    targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype,
+    base: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Kohya's and LyCORIS' keys with the true alpha of each layer. OFT becomes the differences of the weights, which
+    need those of `base`: no program reads rotations of the input."""
+    layers = by_layer(targets, state)
     found: dict[str, Tensor] = {}
+    groups: dict[str, list[Target]] = {}
     for target in targets:
-        name = f"{target.component}.{target.name}"
-        found[target.kohya + DOWN["kohya"]] = state[f"{name}.lora_A"].to(dtype)
-        found[target.kohya + UP["kohya"]] = state[f"{name}.lora_B"].to(dtype)
-        found[target.kohya + ".alpha"] = torch.tensor(target.alpha, dtype=dtype)
+        groups.setdefault(target.kohya if target.adapter in ("lora", "dora") else target.full_name, []).append(target)
+    for group in groups.values():
+        first = group[0]
+        if first.adapter in ("lora", "dora"):
+            own = _fused(sorted(group, key=lambda target: target.part), layers)
+            module = first.kohya
+        else:
+            own, module = _lycoris(first, layers[first.full_name], base), first.kohya
+            if first.part[1] > 1 or first.swapped:
+                module = lycoris_name(first)
+        found |= {f"{module}.{name}": tensor.to(dtype) for name, tensor in own.items()}
     return found
+
+
+def _fused(group: Sequence[Target], layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One module of Kohya's: a layer, or q, k and v as one. With a first factor each, its rank is that of all together."""
+    first = group[0]
+    ups = [layers[target.full_name]["lora_B"] for target in group]
+    downs = [layers[target.full_name]["lora_A"] for target in group]
+    alpha = first.alpha
+    if len(group) == 1 and first.part[1] > 1:  # the others have no adapter: their rows are zero
+        down, parts = downs[0], [torch.zeros_like(ups[0])] * first.part[1]
+        parts[first.part[0]] = ups[0]
+        up = torch.cat(parts)
+    elif first.tied or len(group) == 1:
+        down, up = downs[0], torch.cat(ups)
+    else:
+        down, up, alpha = _block_diagonal(group, downs, ups)
+    found = {"lora_down.weight": down, "lora_up.weight": _halves_swapped(up) if first.swapped else up}
+    found["alpha"] = torch.tensor(alpha)
+    if first.adapter == "dora":
+        magnitude = torch.cat([layers[target.full_name]["lora_magnitude_vector"].reshape(-1) for target in group])
+        magnitude = _halves_swapped(magnitude) if first.swapped else magnitude
+        found["dora_scale"] = magnitude.reshape(-1, *[1] * (down.dim() - 1))
+    return found
+
+
+def _block_diagonal(group: Sequence[Target], downs: list[Tensor], ups: list[Tensor]) -> tuple[Tensor, Tensor, float]:
+    """Parts with ranks and scales of their own as one adapter whose scale is 1."""
+    parts = group[0].part[1]
+    rank = sum(target.rank for target in group)
+    outputs = group[0].outputs
+    up = torch.zeros(parts * outputs, rank)
+    column = 0
+    for target, own in zip(group, ups, strict=True):
+        rows = slice(target.part[0] * outputs, (target.part[0] + 1) * outputs)
+        up[rows, column : column + target.rank] = own.cpu() * target.scale
+        column += target.rank
+    return torch.cat([down.cpu() for down in downs]), up, float(rank)
+
+
+def _lycoris(
+    target: Target, tensors: Mapping[str, Tensor], base: Mapping[str, Mapping[str, Tensor]] | None
+) -> dict[str, Tensor]:
+    if target.adapter == "oft":
+        assert base is not None, "the differences of OFT need the weights that it is for"
+        weight = base[target.component][f"{target.name}.weight"].float()
+        return {"diff": adapted(target, tensors, weight) - weight}
+    found = dict(tensors)
+    if "lokr_w2" in found:  # without a low rank no reader looks at alpha
+        found["lokr_w1"] = found["lokr_w1"] * target.scale
+        return {**found, "alpha": torch.tensor(1.0)}
+    return {**found, "alpha": torch.tensor(target.alpha)}
 
 
 def diffusers_state(
     targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """diffusers' keys, and the metadata without which a reader would take alpha = rank."""
-    found: dict[str, Tensor] = {}
-    for target in targets:
-        name = f"{target.component}.{target.name}"
-        found[target.diffusers + DOWN["diffusers"]] = state[f"{name}.lora_A"].to(dtype)
-        found[target.diffusers + UP["diffusers"]] = state[f"{name}.lora_B"].to(dtype)
+    """diffusers' and peft's keys, and the metadata without which a reader would take alpha = rank."""
+    names = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "oft_R": "oft_R.weight"}
+    layers = by_layer(targets, state)
+    found = {
+        f"{target.diffusers}.{names.get(name, name)}": tensor.to(dtype)
+        for target in targets
+        for name, tensor in layers[target.full_name].items()
+    }
     return found, {"format": "pt", ADAPTER_METADATA: json.dumps(_adapter_metadata(targets), sort_keys=True)}
 
 
@@ -149,16 +298,18 @@ def _adapter_metadata(targets: Sequence[Target]) -> dict[str, object]:
         # Without the text encoder's outer name, which transformers 5 no longer has; peft matches by the names' ends.
         names = {target.diffusers.removeprefix(f"{root}.").removeprefix("text_model."): target for target in own}
         rank, alpha = own[0].rank, own[0].alpha
+        kind = own[0].adapter
         content |= {
             f"{root}.r": rank,
-            f"{root}.lora_alpha": alpha,
+            f"{root}.lora_alpha" if kind in ("lora", "dora") else f"{root}.alpha": alpha,
             f"{root}.target_modules": list(names),
             f"{root}.rank_pattern": {name: target.rank for name, target in names.items() if target.rank != rank},
             f"{root}.alpha_pattern": {name: target.alpha for name, target in names.items() if target.alpha != alpha},
-            f"{root}.bias": "none",
-            f"{root}.peft_type": "LORA",
-            f"{root}.lora_dropout": 0.0,
-            f"{root}.use_dora": False,
-            f"{root}.use_rslora": False,
+            f"{root}.peft_type": "LORA" if kind in ("lora", "dora") else kind.upper(),
         }
+        if kind in ("lora", "dora"):
+            content |= {
+                f"{root}.bias": "none", f"{root}.lora_dropout": 0.0, f"{root}.use_dora": kind == "dora",
+                f"{root}.use_rslora": False,
+            }  # fmt: skip
     return content

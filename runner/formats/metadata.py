@@ -15,9 +15,6 @@ from runner import __version__
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
 
-_ARCHITECTURE = {"sd15": "stable-diffusion-v1"}
-_BASE_VERSION = {"sd15": "sd_v1"}
-
 
 def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: str, adapter: bool) -> dict[str, str]:
     """The metadata of a file made from one checkpoint."""
@@ -28,7 +25,7 @@ def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: s
     width, height = max(sizes, key=lambda size: (sizes[size], size))
     found: dict[str, Any] = {
         "ss_output_name": config.run.name,
-        "ss_base_model_version": _BASE_VERSION[config.model.family],
+        "ss_base_model_version": prepared.spec.base_version,
         "ss_sd_model_name": prepared.model.label,
         "ss_steps": step,
         "ss_epoch": -(-step // per_epoch),
@@ -59,12 +56,14 @@ def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: s
         "ss_training_started_at": None,
         "ss_training_finished_at": None,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": _ARCHITECTURE[config.model.family] + ("/lora" if adapter else ""),
+        "modelspec.architecture": prepared.spec.architecture + ("/lora" if adapter else ""),
         "modelspec.implementation": "diffusers",
         "modelspec.title": config.run.name,
         "modelspec.date": _date(),
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": "v" if config.model.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": {"v_prediction": "v", "epsilon": "epsilon"}.get(
+            config.model.prediction_type or ""
+        ),
         "modelspec.encoder_layer": config.model.clip_skip,
         "runner.version": __version__,
         "runner.run": fingerprint,
@@ -73,20 +72,40 @@ def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: s
     }
     if network is not None:
         found |= {
-            "ss_network_module": "networks.lora",
+            "ss_network_module": _network_module(prepared),
             "ss_network_dim": network.rank,
             "ss_network_alpha": network.alpha if network.alpha is not None else network.rank,
             "ss_network_dropout": network.dropout or None,
-            "ss_network_args": json.dumps(_network_args(prepared)) if network.conv_rank is not None else None,
+            "ss_network_args": json.dumps(args) if (args := _network_args(prepared)) else None,
+            "ss_scale_weight_norms": network.scale_weight_norms,
         }
     return {name: "None" if value is None else str(value) for name, value in found.items()}
 
 
-def _network_args(prepared: Prepared) -> dict[str, str]:
+def _network_module(prepared: Prepared) -> str:
     network = prepared.config.network
     assert network is not None
-    alpha = network.conv_alpha if network.conv_alpha is not None else network.conv_rank
-    return {"conv_dim": str(network.conv_rank), "conv_alpha": str(alpha)}
+    if network.type != "lora":
+        return "lycoris.kohya"
+    return "networks.lora_sd3" if prepared.spec.name == "sd3" else "networks.lora"
+
+
+def _network_args(prepared: Prepared) -> dict[str, str]:
+    """The adapter's settings as Kohya's and LyCORIS' modules name them."""
+    network = prepared.config.network
+    assert network is not None
+    args: dict[str, Any] = {}
+    if network.conv_rank is not None:
+        args |= {"conv_dim": network.conv_rank, "conv_alpha": network.conv_alpha or network.conv_rank}
+    if network.type != "lora":
+        algo = {"dora": "lora", "loha": "loha", "lokr": "lokr", "oft": "full"}[network.type]
+        args |= {"algo": algo, "dora_wd": network.type == "dora"}
+    for name in ("rank_dropout", "module_dropout"):
+        if getattr(network, name):
+            args[name] = getattr(network, name)
+    if network.rslora:
+        args["rs_lora"] = True
+    return {name: str(value) for name, value in args.items()}
 
 
 def _date() -> str | None:

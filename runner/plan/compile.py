@@ -13,6 +13,7 @@ from runner.inputs import (
     SAMPLE_VERSION,
     SELECT_VERSION,
     TRAIN_VERSION,
+    AdapterSettings,
     LatentEncoder,
     LatentsInputs,
     Numerics,
@@ -34,7 +35,7 @@ EVALUATED_TRAINING_ITEMS = (8, 32)
 """As many training items as held-out ones are measured beside them, within these bounds; the upper one where none is."""
 SMALL_MODEL = 20_000_000
 """A denoiser of fewer parameters runs on one CPU thread: its operations are too short to be shared."""
-_NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+_NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
 
 
 class Inputs(Protocol):
@@ -78,16 +79,20 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     assert config.model.dtype is not None
     assert caching.dtype is not None
     assert training.mixed_precision is not None
-    assert config.model.prediction_type is not None
+    prediction_type = prepared.spec.defaults.prediction_type or config.model.prediction_type
+    assert prediction_type is not None
+    assert config.model.max_token_length is not None
     numerics = Numerics(
-        config.model.family, config.model.dtype, training.mixed_precision, config.model.prediction_type,
+        config.model.family, config.model.dtype, _vae_dtype(prepared), training.mixed_precision, prediction_type,
         training.loss.zero_terminal_snr, {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
-        config.model.max_token_length, config.model.clip_skip or 1,
+        config.model.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
+        prepared.model.text_width,
     )  # fmt: skip
-    latent_encoder = LatentEncoder(weights["vae"], numerics.dtype, caching.latent_draw, seed, caching.dtype)
+    latent_encoder = LatentEncoder(weights["vae"], numerics.vae_dtype, caching.latent_draw, seed, caching.dtype)
+    encoders = {name: weights[name] for name in prepared.model.text_encoders}
     text_encoder = TextEncoder(
-        weights["text_encoder_1"], weights["tokenizer"], numerics.dtype, numerics.clip_skip, numerics.max_token_length,
-        caching.dtype,
+        identity("encoders", *(f"{name}={digest}" for name, digest in encoders.items())), weights["tokenizer"],
+        numerics.dtype, numerics.clip_skip, numerics.max_token_length, caching.dtype,
     )  # fmt: skip
     train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
     trajectory = train.trajectory()
@@ -95,14 +100,17 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     items = _digest_of([train.items_digest, *(item.facts() for item in (*collection.held_out, *compared))])
     latents, texts = LatentsInputs(latent_encoder, items), TextsInputs(text_encoder, items)
     base = identity(
-        "base", *(f"{name}={digest}" for name, digest in sorted(weights.items())), str(config.model.from_scratch)
+        "base",
+        *(f"{name}={digest}" for name, digest in sorted(weights.items())),
+        str(config.model.from_scratch),
+        *train.base_weights,
     )
     assert training.checkpoints.every_n_steps is not None
     steps = tuple(kept) if kept is not None else _kept_steps(prepared)
     has_ema = training.ema is not None
     sample = SampleInputs(
         trajectory, base, steps, has_ema, tuple(prepared.prompts), numerics,
-        {name: weights[name] for name in ("vae", "text_encoder_1", "tokenizer")}, config.sampling.prompt_weighting,
+        {name: weights[name] for name in ("vae", *encoders, "tokenizer")}, config.sampling.prompt_weighting,
     )  # fmt: skip
     selection = config.selection
     pictures = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
@@ -142,7 +150,7 @@ def _train_inputs(
 ) -> TrainInputs:
     config, training = prepared.config, prepared.config.training
     network = config.network
-    used = ["denoiser"] + (["text_encoder_1"] if training.components.text_encoder_1 else [])
+    used = ["denoiser", *(name for name in prepared.model.text_encoders if getattr(training.components, name))]
     return TrainInputs(
         numerics=numerics,
         seed=config.run.seed,
@@ -153,11 +161,25 @@ def _train_inputs(
         text_encoder=text_encoder.identity,
         components=training.components,
         targets=tuple(prepared.targets) if network is not None else None,
-        dropout=network.dropout if network is not None else 0.0,
+        adapter=AdapterSettings(
+            network.dropout,
+            network.rank_dropout,
+            network.module_dropout,
+            network.decompose_factor,
+            network.lora_plus_ratio,
+            network.scale_weight_norms,
+        )
+        if network is not None
+        else None,
+        base_weights=tuple(
+            f"{digest} x {multiplier:g}"
+            for digest, (_, multiplier) in zip(prepared.base_digests, prepared.base_weights, strict=True)
+        ),
         init_from=prepared.weights.get("init_from"),
         learning_rate=training.learning_rate,
         accumulation=training.gradient_accumulation_steps,
         max_grad_norm=training.max_grad_norm,
+        clip_grad=training.clip_grad,
         optimizer=training.optimizer,
         scheduler=training.scheduler,
         loss=training.loss,
@@ -168,6 +190,14 @@ def _train_inputs(
         latents_cached=config.caching.latents != "off",
         texts_cached=config.caching.text != "off",
     )
+
+
+def _vae_dtype(prepared: Prepared) -> str:
+    """The autoencoder's precision: fp32 in place of fp16 where its activations overflow fp16, as in diffusers."""
+    dtype = prepared.config.model.dtype
+    assert dtype is not None
+    overflows = bool(prepared.model.components["vae"].config.get("force_upcast"))
+    return "fp32" if dtype == "fp16" and overflows else dtype
 
 
 def _compared(items: list[TrainItem], held_out: int, seed: int) -> list[TrainItem]:
@@ -211,6 +241,8 @@ def _runtime(prepared: Prepared) -> Runtime:
         attention=config.model.attention,
         compile=training.compile,
         gradient_checkpointing=training.memory.gradient_checkpointing,
+        fused_backward=training.memory.fused_backward,
+        optimizer_offload=training.memory.optimizer_offload,
         latents=caching.latents,
         texts=caching.text,
         latent_batch_size=caching.latent_batch_size,
@@ -225,5 +257,7 @@ def _runtime(prepared: Prepared) -> Runtime:
         sample_at_first=config.sampling.at_first,
         steps_per_epoch=prepared.length.steps_per_epoch,
         init_from=prepared.init_from,
+        base_weights=tuple(prepared.base_weights),
+        layers=tuple(prepared.spec.layers(prepared.model)) if prepared.base_weights else (),
         threads=1 if prepared.model.components["denoiser"].parameters < SMALL_MODEL else None,
     )

@@ -154,7 +154,7 @@ class _Diff:
     def _cache_reasons(self, node: str, kind: str) -> list[str]:
         assert self.applied is not None
         reasons = config_reasons(self.applied.record.get("config", {}), self.config, [node])
-        names = ("vae",) if kind == "latents" else ("text_encoder_1", "tokenizer")
+        names = ("vae",) if kind == "latents" else (*self.prepared.model.text_encoders, "tokenizer")
         reasons += weight_reasons(self.applied, self.prepared, names)
         reasons += content_reasons(self.applied, self.prepared, kind == "latents", kind == "text")
         bits = self.applied.record.get("bits", {})
@@ -200,7 +200,7 @@ class _Diff:
         reasons = config_reasons(old, self.config, ["train", "cache.latents", "cache.text"])
         used = [
             name
-            for name in ("denoiser", "vae", "text_encoder_1", "tokenizer", "init_from")
+            for name in ("denoiser", "vae", *self.prepared.model.text_encoders, "tokenizer", "init_from")
             if name in self.prepared.weights
         ]
         reasons += weight_reasons(self.applied, self.prepared, used)

@@ -9,12 +9,12 @@ from typing import Any
 from runner.dataset.order import bucket_counts
 from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.inputs import TrainInputs
+from runner.networks.shapes import count_parameters
+from runner.optim.kinds import state_bytes
 from runner.plan.diff import Plan
 from runner.plan.resolve import checkpoint_steps
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1}
-"""Bytes of state for one trained number."""
 ITEM_OVERHEAD = 232
 """Bytes of header and checksum around an encoded item."""
 PNG_SHARE = 0.55
@@ -98,10 +98,8 @@ def trained_numbers(plan: Plan) -> tuple[int, int]:
     """(trainable parameters, layers with adapters or 0)."""
     prepared = plan.prepared
     if prepared.config.network is not None:
-        return sum(target.parameters for target in prepared.targets), len(prepared.targets)
-    components = prepared.config.training.components
-    trains = {"denoiser": components.denoiser, "text_encoder_1": components.text_encoder_1}
-    return sum(prepared.model.components[name].parameters for name, on in trains.items() if on), 0
+        return count_parameters(prepared.targets, prepared.config.network.decompose_factor), len(prepared.targets)
+    return sum(prepared.model.components[name].parameters for name in prepared.config.training.components.rates), 0
 
 
 def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
@@ -109,23 +107,17 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
     prepared, graph = plan.prepared, plan.graph
     config, runtime, train = prepared.config, graph.runtime, graph.train
     whole = train.targets is None
-    components = config.training.components
-    trains = {
-        name: whole
-        for name, on in (("denoiser", components.denoiser), ("text_encoder_1", components.text_encoder_1))
-        if on
-    }
+    trains = dict.fromkeys(config.training.components.rates, whole)
     batch, size = _largest_batch(train)
     numerics = train.numerics
-    length = prepared.model.text_length
-    pieces = numerics.max_token_length // 75
     return MemoryQuestion(
         model=prepared.model,
         trains=trains,
         trainable=trainable,
         frozen_bytes=BYTES[numerics.dtype],
+        vae_bytes=BYTES[numerics.vae_dtype],
         compute_bytes=4 if numerics.mixed_precision == "no" else 2,
-        optimizer_bytes=OPTIMIZER_BYTES[train.optimizer.type],
+        optimizer_bytes=state_bytes(train.optimizer.type),
         ema=train.ema is not None,
         batch=batch,
         size=size,
@@ -133,12 +125,15 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         eager_attention=runtime.attention == "eager",
         latent_batch=runtime.latent_batch_size,
         text_batch=runtime.text_batch_size,
-        text_tokens=2 + (length - 2) * pieces,
+        text_tokens=prepared.model.text_tokens,
         encodes_latents=plan.actions["cache.latents"].pending or runtime.latents != "disk",
         encodes_text=plan.actions["cache.text"].pending or runtime.texts != "disk",
         sample_size=max(((prompt.width, prompt.height) for prompt in graph.sample.prompts), key=prod, default=None),
         samples_in_training=bool(graph.sample.prompts)
         and (runtime.sample_every is not None or runtime.sample_at_first),
+        whole_bytes=2 if train.optimizer.stochastic_rounding else 4,
+        fused_backward=runtime.fused_backward,
+        optimizer_offload=runtime.optimizer_offload,
         latents_cached=runtime.latents != "off",
         text_cached=runtime.texts != "off",
         targets={f"{target.component}.{target.name}": target.rank for target in train.targets or ()},
@@ -166,8 +161,9 @@ def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
         every, keep = graph.runtime.checkpoint_every, graph.runtime.keep
         count = len(checkpoint_steps(graph.train.steps, every))
         kept = count if keep is None else min(count, keep + 1)
-        found["checkpoints"] = kept * kinds * trainable * 4
-        found["state"] = int(trainable * (4 + OPTIMIZER_BYTES[graph.train.optimizer.type] + (4 if kinds == 2 else 0)))
+        number = 2 if graph.train.optimizer.stochastic_rounding else 4
+        found["checkpoints"] = kept * kinds * trainable * number
+        found["state"] = int(trainable * (number + state_bytes(graph.train.optimizer.type) + (4 if kinds == 2 else 0)))
     sample = plan.actions["sample"]
     if sample.pending and sample.total:
         pixels = sum(prompt.width * prompt.height for prompt in graph.sample.prompts)
@@ -189,9 +185,9 @@ def _latent_bytes(plan: Plan, stored: int) -> int:
 
 
 def _text_bytes(plan: Plan, stored: int) -> int:
-    width = plan.prepared.model.components["text_encoder_1"].config["hidden_size"]
-    tokens = 2 + (plan.prepared.model.text_length - 2) * (plan.graph.train.numerics.max_token_length // 75)
-    return int(plan.actions["cache.text"].missing * (tokens * width * stored + ITEM_OVERHEAD))
+    model = plan.prepared.model
+    numbers = model.text_tokens * model.text_width + model.text_extra
+    return int(plan.actions["cache.text"].missing * (numbers * stored + ITEM_OVERHEAD))
 
 
 def _export_bytes(plan: Plan, trainable: int) -> int:

@@ -100,6 +100,9 @@ def config_reasons(old: dict[str, Any], new: dict[str, Any], stages: Iterable[st
     return reasons
 
 
+TEXT_ENCODERS = ("text_encoder_1", "text_encoder_2", "text_encoder_3")
+
+
 def content_reasons(applied: Applied, prepared: Prepared, pictures: bool, captions: bool) -> list[str]:
     """What changed in the folders since the last apply, by name."""
     old = applied.items()
@@ -121,12 +124,13 @@ def content_reasons(applied: Applied, prepared: Prepared, pictures: bool, captio
 def weight_reasons(applied: Applied, prepared: Prepared, names: Iterable[str]) -> list[str]:
     """Model files whose content changed."""
     keys = {
-        "denoiser": "model.checkpoint", "vae": "model.vae", "text_encoder_1": "model.text_encoder_1",
-        "tokenizer": "model.tokenizer_1", "init_from": "network.init_from",
+        "denoiser": "model.checkpoint", "vae": "model.vae", "tokenizer": "model.tokenizer_1",
+        "init_from": "network.init_from", **{name: f"model.{name}" for name in TEXT_ENCODERS},
     }  # fmt: skip
     old = applied.record.get("weights", {})
     changed = [name for name in names if old.get(name) != prepared.weights.get(name)]
-    own = {"vae": prepared.config.model.vae, "text_encoder_1": prepared.config.model.text_encoder_1}
+    model = prepared.config.model
+    own = {"vae": model.vae, **{name: getattr(model, name) for name in TEXT_ENCODERS}}
     found = [keys[name] if own.get(name, True) else "model.checkpoint" for name in changed]
     return [f"{key}: its content changed" for key in dict.fromkeys(found)]
 

@@ -19,13 +19,14 @@ from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
-from runner.formats.adapter_names import check_adapter_file
+from runner.formats.adapter_names import check_adapter_file, parse
 from runner.formats.headers import read_header
 from runner.plan.fingerprint import canonical, identity
 from runner.plan.resolve import Derived, Length, resolve, resolve_length
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.sampling import Prompt
+from schemas.walk import all_keys
 
 DEFER_DIGEST_ABOVE = 2 * 2**30
 """Bytes of unread model files above which a plan does not wait for their digests; apply computes them."""
@@ -48,8 +49,11 @@ class Prepared:
     notes: list[str]
     store: Store
     init_from: Path | None
+    base_weights: list[tuple[Path, float]]
+    """The files of network.base_weights and their multipliers."""
     weights: dict[str, str] = field(default_factory=dict)
     """Component, "tokenizer" and "init_from" → digest."""
+    base_digests: list[str] = field(default_factory=list)
     deferred: list[Path] = field(default_factory=list)
     """Model files whose digest was left to apply."""
 
@@ -89,6 +93,8 @@ class _Preparation:
         targets = self._targets(model) if model is not None else []
         prompts = self._prompts()
         init_from = self._init_from(targets)
+        base_weights = self._base_weights(model)
+        self._refused_keys()
         self._output_folders()
         collection = self._collection(model)
         if any(finding.severity == "error" for finding in self.findings) or model is None or collection is None:
@@ -103,7 +109,7 @@ class _Preparation:
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, ready, warnings, notes,
-            self.store, init_from,
+            self.store, init_from, base_weights,
         )  # fmt: skip
         _digests(prepared, self.may_defer)
         return prepared
@@ -148,7 +154,7 @@ class _Preparation:
             self._error(key, f"there is no file {file}")
             return None
         try:
-            problem = check_adapter_file(read_header(file), targets) if targets else None
+            problem = check_adapter_file(read_header(file), targets, network.decompose_factor) if targets else None
         except Invalid as error:
             self._error(key, str(error), error.diagnostics[0].hint)
             return None
@@ -157,6 +163,59 @@ class _Preparation:
                 key, f"{file.name} does not fit: {problem}", "its rank, alpha and layers must be those of [network]"
             )
         return file
+
+    def _base_weights(self, model: Model | None) -> list[tuple[Path, float]]:
+        """The files of network.base_weights with their multipliers."""
+        found: list[tuple[Path, float]] = []
+        network = self.config.network
+        for index, text in enumerate(network.base_weights if network is not None else ()):
+            key = ("network", "base_weights", index)
+            name, _, factor = text.rpartition(":")
+            name, multiplier = (name, as_number(factor)) if name and as_number(factor) is not None else (text, 1.0)
+            file = resolve_path(name, self.folder)
+            assert multiplier is not None
+            found.append((file, multiplier))
+            if not file.is_file():
+                self._error(key, f"there is no file {file}", 'write "FILE" or "FILE:MULTIPLIER"')
+                continue
+            if model is None:
+                continue
+            try:
+                parsed = parse(read_header(file).tensors, self.spec.layers(model))
+            except Invalid as error:
+                self._error(key, str(error), error.diagnostics[0].hint)
+                continue
+            unknown = [*parsed.modules, *parsed.keys]
+            if unknown or not parsed.entries:
+                listed = f" ({unknown[0]})" if unknown else ""
+                self._error(
+                    key, f"{file.name} does not fit: {len(unknown)} of its layers are not this model's{listed}",
+                    f"name a LoRA file for {self.spec.title}",
+                )  # fmt: skip
+        return found
+
+    def _refused_keys(self) -> None:
+        """Keys that this family cannot use, and values that it does not know."""
+        for dotted, why in self.spec.refused_keys.items():
+            path = tuple(dotted.split("."))
+            if self.source.value(path) not in (None, False, all_keys()[dotted].default):
+                places = self.source.key_places(path)
+                message = f"family {self.spec.name} cannot use `{dotted}`: {why}"
+                self.findings.append(Diagnostic(message, places, "take it out"))
+        length = self.config.model.max_token_length
+        if length is not None and length not in self.spec.token_lengths:
+            known = ", ".join(map(str, self.spec.token_lengths))
+            self._error(("model", "max_token_length"), f"family {self.spec.name} cannot use {length} tokens", f"it takes {known}")  # fmt: skip
+        named: list[tuple[tuple[str | int, ...], str | None]] = [
+            (("sampling", "sampler"), self.config.sampling.sampler)
+        ]
+        named += [(("sampling", "prompts", i, "sampler"), prompt.sampler) for i, prompt in enumerate(self.config.sampling.prompts)]  # fmt: skip
+        for key, sampler in named:
+            if sampler is not None and sampler not in self.spec.samplers:
+                self._error(
+                    key, f'the sampler "{sampler}" cannot follow the flow of {self.spec.title}',
+                    f"use one of {', '.join(self.spec.samplers)}",
+                )  # fmt: skip
 
     def _output_folders(self) -> None:
         output = self.config.run.output_dir or f"runs/{self.config.run.name}"
@@ -220,6 +279,14 @@ class _Preparation:
             )  # fmt: skip
 
 
+def as_number(text: str) -> float | None:
+    """The number that a text says; None where it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _unwritable(place: Path) -> str | None:
     """Why a folder cannot be made or written, as far as can be told without trying."""
     existing = place
@@ -259,3 +326,4 @@ def _digests(prepared: Prepared, may_defer: bool) -> None:
     prepared.weights["tokenizer"] = identity("tokenizer", *tokenizer) if tokenizer else "clip"
     if prepared.init_from is not None:
         prepared.weights["init_from"] = index.digest(prepared.init_from)
+    prepared.base_digests = [index.digest(file) for file, _ in prepared.base_weights]

@@ -53,11 +53,18 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
         config = replaced(config, {"run.output_dir": str(resolve_path(config.run.output_dir, folder))})
     if config.model.dtype is None:
         derive("model.dtype", dtype, family)
-    if config.model.prediction_type is None:
+    if config.model.prediction_type is None and spec.defaults.prediction_type is None:
         stated = model.scheduler.get("prediction_type", "epsilon")
         derive("model.prediction_type", stated, "the checkpoint's scheduler")
-    if config.model.clip_skip is None:
-        derive("model.clip_skip", 1, "the last layer")
+    if config.model.clip_skip is None and "model.clip_skip" not in spec.refused_keys:
+        derive("model.clip_skip", spec.defaults.clip_skip, family)
+    if config.model.max_token_length is None:
+        derive("model.max_token_length", spec.defaults.max_token_length, family)
+    timesteps = config.training.timesteps
+    if timesteps.sampling is None:
+        derive("training.timesteps.sampling", spec.defaults.timestep_sampling, family)
+    if timesteps.shift is None:
+        derive("training.timesteps.shift", spec.defaults.timestep_shift, family)
     precision: str | None = config.training.mixed_precision
     if precision is None:
         precision = "no" if dtype == "fp32" else dtype
@@ -113,8 +120,8 @@ def _caching(config: RunConfig) -> list[Derived]:
             ),
             None,
         )
-        if config.training.components.text_encoder_1:
-            derived.append(Derived("caching.text", "off", "the text encoder trains"))
+        if config.training.components.text_encoders:
+            derived.append(Derived("caching.text", "off", "a text encoder trains"))
         elif reason is not None:
             derived.append(Derived("caching.text", "off", f"{reason}: captions vary between uses"))
         else:

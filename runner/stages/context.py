@@ -31,14 +31,15 @@ class Context:
     events: Events
     stop: StopFlag = field(default_factory=StopFlag)
 
-    def load(self, component: str, *, whole: bool = False, scratch_seed: int | None = None) -> nn.Module:
-        """One component in the dtype of frozen weights; in fp32 where it trains `whole`."""
+    def load(self, component: str, *, whole: torch.dtype | None = None, scratch_seed: int | None = None) -> nn.Module:
+        """One component in the dtype of frozen weights; in that of `whole` where it trains whole."""
+        frozen = self.numerics.vae_dtype if component == "vae" else self.numerics.dtype
         options = LoadOptions(
-            torch.float32 if whole else DTYPES[self.numerics.dtype],
+            whole or DTYPES[frozen],
             self.device,
             self.runtime.attention,
             scratch_seed,
-            whole,
+            whole is not None,
         )
         return self.family.load(self.runtime.model, component, options)
 

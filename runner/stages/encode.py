@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,12 @@ from runner.inputs import LatentEncoder
 from runner.stages.context import Context
 
 Encoding = dict[str, Tensor]
+
+
+def load_text_encoders(context: Context, modules: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
+    """All text encoders of the model: those of `modules`, and the others loaded."""
+    given = modules or {}
+    return {name: given[name] if name in given else context.load(name) for name in context.runtime.model.text_encoders}
 
 
 class LatentEncoding:
@@ -42,14 +48,14 @@ class LatentEncoding:
 
 
 class TextEncoding:
-    """The text encoder and its tokenizer, loaded, with their settings."""
+    """The text encoders and their tokenizers, loaded, with their settings. `modules` has those that are there already."""
 
     def __init__(
-        self, context: Context, stored_dtype: str, module: nn.Module | None = None, weighting: bool = False
-    ) -> None:
+        self, context: Context, stored_dtype: str, modules: Mapping[str, nn.Module] | None = None, weighting: bool = False
+    ) -> None:  # fmt: skip
         self.context = context
-        self.module = context.load("text_encoder_1") if module is None else module
-        self.tokenizer = context.family.load_tokenizer(context.runtime.model)
+        self.modules = load_text_encoders(context, modules)
+        self.tokenizers = context.family.load_tokenizers(context.runtime.model)
         self.stored = DTYPES[stored_dtype]
         self.weighting = weighting
 
@@ -58,7 +64,7 @@ class TextEncoding:
         """The conditioning of each text, on the CPU, in the stored dtype; padded like pictures."""
         batch = [*texts, *[texts[-1]] * (padded_to - len(texts))]
         found = self.context.family.encode_texts(
-            self.module, self.tokenizer, batch, self.context.numerics, self.weighting
+            self.modules, self.tokenizers, batch, self.context.numerics, self.weighting
         )
         return [
             {name: tensor[row].to("cpu", self.stored) for name, tensor in found.items()} for row in range(len(texts))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import RunFailed
-from runner.formats.adapters import read_adapters
+from runner.formats.adapters import read_adapters, read_lora
 from runner.inputs import TrainInputs
-from runner.networks.lora import attach
+from runner.networks.attach import Dropouts, attach
+from runner.networks.merge import merge_into
 from runner.seeding import derive
 from runner.stages.context import Context
 
@@ -36,24 +37,35 @@ class Trained:
 
 def learning_rates(inputs: TrainInputs) -> dict[str, float]:
     """Component → learning rate, for those that train."""
-    components = inputs.components
-    found = {"denoiser": components.denoiser, "text_encoder_1": components.text_encoder_1}
-    return {name: inputs.learning_rate if value is True else float(value) for name, value in found.items() if value}
+    rates = inputs.components.rates
+    return {name: inputs.learning_rate if value is True else float(value) for name, value in rates.items()}
+
+
+def merge_base_weights(context: Context, modules: Mapping[str, nn.Module]) -> None:
+    """Merges network.base_weights into those of the modules that they are for."""
+    for file, multiplier in context.runtime.base_weights:
+        lora = read_lora(file, context.runtime.layers, multiplier)
+        merge_into(modules, lora.targets, lora.state)
 
 
 def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trained:
     """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train."""
     trains = learning_rates(inputs)
     whole = inputs.targets is None
+    dtype = torch.bfloat16 if inputs.optimizer.stochastic_rounding else torch.float32
     modules: dict[str, nn.Module] = {}
     for component in dict.fromkeys(("denoiser", *trains)):
         is_whole = whole and component in trains
         seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
-        modules[component] = context.load(component, whole=is_whole, scratch_seed=seed)
+        modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed)
+    merge_base_weights(context, modules)
     if inputs.targets is not None:
-        parameters = attach(modules, inputs.targets, inputs.dropout, inputs.seed)
+        adapter = inputs.adapter
+        assert adapter is not None
+        dropouts = Dropouts(adapter.dropout, adapter.rank_dropout, adapter.module_dropout)
+        parameters = attach(modules, inputs.targets, dropouts, adapter.decompose_factor, inputs.seed)
         if init_from is not None:
-            start = read_adapters(init_from, inputs.targets)
+            start = read_adapters(init_from, inputs.targets, adapter.decompose_factor)
             with torch.no_grad():
                 for name, tensor in start.items():
                     parameters[name].copy_(tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -15,15 +15,16 @@ from runner.config.prompts import ReadyPrompt
 from runner.core.precision import autocast
 from runner.data.images import to_picture
 from runner.diffusion.samplers import make_scheduler, sample
+from runner.errors import RunFailed
 from runner.stages.context import Context
 from runner.stages.encode import Encoding, TextEncoding
 
 
 def encode_prompts(
-    context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoder: nn.Module | None = None
+    context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoders: Mapping[str, nn.Module] | None = None
 ) -> dict[str, Encoding]:
     """Text → conditioning, for prompts and negative prompts, each encoded alone."""
-    encoding = TextEncoding(context, _compute_dtype(context), encoder, weighting)
+    encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
     texts = dict.fromkeys(text for prompt in prompts for text in (prompt.prompt, prompt.negative_prompt))
     return {text: encoding.encode([text])[0] for text in texts}
 
@@ -39,7 +40,11 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
     model, numerics = context.runtime.model, context.numerics
     scheduler = make_scheduler(prompt.sampler, model.scheduler, numerics.prediction_type, numerics.zero_terminal_snr)
     texts = [prompt.negative_prompt, prompt.prompt] if prompt.cfg_scale > 1 else [prompt.prompt]
-    rows = [encoded[text] for text in texts]
+    sizes: Encoding = {}
+    if context.family.size_conditioning is not None:
+        size = (prompt.width, prompt.height)
+        sizes = context.family.size_conditioning(size, (0, 0), size)
+    rows = [{**encoded[text], **sizes} for text in texts]
     conditioning = {name: torch.stack([row[name] for row in rows]).to(context.device) for name in rows[0]}
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -52,8 +57,14 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
 
 @torch.no_grad()
 def decode(context: Context, vae: nn.Module, latents: Tensor) -> Image.Image:
-    """The picture of [1, C, h, w] latents."""
-    return to_picture(context.family.decode_latents(vae, latents)[0])
+    """The picture of [1, C, h, w] latents. Raises `RunFailed` where the autoencoder gives no numbers."""
+    pixels = context.family.decode_latents(vae, latents)[0]
+    if not bool(torch.isfinite(pixels).all()):
+        raise RunFailed(
+            "decoding a sample gave values that are not finite",
+            hint='the latents or the autoencoder overflow: try model.dtype = "bf16" or "fp32", or a lower learning rate',
+        )
+    return to_picture(pixels)
 
 
 def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str) -> bytes:

@@ -47,7 +47,7 @@ class Previews:
             return 0
         encoded = self.encoded
         if self.text_trains:
-            encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules["text_encoder_1"])
+            encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
         vae = self.context.load("vae")
         for prompt, latent in zip(missing, latents, strict=True):

@@ -65,7 +65,7 @@ class Scorer:
             return read_score(file.read_text(encoding="utf-8"))
         encoder = None
         if self.texts is None:
-            encoder = TextEncoding(self.context, "fp32", modules["text_encoder_1"])
+            encoder = TextEncoding(self.context, "fp32", modules)
         found = {
             "step": step,
             "weights": weights,
@@ -98,6 +98,9 @@ class Scorer:
                 assert self.texts is not None
                 assert self.stored_texts is not None
                 row = self.stored_texts.get(self.texts.key(caption))
+            if context.family.size_conditioning is not None:
+                view = item.fit.centre
+                row = row | context.family.size_conditioning(item.fit.original, (view.left, view.top), view.bucket)
             conditioning = {
                 name: tensor.to(context.device).expand(LEVELS, *tensor.shape) for name, tensor in row.items()
             }

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from runner.core.precision import autocast
 from runner.core.task import Batch
 from runner.data.loader import StepLoader
-from runner.diffusion.losses import distance, snr_weight
+from runner.diffusion.losses import distance, flow_weight, snr_weight
 from runner.families.contract import Conditioning
 from runner.inputs import TrainInputs
+from runner.networks.merge import scale_down
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding
 from runner.stages.modules import Trained
@@ -24,21 +25,23 @@ class DiffusionTask:
 
     def __init__(
         self, context: Context, inputs: TrainInputs, trained: Trained, loader: StepLoader,
-        latents: LatentEncoding | None, text_encoder: nn.Module | None,
+        latents: LatentEncoding | None, text_encoders: Mapping[str, nn.Module] | None,
     ) -> None:  # fmt: skip
         self.context, self.inputs, self.trained, self.loader = context, inputs, trained, loader
         self.device = context.device
         self.parameters: Mapping[str, nn.Parameter] = trained.parameters
         self.process = context.family.process(context.numerics)
         self.latents = latents
-        self.text_encoder = text_encoder
-        self.tokenizer = context.family.load_tokenizer(context.runtime.model) if text_encoder is not None else None
+        self.text_encoders = text_encoders
+        self.tokenizers = context.family.load_tokenizers(context.runtime.model) if text_encoders is not None else {}
+        self.text_trains = any(name in trained.modules for name in context.runtime.model.text_encoders)
         denoiser: Any = trained.modules["denoiser"]
         if context.runtime.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
-            if "text_encoder_1" in trained.modules:
-                encoder: Any = trained.modules["text_encoder_1"]
-                encoder.gradient_checkpointing_enable()
+            for name in context.runtime.model.text_encoders:
+                if name in trained.modules:
+                    encoder: Any = trained.modules[name]
+                    encoder.gradient_checkpointing_enable()
         self.called: Any = torch.compile(denoiser) if context.runtime.compile else denoiser
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
@@ -47,6 +50,11 @@ class DiffusionTask:
     def train_mode(self, on: bool) -> None:
         for module in self.trained.modules.values():
             module.train(on)
+
+    def stepped(self) -> None:
+        adapter = self.inputs.adapter
+        if adapter is not None and adapter.scale_weight_norms is not None and self.inputs.targets is not None:
+            scale_down(self.inputs.targets, self.trained.parameters, adapter.scale_weight_norms)
 
     def loss(self, batch: Batch) -> Tensor:
         tensors = batch.to(self.device).tensors
@@ -57,16 +65,19 @@ class DiffusionTask:
             prediction = self.context.family.denoise(self.called, noisy.x_t, t, self._conditioning(batch, tensors))
         settings = self.inputs.loss
         losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps)
-        weights = snr_weight(settings, noisy.snr, self.process.prediction_type)
+        if self.process.prediction_type == "flow":
+            weights = flow_weight(self.inputs.timesteps.weighting, t / self.process.num_timesteps)
+        else:
+            weights = snr_weight(settings, noisy.snr, self.process.prediction_type)
         return (losses * weights * tensors["weights"]).mean()
 
     def _conditioning(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Conditioning:
-        if self.text_encoder is None:
-            return {name.removeprefix("cond."): tensor for name, tensor in tensors.items() if name.startswith("cond.")}
-        trains = "text_encoder_1" in self.trained.modules
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return self.context.family.encode_texts(
-                self.text_encoder, self.tokenizer, batch.texts, self.inputs.numerics, False
+        given = {name.removeprefix("cond."): tensor for name, tensor in tensors.items() if name.startswith("cond.")}
+        if self.text_encoders is None:
+            return given
+        with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
+            return given | self.context.family.encode_texts(
+                self.text_encoders, self.tokenizers, batch.texts, self.inputs.numerics, False
             )
 
     def _encoded(self, batch: Batch, pixels: Tensor) -> Tensor:

@@ -23,11 +23,12 @@ from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, TextEncoder, TrainInputs
 from runner.optim.build import build_optimizer, parameter_groups
 from runner.optim.schedules import schedule
+from runner.optim.single import SingleOptions
 from runner.plan.keys import training_texts, training_views
 from runner.plan.resolve import checkpoint_steps
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
-from runner.stages.encode import LatentEncoding
+from runner.stages.encode import LatentEncoding, load_text_encoders
 from runner.stages.encodings import Latents, Texts
 from runner.stages.modules import Trained, build, learning_rates
 from runner.stages.previews import Previews
@@ -69,17 +70,19 @@ class TrainStage:
         sources, latents = self._sources()
         loader = StepLoader(inputs, sources, runtime.workers)
         self.trained = build(context, inputs, runtime.init_from)
-        text_encoder = self.trained.modules.get("text_encoder_1")
-        if text_encoder is None and sources.texts is None:
-            text_encoder = context.load("text_encoder_1")
-        task = DiffusionTask(context, inputs, self.trained, loader, latents, text_encoder)
-        groups = parameter_groups(self.trained.parameters, learning_rates(inputs))
-        optimizer = build_optimizer(inputs.optimizer, groups)
+        encoders = load_text_encoders(context, self.trained.modules) if sources.texts is None else None
+        task = DiffusionTask(context, inputs, self.trained, loader, latents, encoders)
+        ratio = inputs.adapter.lora_plus_ratio if inputs.adapter is not None else 1.0
+        groups = parameter_groups(self.trained.parameters, learning_rates(inputs), ratio)
+        per_tensor = inputs.max_grad_norm if inputs.clip_grad == "per_tensor" else 0.0
+        options = SingleOptions(runtime.fused_backward, runtime.optimizer_offload, inputs.optimizer.stochastic_rounding, per_tensor)  # fmt: skip
+        optimizer = build_optimizer(inputs.optimizer, groups, options)
         if inputs.ema is not None:
             self.ema = EMAModel(list(self.trained.parameters.values()), decay=inputs.ema.decay, foreach=True)
             self.ema.to(device=context.device)
+        clipped = 0.0 if per_tensor and options.needed else inputs.max_grad_norm
         loop = Loop(
-            inputs.steps, inputs.seed, inputs.max_grad_norm, runtime.log_every,
+            inputs.steps, inputs.seed, clipped, inputs.clip_grad, runtime.log_every,
             schedule(inputs.scheduler, inputs.steps, inputs.learning_rate), self.ema,
             inputs.ema.update_every if inputs.ema else 1,
         )  # fmt: skip
@@ -141,10 +144,13 @@ class TrainStage:
         held_latents = latents.ready(training_views(inputs.items, inputs.seed)) if inputs.latents_cached else None
         held_texts = texts.ready(training_texts(inputs.items, inputs.seed)) if inputs.texts_cached else None
 
+        discrete = context.family.process(context.numerics).prediction_type != "flow"
+
         def shape(size: tuple[int, int]) -> tuple[int, int, int]:
             return model.latent_channels, size[1] // model.latent_factor, size[0] // model.latent_factor
 
-        return Sources(held_latents, latents.key, shape, held_texts, texts.key), live
+        sizes = context.family.size_conditioning
+        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete), live
 
     def _fit(
         self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None

@@ -1,17 +1,15 @@
-"""A checkpoint of the real classes, small enough that every path runs on a CPU in a fraction of a second."""
+"""Checkpoints of the real classes, small enough that every path runs on a CPU in a fraction of a second."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from diffusers import UNet2DConditionModel
 
 from runner.core.rng import forked
-from runner.families.sd.spec import SHIPPED
+from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
 
 _UNET: dict[str, Any] = {
     "sample_size": 16,
@@ -25,49 +23,39 @@ _UNET: dict[str, Any] = {
     "cross_attention_dim": 16,
     "attention_head_dim": 2,
 }
-_VAE: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "sample_size": 32,
-    "scaling_factor": 0.9,
-}
-_TEXT: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 16,
+_SDXL_UNET: dict[str, Any] = {
+    **_UNET,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 24,
+    "cross_attention_dim": 16 + 24,
 }
 
 
 def write_tiny(folder: Path) -> None:
-    """Writes a diffusers directory with random weights, always the same ones."""
-    letters = list(bytes_to_unicode().values())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=77
-    )
-    tokenizer.save_pretrained(folder / "tokenizer")
-    text = CLIPTextConfig(
-        **_TEXT,
-        vocab_size=len(tokens),
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        pad_token_id=len(tokens) - 1,
-    )
+    """Writes a diffusers directory of Stable Diffusion 1.5 with random weights, always the same ones."""
+    size = write_clip_tokenizer(folder / "tokenizer")
     with forked(0, "tiny"):
         UNet2DConditionModel(**_UNET).save_pretrained(folder / "unet")
-        AutoencoderKL(**_VAE).save_pretrained(folder / "vae")
-        CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-    for name in ("scheduler/scheduler_config.json", "model_index.json"):
-        content = json.loads((SHIPPED / name).read_text(encoding="utf-8"))
-        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        write_vae(folder / "vae")
+        write_clip(folder / "text_encoder", size, projected=False)
+    write_settings(folder, CONFIGS / "sd15")
+
+
+def write_tiny_sdxl(folder: Path) -> None:
+    """The same of Stable Diffusion XL."""
+    size = write_clip_tokenizer(folder / "tokenizer")
+    write_clip_tokenizer(folder / "tokenizer_2", pad="!")
+    with forked(0, "tiny"):
+        UNet2DConditionModel(**_SDXL_UNET).save_pretrained(folder / "unet")
+        write_vae(folder / "vae", force_upcast=True)
+        write_clip(folder / "text_encoder", size, projected=False)
+        write_clip(
+            folder / "text_encoder_2", size, projected=True, hidden_size=24, projection_dim=24, hidden_act="gelu"
+        )
+    write_settings(folder, CONFIGS / "sdxl")

@@ -1,0 +1,50 @@
+"""Puts a family's bundle together from what its files and components have in common with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from runner.families.contract import Family, LoadOptions
+from runner.families.parts.autoencode import decode_latents, encode_images
+from runner.families.parts.checkpoint import Finder, Naming
+from runner.families.parts.load import load_part
+from runner.families.parts.save import States, original_component, save_pipeline, single_file
+from runner.families.spec import FamilySpec, Model
+
+
+def bundle(
+    spec: FamilySpec, finder: Finder, load_tokenizers: Callable[[Model], Mapping[str, Any]], encode_texts: Any,
+    process: Any, denoise: Any, tiny: Callable[[Path], None], size_conditioning: Any = None,
+) -> Family:  # fmt: skip
+    """A family whose components are those of its finder."""
+    parts = {part.name: part for part in finder.parts}
+
+    def load(model: Model, name: str, options: LoadOptions) -> nn.Module:
+        return load_part(parts[name], model, options)
+
+    def save(folder: Path, model: Model, states: States, prediction_type: str) -> None:
+        save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type)
+
+    def denoiser_file(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        part = parts["denoiser"]
+        return original_component(part, model, state, Naming("", layers=part.saved.layers))
+
+    return Family(
+        spec=spec,
+        load=load,
+        load_tokenizers=load_tokenizers,
+        encode_images=encode_images,
+        encode_texts=encode_texts,
+        decode_latents=decode_latents,
+        process=process,
+        denoise=denoise,
+        tiny=tiny,
+        save_pipeline=save,
+        single_file=lambda model, states: single_file(finder, model, states),
+        denoiser_file=denoiser_file,
+        size_conditioning=size_conditioning,
+    )

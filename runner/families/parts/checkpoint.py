@@ -1,0 +1,359 @@
+"""Finds a model's components in single files, diffusers directories and files of their own; torch-free, headers only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from runner.errors import Invalid
+from runner.families.locate import KeyPath, child_folder, locate_model, weights_in
+from runner.families.parts.identify import identify
+from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
+from runner.families.spec import Component, ModelProblem
+from runner.formats.headers import Header, read_header
+from schemas import RunConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+BUILTIN = Path(__file__).parent.parent / "sd" / "builtin"
+CHECKPOINT: KeyPath = ("model", "checkpoint")
+
+_DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of the autoencoder's attention layers in files written before diffusers 0.18."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A way that files name a component: behind `prefix`, in the module's own names or in the original ones."""
+
+    prefix: str
+    layout: Literal["diffusers", "original"] = "original"
+    layers: Layers | None = None
+    """Layers with other original names than the part's own."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a family: its folder in a diffusers directory, its class, its layers and its namings.
+
+    The first naming of layout "original" is the one that single files are written in.
+    """
+
+    name: str
+    folder: str
+    cls: str
+    layers: Layers
+    namings: tuple[Naming, ...]
+    key: KeyPath | None = None
+    """The key of run.toml that names another file for it."""
+    optional: bool = False
+
+    @property
+    def saved(self) -> Naming:
+        return next(naming for naming in self.namings if naming.layout == "original")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file's keys for one component: key of the module → where it is in the file, and what does not fit."""
+
+    layout: Literal["diffusers", "original"]
+    keys: dict[str, Origin]
+    missing: list[str]
+    misshapen: list[str]
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in words; None where every key is there in its shape."""
+        if self.missing:
+            total = len(self.missing) + len({origin.key for origin in self.keys.values()})
+            return f"{len(self.missing)} of its {total} tensors are missing ({_some(self.missing)})"
+        if self.misshapen:
+            return f"{len(self.misshapen)} tensors have another shape ({_some(self.misshapen)})"
+        return None
+
+
+def match_part(part: Part, config: Mapping[str, Any], found: Mapping[str, tuple[str, Shape]]) -> Match:
+    """The naming that fits best, of those that files of this component use."""
+    names = {_modern_name(key): key for key in found}
+    candidates = [_match(naming, _layers(naming.layers or part.layers, _frozen(config)), found, names) for naming in part.namings]  # fmt: skip
+    return max(candidates, key=lambda match: len(match.keys))
+
+
+def _match(
+    naming: Naming, layers: list[Layer], found: Mapping[str, tuple[str, Shape]], names: Mapping[str, str]
+) -> Match:
+    if naming.layout == "original":
+        shapes, sources = original_parameters(layers, naming.prefix), origins(layers, naming.prefix)
+    else:
+        shapes = {naming.prefix + name: shape for name, shape in parameters(layers).items()}
+        sources = {name: Origin(naming.prefix + name) for name in parameters(layers)}
+    replaced = {old: new for old, new in _ALIASES.items() if naming.prefix + old not in names}
+    at = {key: names.get(key) or names.get(_aliased(key, naming.prefix, replaced)) for key in shapes}
+    identities = {key for layer in layers if layer.identity for key in (layer.key("weight"),)}
+    keys: dict[str, Origin] = {}
+    missing: list[str] = []
+    for name, origin in sources.items():
+        place = at[origin.key]
+        if place is not None:
+            keys[name] = replace(origin, key=place)
+        elif name not in identities and origin.key not in missing:
+            missing.append(origin.key)
+    if keys:
+        keys |= {name: Origin("", identity=True) for name in identities - keys.keys()}
+    misshapen = [
+        f"{place} is {list(found[place][1])}, not {list(shapes[key])}"
+        for key, place in at.items()
+        if place is not None and _squeezed(found[place][1]) != _squeezed(shapes[key])
+    ]
+    return Match(naming.layout, keys, missing, misshapen)
+
+
+_ALIASES = {"shared.weight": "encoder.embed_tokens.weight"}
+"""T5's embedding has two names; files hold one of them or both."""
+
+
+def _aliased(key: str, prefix: str, aliases: Mapping[str, str]) -> str:
+    return prefix + aliases.get(key.removeprefix(prefix), key.removeprefix(prefix))
+
+
+def _modern_name(key: str) -> str:
+    """The key with today's names of attention layers."""
+    if ".attentions." not in key:
+        return key
+    head, _, parameter = key.rpartition(".")
+    stem, _, last = head.rpartition(".")
+    return f"{stem}.{_DEPRECATED_ATTENTION[last]}.{parameter}" if last in _DEPRECATED_ATTENTION else key
+
+
+def _squeezed(shape: Shape) -> Shape:
+    """A 1x1 convolution's shape as a linear layer's: files differ in this for the attention of the autoencoder."""
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+# --- components -------------------------------------------------------------------------------------------------------
+
+
+def _frozen(config: Mapping[str, Any]) -> str:
+    return json.dumps(dict(config), sort_keys=True)
+
+
+@cache
+def _layers(make: Layers, config: str) -> list[Layer]:
+    return make(json.loads(config))
+
+
+def layers_of(part: Part, component: Component) -> list[Layer]:
+    """The layers of a component of a model."""
+    return _layers(part.layers, _frozen(component.config))
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds the components of one family. `title` is its name in messages."""
+
+    family: str
+    title: str
+    shipped: Path
+    parts: tuple[Part, ...]
+    indexes: tuple[str, ...]
+    """What model_index.json of its directories says as _class_name."""
+
+    def components(self, config: RunConfig, folder: Path) -> tuple[Path, dict[str, Component]]:
+        """(checkpoint, name → component). Raises `ModelProblem`."""
+        place = locate_model(config.model.checkpoint, folder, config.model.revision, BUILTIN, CHECKPOINT)
+        found: dict[str, Component] = {}
+        for part in self.parts:
+            given = getattr(config.model, str(part.key[-1])) if part.key is not None else None
+            fresh = config.model.from_scratch and bool(getattr(config.training.components, part.name, False))
+            if given is not None:
+                found[part.name] = self._given(part, given, folder, place)
+                continue
+            component = (
+                self._in_folder(part, place, fresh) if place.is_dir() else self._in_file(part, place, CHECKPOINT, fresh)
+            )
+            if component is not None:
+                found[part.name] = component
+        return place, found
+
+    def _config(self, part: Part, place: Path) -> Mapping[str, Any] | None:
+        """The architecture: the directory's own, or the shipped one for a single file. None: the part is left out."""
+        if not place.is_dir():
+            return read_json(self.shipped / part.folder / "config.json")
+        index = place / "model_index.json"
+        if index.is_file():
+            kind = str(read_json(index).get("_class_name", ""))
+            if kind and kind not in self.indexes:
+                raise ModelProblem(
+                    CHECKPOINT, f"{place} is a {kind}, not of family {self.family}", "name the family that it is of"
+                )
+        file = place / part.folder / "config.json"
+        if file.is_file():
+            return read_json(file)
+        if part.optional:
+            return None
+        raise ModelProblem(
+            CHECKPOINT, f"{place} is no diffusers directory of {self.title}: {part.folder}/config.json is missing",
+            "name the folder that holds model_index.json, or a single file",
+        )  # fmt: skip
+
+    def _in_folder(self, part: Part, place: Path, fresh: bool) -> Component | None:
+        config = self._config(part, place)
+        if config is None:
+            return None
+        sub = place / part.folder
+        weights = weight_files(sub)
+        if not weights and fresh:
+            layers = self._make_layers(part, config, CHECKPOINT)
+            return Component(part.name, (), (sub / "config.json",), "none", config, count(layers))
+        if not weights:
+            raise ModelProblem(
+                CHECKPOINT, f"{sub} holds no weights",
+                "expected model.safetensors or diffusion_pytorch_model.safetensors",
+            )  # fmt: skip
+        return self._component(part, weights, (sub / "config.json", *weights), config, CHECKPOINT)
+
+    def _in_file(self, part: Part, file: Path, key: KeyPath, fresh: bool) -> Component | None:
+        config = self._config(part, file)
+        assert config is not None
+        if fresh:
+            return Component(part.name, (), (), "none", config, count(self._make_layers(part, config, key)))
+        weights = shards_of(file, key)
+        return self._component(part, weights, weights, config, key)
+
+    def _given(self, part: Part, given: str, folder: Path, checkpoint: Path) -> Component:
+        assert part.key is not None
+        place = locate_model(given, folder, None, BUILTIN, part.key)
+        if not place.is_dir():
+            config = (self._config(part, checkpoint) if checkpoint.is_dir() else None) or read_json(
+                self.shipped / part.folder / "config.json"
+            )
+            weights = shards_of(place, part.key)
+            component = self._component(part, weights, weights, config, part.key)
+        else:
+            sub = child_folder(place, part.folder)
+            weights, file = weight_files(sub), sub / "config.json"
+            if not weights or not file.is_file():
+                raise ModelProblem(part.key, f"{sub} needs config.json and a weights file")
+            component = self._component(part, weights, (file, *weights), read_json(file), part.key)
+        assert component is not None
+        return component
+
+    def _make_layers(self, part: Part, config: Mapping[str, Any], key: KeyPath) -> list[Layer]:
+        try:
+            return _layers(part.layers, _frozen(config))
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise ModelProblem(
+                key, f"the configuration of the {part.folder} is not one of {self.title} ({error})"
+            ) from None
+
+    def _component(
+        self, part: Part, weights: tuple[Path, ...], files: tuple[Path, ...], config: Mapping[str, Any], key: KeyPath
+    ) -> Component | None:
+        layers = self._make_layers(part, config, key)
+        headers = [header_of(file, key).tensors for file in weights]
+        tensors = {name: entry for header in headers for name, entry in header.items()}
+        number = {name: index for index, header in enumerate(headers) for name in header}
+        match = match_part(part, config, tensors)
+        if match.problem is not None:
+            kind = identify(tensors)
+            if kind is not None and kind.family != self.family and (key == CHECKPOINT or not match.keys):
+                hint = f'set family = "{kind.family}"' if kind.family else f"name a file of {self.title} here"
+                raise ModelProblem(key, f"{weights[0]} is {kind.words}; the family is {self.family}", hint)
+            if not match.keys and key == CHECKPOINT and files == weights:
+                return self._absent(part, weights[0])
+            raise ModelProblem(key, f"{weights[0]}: the {part.folder} is not that of {self.title}: {match.problem}")
+        keys = {name: replace(origin, file=number.get(origin.key, 0)) for name, origin in match.keys.items()}
+        return Component(part.name, weights, files, match.layout, config, count(layers), keys)
+
+    def _absent(self, part: Part, file: Path) -> Component | None:
+        """A single file without this component."""
+        if part.optional:
+            return None
+        hint = f"name it with {'.'.join(map(str, part.key))}" if part.key else "name a whole checkpoint"
+        raise ModelProblem(CHECKPOINT, f"{file} has no {part.folder.replace('_', ' ')} ({part.name})", hint)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A component's configuration. Raises `ModelProblem`."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelProblem(CHECKPOINT, f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelProblem(CHECKPOINT, f"{file} holds no table")
+    return content
+
+
+_SHARD = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.safetensors|\.bin)")
+
+
+def shards_of(file: Path, key: KeyPath) -> tuple[Path, ...]:
+    """The file, or all shards of which it is one. Raises `ModelProblem` where one is missing."""
+    match = _SHARD.fullmatch(file.name)
+    if match is None:
+        return (file,)
+    head, _, middle, total, tail = match.groups()
+    files = tuple(file.with_name(f"{head}{number:05d}{middle}{total}{tail}") for number in range(1, int(total) + 1))
+    for shard in files:
+        if not shard.is_file():
+            raise ModelProblem(key, f"the shard {shard.name} of {file.name} is missing", f"put it into {file.parent}")
+    return files
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weights of a component's folder: one file, or the shards of one model; empty where there are none."""
+    single = weights_in(folder)
+    if single is not None:
+        return (single,)
+    first = sorted(folder.glob("*-00001-of-*.safetensors"), key=lambda file: (len(file.name), file.name))
+    return shards_of(first[0], CHECKPOINT) if first else ()
+
+
+def header_of(file: Path, key: KeyPath) -> Header:
+    """The file's header, its problems named at a key of run.toml."""
+    try:
+        return read_header(file)
+    except Invalid as error:
+        raise ModelProblem(key, str(error), error.diagnostics[0].hint) from None
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+
+
+def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) -> Path | None:
+    """The folder of the tokenizer of text encoder `number`: what run.toml names, else the checkpoint's own, else None."""
+    key: KeyPath = ("model", f"tokenizer_{number}")
+    given = getattr(config.model, f"tokenizer_{number}")
+    if given is not None:
+        found = locate_model(given, folder, None, BUILTIN, key)
+        if not tokenizer_files(found):
+            raise ModelProblem(
+                key, f"{found} is no tokenizer: it needs tokenizer.json, spiece.model, or vocab.json and merges.txt"
+            )
+        return found
+    own = place / ("tokenizer" if number == 1 else f"tokenizer_{number}")
+    return own if place.is_dir() and tokenizer_files(own) else None
+
+
+def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:
+    """The files that decide what a tokenizer does; empty where there is none."""
+    if folder is None or not folder.is_dir():
+        return ()
+    found = tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
+    given = {file.name for file in found}
+    complete = given & {"tokenizer.json", "spiece.model"} or {"vocab.json", "merges.txt"} <= given
+    return found if complete else ()

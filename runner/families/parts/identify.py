@@ -1,0 +1,61 @@
+"""What a weights file is, from its key names and shapes alone; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runner.families.parts.layers import Shape
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file in words, and the family that trains it, where there is one."""
+
+    words: str
+    family: str | None = None
+
+
+def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
+    """The kind of a file; None where it is unknown."""
+    keys = list(tensors)
+
+    def has(*parts: str) -> bool:
+        return any(part in key for key in keys for part in parts)
+
+    if has(".lora_down.", ".lora_A.", ".lora_up.", ".hada_w1_a", ".lokr_w1", ".oft_blocks", ".oft_diag"):
+        return Kind("a LoRA file, not a checkpoint")
+    if has("control_model.", "controlnet_cond_embedding"):
+        return Kind("a ControlNet")
+    if has("joint_blocks.", "context_embedder.weight"):
+        return _sd3(tensors, has("ln_q.", "norm_q."))
+    if has("double_blocks.", "single_transformer_blocks."):
+        return Kind("a checkpoint of the Flux or HunyuanVideo kind")
+    if has("cond_stage_model.model."):
+        return Kind("a Stable Diffusion 2 checkpoint")
+    if has("conditioner.embedders.0.model.") and not has("conditioner.embedders.1."):
+        return Kind("an SDXL refiner")
+    if has("conditioner.embedders.1.", "label_emb.", "add_embedding.linear_1"):
+        return _channels(tensors, Kind("an SDXL checkpoint", "sdxl"))
+    if has("diffusion_model.", "input_blocks.", "down_blocks.") and has("attn2.to_k"):
+        return _channels(tensors, Kind("a Stable Diffusion 1.5 checkpoint", "sd15"))
+    if has("encoder.down"):
+        return Kind("an autoencoder only")
+    if has("text_model.", "token_embedding", "SelfAttention"):
+        return Kind("a text encoder only")
+    return None
+
+
+def _sd3(tensors: Mapping[str, tuple[str, Shape]], normed: bool) -> Kind:
+    if normed:
+        return Kind("a Stable Diffusion 3.5 checkpoint (it normalises queries and keys)")
+    return Kind("a Stable Diffusion 3 checkpoint", "sd3")
+
+
+def _channels(tensors: Mapping[str, tuple[str, Shape]], kind: Kind) -> Kind:
+    """Inpainting and other variants take more channels than the text-to-image model."""
+    for key, (_, shape) in tensors.items():
+        first = key.endswith(("input_blocks.0.0.weight", "conv_in.weight")) and "coder" not in key
+        if first and len(shape) == 4 and shape[1] != 4:
+            return Kind(f"{kind.words} of a variant that takes {shape[1]} channels (inpainting, depth or edit)")
+    return kind

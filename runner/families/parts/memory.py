@@ -1,0 +1,244 @@
+"""Predicted peak memory of a run: weights, gradients and optimizer states exactly, activations by counting.
+
+A family says what its denoiser keeps for the backward pass; the rest is the same for all. The backward pass frees what
+was kept while gradients grow, and the peak is found by walking back. Without gradients only the tensors around the widest
+layer live at once. docs/performance.md says how far this is from measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from runner.families.parts.autoencoder import vae_layers
+from runner.families.parts.clip import clip_layers, t5_layers
+from runner.families.parts.layers import Config, Layer
+from runner.families.spec import Component, MemoryAnswer, MemoryQuestion
+
+BASE = 30_000_000
+"""What any phase takes beside tensors: threads, allocator, buffers of files."""
+TRAIN_BASE = 20_000_000
+"""What training takes beside that: autograd, the loader's threads, the log."""
+SCORED_TOGETHER = 8
+"""Noise levels that stable loss measures in one batch (stages/score.py)."""
+GUIDED = 2
+"""Rows of a guided denoising step: with the prompt and without."""
+LIVE_VAE = 5.0
+"""Tensors of the autoencoder's widest layer that live at once; its convolutions keep reordered copies."""
+LIVE_BACKWARD = 2.0
+"""Tensors of the widest layer's output that the backward pass needs at a time."""
+HEAP = 0.5
+"""On the CPU: what the C library's heap takes beyond the kept tensors while gradients come and go between them, as a
+share of those tensors. A GPU's caching allocator reuses its blocks instead."""
+LOADED = 1.06
+"""On the CPU: what a module of many small tensors takes of the heap against their bytes."""
+TILE = 512
+"""Pixels on a side of the autoencoder's tiles, where tiling is on without a size."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a denoiser is used: sizes in positions (batch included) and the bytes of a number."""
+
+    batch: int
+    area: int
+    """Latent positions of one picture."""
+    tokens: int
+    """Text tokens of one caption."""
+    number: int
+    whole: bool
+    targets: Mapping[str, int]
+    """Layer → rank."""
+    text_grad: bool = False
+    eager: bool = False
+    heads: int = 8
+
+    def positions(self, layer: Layer) -> int:
+        return self.batch * max(1, self.area // 4**layer.level)
+
+
+@dataclass(frozen=True)
+class DenoiserMemory:
+    """What a family knows of its denoiser."""
+
+    layers: Callable[[Config], list[Layer]]
+    saved: Callable[[list[Layer], Use], Iterator[tuple[Layer, float]]]
+    """(layer, numbers that autograd keeps for it), in the order of the forward pass."""
+    forward: Callable[[list[Layer], Use], float]
+    """Bytes of a forward pass without gradients."""
+    block_of: Callable[[Layer], str | None]
+    """The block that gradient checkpointing runs again, and that swapping moves, as one."""
+
+
+def predict(denoiser: DenoiserMemory, ask: MemoryQuestion) -> MemoryAnswer:
+    """Bytes of each phase above the libraries' own."""
+    return _Prediction(denoiser, ask).answer()
+
+
+class _Prediction:
+    def __init__(self, denoiser: DenoiserMemory, ask: MemoryQuestion) -> None:
+        self.denoiser, self.ask = denoiser, ask
+        self.parts = ask.model.components
+        self.encoders = ask.model.text_encoders
+        self.layers = denoiser.layers(self.parts["denoiser"].config)
+
+    def answer(self) -> MemoryAnswer:
+        ask, parts = self.ask, self.parts
+        area = prod(ask.size)
+        phases: dict[str, float] = {}
+        if ask.encodes_latents:
+            phases["cache.latents"] = self._vae() + self._vae_working(area, ask.latent_batch, "encoder")
+        if ask.encodes_text:
+            phases["cache.text"] = sum(self._frozen(name) for name in self.encoders) + self._text_working()
+        weights = self._resident()
+        phases["train"] = TRAIN_BASE + self._train(weights)
+        denoiser = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
+        if ask.sample_size is not None:
+            phases["sample"] = denoiser + self._picture(ask.sample_size)
+        if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
+            everything = sum(part.parameters for part in parts.values())
+            phases["publish"] = (2 * sum(weights.values()) if ask.device == "cpu" else 0) + 2 * everything
+        phases["select"] = denoiser + self.denoiser.forward(self.layers, self._use(SCORED_TOGETHER, area))
+        return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    def _frozen(self, name: str) -> float:
+        """Bytes of a component in the dtype of frozen weights."""
+        number: float = self.ask.frozen_bytes
+        if name == "denoiser":
+            number = self.ask.denoiser_bytes or number
+        elif name != "vae":
+            number = self.ask.text_bytes or number
+        return self.parts[name].parameters * number
+
+    def _vae(self) -> float:
+        return self.parts["vae"].parameters * self.ask.vae_bytes
+
+    def _resident(self) -> dict[str, float]:
+        """Bytes of the modules that stay on the device while training."""
+        ask = self.ask
+        found: dict[str, float] = {}
+        for name in ("denoiser", *self.encoders):
+            if name != "denoiser" and name not in ask.trains:
+                continue
+            held = self.parts[name].parameters * ask.whole_bytes if ask.trains.get(name) else self._frozen(name)
+            if name == "denoiser" and ask.blocks_to_swap:
+                held -= self._swapped(held)
+            found[name] = held * LOADED if ask.device == "cpu" else held
+        return found
+
+    def _swapped(self, held: float) -> float:
+        """Bytes of the denoiser that lie on the host; two blocks are on their way at a time."""
+        blocks = list(dict.fromkeys(name for layer in self.layers if (name := self.denoiser.block_of(layer))))
+        inside = sum(
+            prod(shape) for layer in self.layers if self.denoiser.block_of(layer) for _, shape in layer.parameters()
+        )
+        each = inside / max(1, len(blocks)) * held / self.parts["denoiser"].parameters
+        return max(0, self.ask.blocks_to_swap - 2) * each
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, weights: Mapping[str, float]) -> float:
+        ask, parts = self.ask, self.parts
+        held: float = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
+        held += ask.trainable * ((0 if ask.optimizer_offload and ask.device == "cuda" else ask.optimizer_bytes) + (4 if ask.ema else 0))  # fmt: skip
+        if not ask.text_cached:
+            held += sum(self._frozen(name) for name in self.encoders if name not in ask.trains)
+        if not ask.latents_cached:
+            held += self._vae()
+        if (
+            ask.compute_bytes < ask.whole_bytes
+        ):  # autocast keeps a copy of each weight that is wider, until the step ends
+            held += sum(parts[name].parameters * ask.compute_bytes for name in weights if ask.trains.get(name))
+        use = self._use(ask.batch, prod(ask.size))
+        step = self._backward(use)
+        for name in self.encoders:
+            if name in ask.trains:
+                step += _text_saved(parts[name], ask.batch * ask.text_tokens, use.number)
+        picture = 0.0
+        if ask.samples_in_training and ask.sample_size is not None:
+            picture = self._picture(ask.sample_size)
+        return held + max(step, picture)
+
+    def _use(self, batch: int, pixels: int) -> Use:
+        ask = self.ask
+        config = self.parts["denoiser"].config
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        return Use(
+            batch, pixels // ask.model.latent_factor**2, ask.text_tokens, ask.compute_bytes,
+            bool(ask.trains.get("denoiser")), ask.targets, any(name in ask.trains for name in self.encoders),
+            ask.eager_attention, heads if isinstance(heads, int) else max(heads),
+        )  # fmt: skip
+
+    def _backward(self, use: Use) -> float:
+        """The highest point of a step: what is still kept and the gradients that are there already, walking back."""
+        ask = self.ask
+        kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
+        widest = max(layer.outputs * use.positions(layer) for layer in self.layers) * use.number * LIVE_BACKWARD
+        if ask.checkpointing:
+            kept = list(self._checkpointed(kept, use))
+        left = sum(size for _, size in kept)
+        working = HEAP * left if ask.device == "cpu" else widest
+        gradients = 0.0 if ask.whole else ask.trainable * 4.0
+        top = left + gradients
+        largest = max(sum(prod(shape) for _, shape in layer.parameters()) for layer in self.layers) * ask.whole_bytes
+        for layer, size in reversed(kept):
+            left -= size
+            if ask.whole and ask.fused_backward:
+                gradients = 2.0 * largest  # each is used and freed as it comes
+            elif ask.whole:
+                gradients += ask.whole_bytes * sum(prod(shape) for _, shape in layer.parameters())
+            top = max(top, left + gradients)
+        return top + working
+
+    def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> Iterator[tuple[Layer, float]]:
+        """With gradient checkpointing only the input of each block stays (nowhere, where activations are moved to the
+        host); one block is run again."""
+        blocks: dict[str, list[tuple[Layer, float]]] = {}
+        for layer, size in kept:
+            blocks.setdefault(self.denoiser.block_of(layer) or layer.name, []).append((layer, size))
+        largest = max(sum(size for _, size in block) for block in blocks.values())
+        share = 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
+        for block in blocks.values():
+            first = block[0][0]
+            inside = self.denoiser.block_of(first) is not None
+            yield first, (first.inputs * use.positions(first) * use.number * share if inside else block[0][1])
+        yield kept[-1][0], largest
+
+    # --- pictures and text --------------------------------------------------------------------------------------------
+
+    def _vae_working(self, pixels: int, batch: int, half: str) -> float:
+        """Encoding or decoding `batch` pictures of `pixels`."""
+        if self.ask.vae_tile:
+            pixels, batch = min(pixels, self.ask.vae_tile**2), 1
+        layers = [layer for layer in vae_layers(self.parts["vae"].config) if layer.name.startswith(half)]
+        widest = max(max(layer.inputs, layer.outputs) * pixels / 4**layer.level for layer in layers)
+        return LIVE_VAE * widest * batch * self.ask.vae_bytes
+
+    def _picture(self, size: tuple[int, int]) -> float:
+        """Making one picture beside the denoiser: the larger of denoising and decoding."""
+        pixels = prod(size)
+        decoding = self._vae() + self._vae_working(pixels, 1, "decoder")
+        return max(self.denoiser.forward(self.layers, self._use(GUIDED, pixels)), decoding)
+
+    def _text_working(self) -> float:
+        """Encoding a padded batch of captions: the tensors around one layer."""
+        widest = max(layer.outputs for name in self.encoders for layer in _text_layers(self.parts[name]) if layer.kind == "linear")  # fmt: skip
+        return 4.0 * self.ask.text_batch * self.ask.text_tokens * widest * self.ask.frozen_bytes
+
+
+def _text_layers(component: Component) -> list[Layer]:
+    return (clip_layers if "hidden_size" in component.config else t5_layers)(component.config)
+
+
+def _text_saved(component: Component, positions: int, number: int) -> float:
+    """What the backward pass through a text encoder keeps: norms, attention, and the activation inside the MLP."""
+    kept = 0
+    for layer in _text_layers(component):
+        if layer.kind == "norm":
+            kept += 2 * layer.inputs
+        elif layer.kind == "linear":
+            kept += layer.outputs * (3 if layer.name.endswith(("fc1", "wi_0")) else 1)
+    return float(kept * positions * number)

@@ -1,0 +1,90 @@
+"""Writes whole models: a directory in diffusers' layout, or one file in the original layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.families.parts.checkpoint import Finder, Naming, Part, layers_of
+from runner.families.parts.layers import Layer
+from runner.families.spec import Model
+from runner.formats.tensors import write_tensors
+
+States = Mapping[str, Mapping[str, Tensor]]
+"""Component → state dict in diffusers' names."""
+_MODEL_TYPES = {"CLIPTextModel": "clip_text_model", "CLIPTextModelWithProjection": "clip_text_model", "T5EncoderModel": "t5"}  # fmt: skip
+
+
+def save_pipeline(
+    finder: Finder, tokenizers: Mapping[str, Any], folder: Path, model: Model, modules: States, prediction_type: str
+) -> None:
+    """A diffusers directory."""
+    parts = {part.name: part for part in finder.parts}
+    for name, state in modules.items():
+        part, sub = parts[name], folder / parts[name].folder
+        sub.mkdir(parents=True, exist_ok=True)
+        config = dict(model.components[name].config)
+        is_text = part.cls in _MODEL_TYPES
+        if is_text:
+            config.update(model_type=_MODEL_TYPES[part.cls], architectures=[part.cls])
+        else:
+            config["_class_name"] = part.cls
+        _write_json(sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")})  # fmt: skip
+        if part.cls == "CLIPTextModel":  # files use the names of transformers 4, which every reader knows
+            state = {f"text_model.{key}": tensor for key, tensor in state.items()}
+        if part.cls == "T5EncoderModel":
+            state = {key: tensor for key, tensor in state.items() if key != "encoder.embed_tokens.weight"}
+        write_tensors(sub / ("model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"), state, {"format": "pt"})  # fmt: skip
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(folder / parts[name].folder.replace("text_encoder", "tokenizer"))
+    scheduler = dict(model.scheduler)
+    if prediction_type in ("epsilon", "v_prediction"):
+        scheduler["prediction_type"] = prediction_type
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = json.loads((finder.shipped / "model_index.json").read_text(encoding="utf-8"))
+    index["scheduler"] = ["diffusers", scheduler.get("_class_name", index["scheduler"][1])]
+    for part in finder.parts:
+        if part.name not in modules:
+            index[part.folder] = index[part.folder.replace("text_encoder", "tokenizer")] = [None, None]
+    _write_json(folder / "model_index.json", index)
+
+
+def single_file(finder: Finder, model: Model, modules: States) -> dict[str, Tensor]:
+    """The state dict of one file in the original layout."""
+    found: dict[str, Tensor] = {}
+    for part in finder.parts:
+        if part.name in modules:
+            found |= original_component(part, model, modules[part.name], part.saved)
+    return found
+
+
+def original_component(part: Part, model: Model, state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+    """One component's state dict with its original names."""
+    layers = naming.layers(model.components[part.name].config) if naming.layers else layers_of(part, model.components[part.name])  # fmt: skip
+    fused: dict[str, list[tuple[Layer, str]]] = {}
+    for layer in layers:
+        for parameter, _ in layer.parameters():
+            fused.setdefault(layer.origin(parameter, naming.prefix).key, []).append((layer, parameter))
+    found: dict[str, Tensor] = {}
+    for key, entries in fused.items():
+        rows = [state[layer.key(parameter)] for layer, parameter in sorted(entries, key=lambda entry: entry[0].part)]
+        tensor = torch.cat(rows) if len(rows) > 1 else rows[0]
+        layer, parameter = entries[0]
+        if layer.swapped:
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if layer.transposed:
+            tensor = tensor.T.contiguous()
+        if layer.original_is_conv and parameter == "weight":
+            tensor = tensor[..., None, None]
+        found[key] = tensor
+    return found
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,151 @@
+"""Which layers get adapters, and what they are called in files of adapters; torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from runner.families.parts.checkpoint import Part, layers_of
+from runner.families.parts.layers import Layer
+from runner.families.spec import Model, ModelProblem, Target
+from schemas import RunConfig
+from schemas.network import Network
+
+_CONVOLUTIONAL = re.compile(r"\.(resnets|downsamplers|upsamplers)\.")
+"""The layers that conv_rank adds, as in Kohya's conv_dim."""
+_TEXT = re.compile(
+    r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$|\.(SelfAttention\.[qkvo]|DenseReluDense\.w[io](_[01])?)$"
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a component's layers are called in files: prefixes, and whether Kohya's names come from the original ones."""
+
+    kohya: str
+    diffusers: str
+    by_original: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set of the denoiser's layers by name. `fused`: adapters of a fused q, k, v share their first factor, as in Kohya's."""
+
+    chosen: re.Pattern[str]
+    fused: bool = False
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """The layers of a family that adapters can be for."""
+
+    parts: tuple[Part, ...]
+    names: Mapping[str, Names]
+    presets: Mapping[str, Preset]
+    example: str
+    """A layer's name, for messages."""
+    convolutional: bool = field(default=False)
+
+    def targets(self, config: RunConfig, model: Model) -> list[Target]:
+        """The layers that get adapters: the default set, a preset, or those whose names match. Raises `ModelProblem`."""
+        network = config.network
+        if network is None:
+            return []
+        if network.conv_rank is not None and not self.convolutional:
+            raise ModelProblem(
+                ("network", "conv_rank"), f"the denoiser of family {model.family} has no residual convolutions",
+                "take conv_rank out",
+            )  # fmt: skip
+        found: list[Target] = []
+        for part in self.parts:
+            if not getattr(config.training.components, part.name) or part.name not in model.components:
+                continue
+            layers = self._layers(part, model)
+            fused = False
+            if part.name == "denoiser":
+                layers, fused = self._chosen(layers, network)
+            found += [self._adapted(part.name, layer, network, fused) for layer in layers]
+        for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
+            for pattern in patterns:
+                if not any(re.search(pattern, target.name) for target in found):
+                    raise ModelProblem(
+                        ("network", name, pattern), f"{pattern!r} matches none of the {len(found)} layers with adapters"
+                    )
+        return found
+
+    def layers(self, model: Model) -> list[Target]:
+        """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
+        return [
+            self._target(part.name, layer, "lora", 1, 1.0, False)
+            for part in self.parts
+            if part.name in model.components
+            for layer in self._layers(part, model)
+        ]
+
+    def _layers(self, part: Part, model: Model) -> list[Layer]:
+        layers = layers_of(part, model.components[part.name])
+        if part.name == "denoiser":
+            return [layer for layer in layers if layer.kind in ("linear", "conv")]
+        return [layer for layer in layers if _TEXT.search(layer.name)]
+
+    def _chosen(self, layers: list[Layer], network: Network) -> tuple[list[Layer], bool]:
+        fused = False
+        if isinstance(network.targets, list):
+            chosen = [layer for layer in layers if any(re.search(pattern, layer.name) for pattern in network.targets)]
+            for index, pattern in enumerate(network.targets):
+                if not any(re.search(pattern, layer.name) for layer in layers):
+                    raise ModelProblem(
+                        ("network", "targets", index), f"{pattern!r} matches no layer of the denoiser",
+                        f"a layer's name looks like {self.example}",
+                    )  # fmt: skip
+        elif network.targets in self.presets:
+            preset = self.presets[network.targets]
+            chosen, fused = [layer for layer in layers if preset.chosen.search(layer.name)], preset.fused
+        else:
+            raise ModelProblem(
+                ("network", "targets"), f'there is no preset "{network.targets}"',
+                f"presets are {', '.join(self.presets)}; regular expressions stand in a list",
+            )  # fmt: skip
+        if network.conv_rank is not None:
+            named = {layer.name for layer in chosen}
+            chosen = [layer for layer in layers if layer.name in named or _CONVOLUTIONAL.search(layer.name)]
+        if not chosen:
+            raise ModelProblem(("network", "targets"), "no layer is left to train")
+        return chosen, fused
+
+    def _adapted(self, component: str, layer: Layer, network: Network, fused: bool) -> Target:
+        def matching(patterns: Mapping[str, Any]) -> Any:
+            return next((value for pattern, value in patterns.items() if re.search(pattern, layer.name)), None)
+
+        convolutional = layer.kernel > 1
+        rank = matching(network.rank_pattern)
+        if rank is None:
+            rank = network.conv_rank if convolutional and network.conv_rank is not None else network.rank
+        alpha = matching(network.alpha_pattern)
+        if alpha is None:
+            alpha = network.conv_alpha if convolutional and network.conv_rank is not None else network.alpha
+        alpha = float(rank if alpha is None else alpha)
+        if network.rslora:  # alpha / sqrt(rank) is the scale: every reader divides by the rank
+            alpha *= rank**0.5
+        tied = fused and network.type == "lora"
+        return self._target(component, layer, network.type, rank, alpha, tied)
+
+    def _target(self, component: str, layer: Layer, adapter: Any, rank: int, alpha: float, fused: bool) -> Target:
+        kind: Literal["conv", "linear"] = "conv" if layer.kind == "conv" else "linear"
+        names = self.names[component]
+        module = layer.original if names.by_original else layer.name
+        return Target(
+            component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
+            names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
+            layer.part if names.by_original else (0, 1), names.by_original and layer.swapped, fused and layer.part[1] > 1,
+        )  # fmt: skip
+
+
+def grouped(targets: Sequence[Target], key: Callable[[Target], str]) -> dict[str, list[Target]]:
+    """Targets by a name that several may share, in order."""
+    found: dict[str, list[Target]] = {}
+    for target in targets:
+        found.setdefault(key(target), []).append(target)
+    return found

@@ -1,0 +1,139 @@
+"""Stable Diffusion 3 Medium, torch-free: what a checkpoint holds, defaults, adapter targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from runner.families.parts.autoencoder import vae_layers
+from runner.families.parts.checkpoint import (
+    CHECKPOINT,
+    CONFIGS,
+    Finder,
+    Naming,
+    Part,
+    find_tokenizer,
+    read_json,
+    tokenizer_files,
+)
+from runner.families.parts.clip import projected_clip_layers, t5_layers
+from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.sd3.architecture import mmdit_layers
+from runner.families.sd3.memory import predict_memory
+from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
+from schemas import RunConfig
+
+FINDER = Finder(
+    "sd3", "Stable Diffusion 3 Medium", CONFIGS / "sd3",
+    (
+        Part(
+            "denoiser", "transformer", "SD3Transformer2DModel", mmdit_layers,
+            (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
+        ),
+        Part(
+            "vae", "vae", "AutoencoderKL", vae_layers,
+            (Naming("", "diffusers"), Naming("first_stage_model."), Naming("")), ("model", "vae"),
+        ),
+        Part(
+            "text_encoder_1", "text_encoder", "CLIPTextModelWithProjection", projected_clip_layers,
+            (Naming("", "diffusers"), Naming("text_encoders.clip_l.transformer.")), ("model", "text_encoder_1"),
+        ),
+        Part(
+            "text_encoder_2", "text_encoder_2", "CLIPTextModelWithProjection", projected_clip_layers,
+            (Naming("", "diffusers"), Naming("text_encoders.clip_g.transformer.")), ("model", "text_encoder_2"),
+        ),
+        Part(
+            "text_encoder_3", "text_encoder_3", "T5EncoderModel", t5_layers,
+            (Naming("", "diffusers"), Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_3"), optional=True,
+        ),
+    ),
+    ("StableDiffusion3Pipeline",),
+)  # fmt: skip
+
+
+def inspect(config: RunConfig, folder: Path) -> Model:
+    """Reads headers and configurations only. Raises `ModelProblem`."""
+    place, components = FINDER.components(config, folder)
+    transformer, vae = components["denoiser"].config, components["vae"].config
+    if transformer.get("qk_norm") or transformer.get("dual_attention_layers"):
+        raise ModelProblem(CHECKPOINT, f"{place} holds Stable Diffusion 3.5, which this family does not train")
+    clip = [components[name].config for name in ("text_encoder_1", "text_encoder_2")]
+    pooled = sum(int(own["projection_dim"]) for own in clip)
+    width = int(transformer["joint_attention_dim"])
+    if pooled != transformer["pooled_projection_dim"] or sum(int(own["hidden_size"]) for own in clip) > width:
+        raise ModelProblem(
+            CHECKPOINT, f"the text encoders give {pooled} pooled numbers, the transformer takes {transformer['pooled_projection_dim']}"
+        )  # fmt: skip
+    tokenizers = {name: find_tokenizer(config, folder, place, int(name[-1])) for name in components if name.startswith("text_encoder")}  # fmt: skip
+    if "text_encoder_3" in components and tokenizers["text_encoder_3"] is None:
+        raise ModelProblem(
+            ("model", "tokenizer_3") if config.model.tokenizer_3 else CHECKPOINT,
+            "the T5 text encoder needs its tokenizer, which no single file holds",
+            "name its folder (tokenizer.json or spiece.model) with model.tokenizer_3",
+        )
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    patch = int(transformer["patch_size"])
+    scheduler = place / "scheduler" / "scheduler_config.json"
+    shipped = FINDER.shipped / "scheduler" / "scheduler_config.json"
+    length = int(clip[0]["max_position_embeddings"]) + (config.model.max_token_length or 256)
+    return Model(
+        family="sd3",
+        components=components,
+        tokenizers=tokenizers,
+        tokenizer_files=tuple(dict.fromkeys(file for found in tokenizers.values() for file in tokenizer_files(found))),
+        scheduler=read_json(scheduler if place.is_dir() and scheduler.is_file() else shipped),
+        native_size=int(transformer["sample_size"]) * factor,
+        latent_factor=factor,
+        latent_channels=int(vae["latent_channels"]),
+        bucket_step=factor * patch,
+        size_multiple=factor * patch,
+        text_tokens=length,
+        text_width=width,
+        text_extra=pooled,
+        label=place.name,
+    )
+
+
+_ADAPTABLE = Adaptable(
+    tuple(part for part in FINDER.parts if part.name != "vae"),
+    {
+        "denoiser": Names("lora_unet_", "transformer.", True),
+        "text_encoder_1": Names("lora_te1_", "text_encoder."),
+        "text_encoder_2": Names("lora_te2_", "text_encoder_2."),
+        "text_encoder_3": Names("lora_te3_", "text_encoder_3."),
+    },
+    {
+        "default": Preset(re.compile(r"^transformer_blocks\."), fused=True),
+        "attention": Preset(re.compile(r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
+    },
+    "transformer_blocks.0.attn.to_q",
+)  # fmt: skip
+_DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
+
+SD3 = FamilySpec(
+    name="sd3",
+    title="Stable Diffusion 3 Medium",
+    architecture="stable-diffusion-3-medium",
+    base_version="sd3_m",
+    defaults=Defaults(
+        dtype="bf16", num_inference_steps=28, cfg_scale=7.0, sampler="euler", dialect="kohya", prediction_type="flow",
+        clip_skip=2, max_token_length=256, timestep_sampling="logit_normal", timestep_shift=3.0,
+    ),
+    inspect=inspect,
+    targets=_ADAPTABLE.targets,
+    layers=_ADAPTABLE.layers,
+    memory=predict_memory,
+    samplers=("euler", "heun", "dpm++_2m", "unipc"),
+    token_lengths=(77, 128, 154, 256, 512),
+    refused_keys={
+        "model.prediction_type": "Stable Diffusion 3 predicts the flow's velocity",
+        "model.clip_skip": "Stable Diffusion 3 always takes the last but one layer of CLIP",
+        "training.loss.min_snr_gamma": _DISCRETE,
+        "training.loss.debiased_estimation": _DISCRETE,
+        "training.loss.zero_terminal_snr": _DISCRETE,
+        "training.loss.scale_v_pred_loss_like_noise_pred": _DISCRETE,
+        "training.loss.v_pred_like_loss": _DISCRETE,
+        "network.conv_rank": "the transformer has no residual convolutions",
+        "network.conv_alpha": "the transformer has no residual convolutions",
+    },
+)  # fmt: skip
