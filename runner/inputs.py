@@ -41,6 +41,8 @@ class Numerics:
     max_token_length: int
     clip_skip: int
     text_width: int
+    quantization: str
+    text_encoder_quantization: str
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,15 @@ class LatentEncoder:
     seed: int
     """Matters only where draw is "sample"."""
     stored_dtype: str
+    tile_size: int | None = None
 
     @cached_property
     def identity(self) -> str:
         seed = str(self.seed) if self.draw == "sample" else ""
-        return identity("latents", str(CACHE_VERSION), self.weights, self.dtype, self.draw, seed, self.stored_dtype)
+        return identity(
+            "latents", str(CACHE_VERSION), self.weights, self.dtype, self.draw, seed, self.stored_dtype,
+            *([f"tiles {self.tile_size}"] if self.tile_size else []),
+        )  # fmt: skip
 
     def key(self, digest: str, view: View, batch_size: int) -> str:
         """Key of one stored latent. The padded batch may change its last bits, so it is part of the key."""
@@ -74,12 +80,13 @@ class TextEncoder:
     clip_skip: int
     max_token_length: int
     stored_dtype: str
+    quantization: str = "none"
 
     @cached_property
     def identity(self) -> str:
         return identity(
             "text", str(CACHE_VERSION), self.weights, self.tokenizer, self.dtype, str(self.clip_skip),
-            str(self.max_token_length), self.stored_dtype,
+            str(self.max_token_length), self.stored_dtype, *([self.quantization] if self.quantization != "none" else []),
         )  # fmt: skip
 
     def key(self, text: str, batch_size: int) -> str:
@@ -215,6 +222,7 @@ class SampleInputs:
     frozen: Mapping[str, str]
     """Digests of the autoencoder, the text encoders and the tokenizers."""
     prompt_weighting: bool
+    tile_size: int | None
 
     def facts(self) -> dict[str, Any]:
         prompts = [prompt.facts() for prompt in self.prompts]
@@ -223,7 +231,7 @@ class SampleInputs:
     def key(self, prompt: ReadyPrompt, step: int, weights: str) -> str:
         """Key of one picture. Step 0 is the base model."""
         which = ["base", self.base] if step == 0 else [self.trajectory, step, weights]
-        settings = [dict(self.numerics.__dict__), self.frozen, self.prompt_weighting]
+        settings = [dict(self.numerics.__dict__), self.frozen, self.prompt_weighting, self.tile_size]
         return fingerprint(["sample", SAMPLE_VERSION, which, prompt.facts(), settings])
 
 
@@ -294,6 +302,8 @@ class Runtime:
     gradient_checkpointing: bool
     fused_backward: bool
     optimizer_offload: bool
+    blocks_to_swap: int
+    activation_offload: bool
     latents: str
     texts: str
     latent_batch_size: int
@@ -323,6 +333,8 @@ class Runtime:
             "training.memory.gradient_checkpointing": self.gradient_checkpointing,
             "training.memory.fused_backward": self.fused_backward,
             "training.memory.optimizer_offload": self.optimizer_offload,
+            "training.memory.blocks_to_swap": self.blocks_to_swap,
+            "training.memory.activation_offload": self.activation_offload,
             "caching.latent_batch_size": self.latent_batch_size,
             "caching.text_batch_size": self.text_batch_size,
         }

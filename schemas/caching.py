@@ -27,6 +27,9 @@ class Caching(Section):
     latent_draw: Literal["mode", "sample"] = key("mode", effect="trajectory", stage="cache.latents")
     """The autoencoder gives a distribution: take its mode, or one sample that depends on seed and picture alone."""
 
+    vae_tile_size: int | None = key(None, effect="trajectory", stage="cache.latents", ge=64, le=8192, multiple_of=8)
+    """Encodes pictures larger than this in overlapping tiles of so many pixels on a side: less memory, slightly other latents. Unset: whole."""
+
     dtype: Literal["bf16", "fp16", "fp32"] | None = key(
         None, effect="trajectory", stage=("cache.latents", "cache.text")
     )

@@ -64,6 +64,9 @@ class Sampling(PromptOptions):
     dialect: Literal["kohya"] | None = key(None, effect="trajectory", stage="sample")
     """What the letters of options in a .txt prompt file mean. Unset: by family (sd15: kohya)."""
 
+    vae_tile_size: int | None = key(None, effect="trajectory", stage="sample", ge=64, le=8192, multiple_of=8)
+    """Decodes samples larger than this in overlapping tiles of so many pixels on a side. Unset: as caching.vae_tile_size."""
+
     prompt_weighting: bool = key(False, effect="trajectory", stage="sample")
     """Reads `(word:1.2)` and `[word]` in prompts as weights, as AUTOMATIC1111's web UI does. Off: taken literally."""
 

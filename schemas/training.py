@@ -181,6 +181,12 @@ class Memory(Section):
     fused_backward: bool = key(False, effect="bits", stage="train")
     """Takes each tensor's optimizer step as soon as its gradient is there and frees it: no gradients are held. Without [network]; needs max_grad_norm = 0 or clip_grad = "per_tensor", and gradient_accumulation_steps = 1."""
 
+    blocks_to_swap: int = key(0, effect="bits", stage="train", ge=0)
+    """So many of the denoiser's blocks wait in the host's memory and come to the device when they are needed: much less memory, slower. For adapters; on a CPU it saves nothing."""
+
+    activation_offload: bool = key(False, effect="bits", stage="train")
+    """Keeps what the backward pass needs in the host's memory meanwhile. With gradient_checkpointing only the blocks' inputs move."""
+
     optimizer_offload: bool = key(False, effect="bits", stage="train")
     """Keeps the optimizer's states in the host's memory and brings each tensor's to the device for its step."""
 
@@ -249,7 +255,7 @@ class Training(Section):
     """Precision of the computation. Unset: from model.dtype ("no" for fp32)."""
 
     compile: bool = key(False, effect="bits", stage="train")
-    """Compiles the denoiser with torch.compile: slower first steps, faster ones after."""
+    """Compiles each of the denoiser's blocks with torch.compile, once for each size of bucket: slower first steps, faster ones after."""
 
     components: Components = key(default_factory=Components, effect="none")
     """Which parts train."""

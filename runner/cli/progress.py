@@ -71,6 +71,8 @@ def _message(event: dict[str, Any]) -> str | None:
     kind, stage = event["type"], event["stage"]
     if kind == "warning":
         return f"warning: {event['text']}"
+    if kind == "note":
+        return f"{stage}: {event['text']}"
     if kind == "resumed":
         return f"{stage}: goes on from step {event['step']} of {event['total']}"
     if kind == "checkpoint":

@@ -230,6 +230,27 @@ def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                 source, "fused_backward cannot look for overflows of fp16 before a step is taken",
                 [fused, ("training", "mixed_precision")], 'use mixed_precision = "bf16"',
             )  # fmt: skip
+    if network is None and training.components.denoiser and config.model.quantization != "none":
+        yield _conflict(
+            source, f'quantization = "{config.model.quantization}" holds frozen weights, but without [network] the denoiser trains whole',
+            [("model", "quantization"), ("training", "components")], "take quantization out, or add [network]",
+        )  # fmt: skip
+    if network is None and training.components.text_encoders and config.model.text_encoder_quantization != "none":
+        yield _conflict(
+            source, "text_encoder_quantization holds frozen weights, but a text encoder trains whole",
+            [("model", "text_encoder_quantization"), ("training", "components", training.components.text_encoders[0])],
+            "take it out, or add [network]",
+        )  # fmt: skip
+    swap: Path = ("training", "memory", "blocks_to_swap")
+    if training.memory.blocks_to_swap and network is None:
+        yield _conflict(
+            source, "blocks_to_swap gives up a block's place on the device, which only a frozen block allows",
+            [swap, ("training", "components")], "add [network], or use fused_backward, optimizer_offload and stochastic_rounding",
+        )  # fmt: skip
+    if training.memory.blocks_to_swap and training.compile:
+        yield _conflict(
+            source, "blocks that come and go cannot be compiled", [swap, ("training", "compile")], "keep one of them",
+        )  # fmt: skip
     if training.optimizer.stochastic_rounding and network is not None:
         yield _conflict(
             source, "stochastic_rounding is for weights that train whole; adapters are kept in fp32",

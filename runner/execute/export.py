@@ -62,7 +62,7 @@ class Exporter:
         if targets is not None and form in ("kohya", "comfyui"):
             base = None
             if any(adapter.adapter == "oft" for adapter in targets):
-                base = plain_states(build(self.context, self.train, None).modules)
+                base = plain_states(build(self.context, self.train, None, plain=True).modules)
             write_hashed_tensors(target, kohya_state(targets, state, dtype, base), metadata)
         elif targets is not None and form == "diffusers":
             tensors, extra = diffusers_state(targets, state, dtype)
@@ -84,7 +84,7 @@ class Exporter:
         self, state: Mapping[str, Tensor], dtype: torch.dtype, only: tuple[str, ...] | None = None
     ) -> dict[str, dict[str, Tensor]]:
         """Component → state dict with what was trained in place, the adapters merged, in the export's dtype."""
-        trained = build(self.context, self.train, None)
+        trained = build(self.context, self.train, None, plain=True)
         if self.train.targets is None:
             trained.assign(state)
         return whole_model(self.context, trained.modules, self.train, state, dtype, only)
@@ -96,7 +96,7 @@ def whole_model(
 ) -> dict[str, dict[str, Tensor]]:  # fmt: skip
     """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
     names = only or tuple(context.runtime.model.components)
-    others = {name: context.load(name) for name in names if name not in modules}
+    others = {name: context.load(name, plain=True) for name in names if name not in modules}
     merge_base_weights(context, others)
     base = plain_states({name: modules.get(name) or others[name] for name in names})
     if train.targets is not None:

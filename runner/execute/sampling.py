@@ -22,7 +22,7 @@ from runner.networks.merge import merge_into
 from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
-from runner.stages.encode import load_text_encoders
+from runner.stages.encode import load_text_encoders, tile
 from runner.stages.modules import Trained, build, merge_base_weights
 from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
 from runner.store.run_folder import free_name, sample_stem
@@ -80,6 +80,7 @@ class Sampling:
             self.context.free()
         if self.vae is None:
             self.vae = self.context.load("vae")
+            tile(self.vae, self.graph.sample.tile_size)
         for prompt, latent in zip(prompts, latents, strict=True):
             picture = png_bytes(decode(self.context, self.vae, latent), prompt, self.label)
             stem = sample_stem(self.chosen.step, self.chosen.weights, self.chosen.label, prompt.index)

@@ -29,6 +29,8 @@ class LoadOptions:
     """Draw new weights from this seed instead of loading any."""
     trains: bool = False
     """The weights will be written to."""
+    quantization: str = "none"
+    """How the linear layers of its blocks are held (networks/quantize.py)."""
 
 
 @dataclass(frozen=True)

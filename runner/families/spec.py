@@ -157,10 +157,8 @@ class MemoryQuestion:
     targets: Mapping[str, int] = field(default_factory=dict)
     """`component.layer` → rank, of each layer with an adapter."""
     device: Literal["cpu", "cuda"] = "cpu"
-    denoiser_bytes: float | None = None
-    """Bytes of one frozen weight of the denoiser, where it is quantized."""
-    text_bytes: float | None = None
-    """The same for the text encoders."""
+    quantization: str = "none"
+    text_encoder_quantization: str = "none"
     whole_bytes: int = 4
     """Bytes of one weight that trains whole."""
     blocks_to_swap: int = 0
@@ -203,6 +201,8 @@ class FamilySpec:
     layers: Callable[[Model], list[Target]]
     """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
     memory: Callable[[MemoryQuestion], MemoryAnswer]
+    blocks: Callable[[Model], tuple[str, ...]]
+    """The denoiser's repeated blocks in the order of the forward pass."""
     samplers: tuple[str, ...]
     token_lengths: tuple[int, ...]
     """What max_token_length may be."""

@@ -86,13 +86,15 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
         config.model.family, config.model.dtype, _vae_dtype(prepared), training.mixed_precision, prediction_type,
         training.loss.zero_terminal_snr, {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
         config.model.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
-        prepared.model.text_width,
+        prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
     )  # fmt: skip
-    latent_encoder = LatentEncoder(weights["vae"], numerics.vae_dtype, caching.latent_draw, seed, caching.dtype)
+    latent_encoder = LatentEncoder(
+        weights["vae"], numerics.vae_dtype, caching.latent_draw, seed, caching.dtype, caching.vae_tile_size
+    )
     encoders = {name: weights[name] for name in prepared.model.text_encoders}
     text_encoder = TextEncoder(
         identity("encoders", *(f"{name}={digest}" for name, digest in encoders.items())), weights["tokenizer"],
-        numerics.dtype, numerics.clip_skip, numerics.max_token_length, caching.dtype,
+        numerics.dtype, numerics.clip_skip, numerics.max_token_length, caching.dtype, numerics.text_encoder_quantization,
     )  # fmt: skip
     train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
     trajectory = train.trajectory()
@@ -111,6 +113,7 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     sample = SampleInputs(
         trajectory, base, steps, has_ema, tuple(prepared.prompts), numerics,
         {name: weights[name] for name in ("vae", *encoders, "tokenizer")}, config.sampling.prompt_weighting,
+        config.sampling.vae_tile_size or caching.vae_tile_size,
     )  # fmt: skip
     selection = config.selection
     pictures = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
@@ -243,6 +246,8 @@ def _runtime(prepared: Prepared) -> Runtime:
         gradient_checkpointing=training.memory.gradient_checkpointing,
         fused_backward=training.memory.fused_backward,
         optimizer_offload=training.memory.optimizer_offload,
+        blocks_to_swap=training.memory.blocks_to_swap,
+        activation_offload=training.memory.activation_offload,
         latents=caching.latents,
         texts=caching.text,
         latent_batch_size=caching.latent_batch_size,

@@ -94,6 +94,7 @@ class _Preparation:
         prompts = self._prompts()
         init_from = self._init_from(targets)
         base_weights = self._base_weights(model)
+        self._blocks(model)
         self._refused_keys()
         self._output_folders()
         collection = self._collection(model)
@@ -193,6 +194,16 @@ class _Preparation:
                     f"name a LoRA file for {self.spec.title}",
                 )  # fmt: skip
         return found
+
+    def _blocks(self, model: Model | None) -> None:
+        """More blocks to swap than there are."""
+        wanted = self.config.training.memory.blocks_to_swap
+        if model is None or not wanted:
+            return
+        count = len(self.spec.blocks(model))
+        if wanted >= count:
+            key = ("training", "memory", "blocks_to_swap")
+            self._error(key, f"the denoiser has {count} blocks; one must stay", f"blocks_to_swap = {count - 1} at most")
 
     def _refused_keys(self) -> None:
         """Keys that this family cannot use, and values that it does not know."""

@@ -31,8 +31,14 @@ class Context:
     events: Events
     stop: StopFlag = field(default_factory=StopFlag)
 
-    def load(self, component: str, *, whole: torch.dtype | None = None, scratch_seed: int | None = None) -> nn.Module:
-        """One component in the dtype of frozen weights; in that of `whole` where it trains whole."""
+    def load(
+        self, component: str, *, whole: torch.dtype | None = None, scratch_seed: int | None = None, plain: bool = False
+    ) -> nn.Module:
+        """One component in the dtype of frozen weights; in that of `whole` where it trains whole. `plain`: not quantized."""
+        numerics = self.numerics
+        quantization = {"vae": "none", "denoiser": numerics.quantization}.get(
+            component, numerics.text_encoder_quantization
+        )
         frozen = self.numerics.vae_dtype if component == "vae" else self.numerics.dtype
         options = LoadOptions(
             whole or DTYPES[frozen],
@@ -40,6 +46,7 @@ class Context:
             self.runtime.attention,
             scratch_seed,
             whole is not None,
+            "none" if plain or whole is not None else quantization,
         )
         return self.family.load(self.runtime.model, component, options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from runner.inputs import LatentEncoder
 from runner.stages.context import Context
 
 Encoding = dict[str, Tensor]
+
+
+def tile(vae: Any, size: int | None) -> None:
+    """Has an autoencoder work in overlapping tiles of `size` pixels on a side; None: on whole pictures."""
+    if size is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = size
+        vae.tile_latent_min_size = size // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def load_text_encoders(context: Context, modules: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
@@ -28,6 +37,7 @@ class LatentEncoding:
     def __init__(self, context: Context, encoder: LatentEncoder) -> None:
         self.context, self.settings = context, encoder
         self.module: nn.Module = context.load("vae")
+        tile(self.module, encoder.tile_size)
         self.stored = DTYPES[encoder.stored_dtype]
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from runner.core.swap import BlockSwap
 from runner.errors import RunFailed
 from runner.formats.adapters import read_adapters, read_lora
 from runner.inputs import TrainInputs
@@ -24,6 +25,7 @@ class Trained:
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
+    swap: BlockSwap | None = None
 
     def assign(self, weights: Mapping[str, Tensor]) -> None:
         """Puts a checkpoint's tensors in place. Raises `RunFailed` where the names are not these."""
@@ -48,8 +50,9 @@ def merge_base_weights(context: Context, modules: Mapping[str, nn.Module]) -> No
         merge_into(modules, lora.targets, lora.state)
 
 
-def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trained:
-    """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train."""
+def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: bool = False) -> Trained:
+    """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train. `plain`: nothing is
+    quantized, for files that hold the whole model."""
     trains = learning_rates(inputs)
     whole = inputs.targets is None
     dtype = torch.bfloat16 if inputs.optimizer.stochastic_rounding else torch.float32
@@ -57,7 +60,7 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trai
     for component in dict.fromkeys(("denoiser", *trains)):
         is_whole = whole and component in trains
         seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
-        modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed)
+        modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed, plain=plain)
     merge_base_weights(context, modules)
     if inputs.targets is not None:
         adapter = inputs.adapter
@@ -80,3 +83,14 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None) -> Trai
     for module in modules.values():
         module.eval()  # adapters come in training mode, with their dropout on
     return Trained(modules, parameters)
+
+
+def build_swapped(context: Context, inputs: TrainInputs) -> Trained:
+    """The same for training, sampling and scoring: with blocks that wait on the host where the run says so."""
+    trained = build(context, inputs, context.runtime.init_from)
+    if context.runtime.blocks_to_swap:
+        names = context.family.spec.blocks(context.runtime.model)
+        blocks = [trained.modules["denoiser"].get_submodule(name) for name in names]
+        trained.swap = BlockSwap(blocks, context.runtime.blocks_to_swap, context.device)
+        context.free()
+    return trained

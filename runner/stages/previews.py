@@ -8,7 +8,7 @@ from runner.atomic import write_bytes
 from runner.config.prompts import ReadyPrompt
 from runner.inputs import SampleInputs
 from runner.stages.context import Context
-from runner.stages.encode import Encoding
+from runner.stages.encode import Encoding, tile
 from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
 from runner.store.run_folder import show_sample
 
@@ -50,6 +50,7 @@ class Previews:
             encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
         vae = self.context.load("vae")
+        tile(vae, self.inputs.tile_size)
         for prompt, latent in zip(missing, latents, strict=True):
             picture = png_bytes(decode(self.context, vae, latent), prompt, label_of(step, weights))
             key = self.inputs.key(prompt, step, weights)

@@ -6,7 +6,7 @@ from runner.errors import Stopped
 from runner.inputs import SampleInputs, TrainInputs, candidates
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
-from runner.stages.modules import build
+from runner.stages.modules import build_swapped
 from runner.stages.previews import Previews
 
 
@@ -24,7 +24,7 @@ def run_sample(
         return 0
     total, made = sum(len(previews.missing(*which)) for which in missing), 0
     previews.encode()
-    trained = build(context, train, context.runtime.init_from)
+    trained = build_swapped(context, train)
     for step, weights in missing:
         if step > 0:
             trained.assign(checkpoints.load(step, weights))

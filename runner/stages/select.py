@@ -15,7 +15,7 @@ from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.judge import Candidate, judge
-from runner.stages.modules import build
+from runner.stages.modules import build_swapped
 from runner.stages.score import Score, Scorer, read_score
 
 RECORD = "selection.json"
@@ -63,7 +63,7 @@ def _scores(
     if not missing:
         return found
     scorer = Scorer.prepare(context, inputs, encoders, text_trains)
-    trained = build(context, train, context.runtime.init_from)
+    trained = build_swapped(context, train)
     for done, (step, weights) in enumerate(missing, 1):
         if step > 0:
             trained.assign(checkpoints.load(step, weights))

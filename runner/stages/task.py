@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runner.core.compile import compile_blocks
+from runner.core.offload import saved_on_host
 from runner.core.precision import autocast
 from runner.core.task import Batch
 from runner.data.loader import StepLoader
@@ -42,7 +45,17 @@ class DiffusionTask:
                 if name in trained.modules:
                     encoder: Any = trained.modules[name]
                     encoder.gradient_checkpointing_enable()
-        self.called: Any = torch.compile(denoiser) if context.runtime.compile else denoiser
+        runtime = context.runtime
+        blocks = [denoiser.get_submodule(name) for name in context.family.spec.blocks(runtime.model)]
+        self.compiling: set[tuple[int, ...]] | None = set() if runtime.compile else None
+        if runtime.compile:
+            compile_blocks(blocks, len(inputs.groups))
+        self.weights = frozenset(
+            parameter.untyped_storage().data_ptr()
+            for module in trained.modules.values()
+            for parameter in module.parameters()
+        )
+        self.denoiser: Any = denoiser
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         return self.loader.steps_from(step)
@@ -61,8 +74,15 @@ class DiffusionTask:
         latents = tensors["latents"] if "latents" in tensors else self._encoded(batch, tensors["pixels"])
         t = tensors["timesteps"]
         noisy = self.process.noisy(latents, tensors["noise"], t, tensors.get("input_noise"))
-        with autocast(self.inputs.numerics.mixed_precision, self.device):
-            prediction = self.context.family.denoise(self.called, noisy.x_t, t, self._conditioning(batch, tensors))
+        if self.compiling is not None and tuple(noisy.x_t.shape) not in self.compiling:
+            self.compiling.add(tuple(noisy.x_t.shape))
+            size = "x".join(map(str, noisy.x_t.shape))
+            self.context.events.emit(
+                "note", text=f"compiling the denoiser's blocks for latents of {size}: this step is slow"
+            )
+        offload = saved_on_host(self.device, self.weights) if self.context.runtime.activation_offload else nullcontext()
+        with autocast(self.inputs.numerics.mixed_precision, self.device), offload:
+            prediction = self.context.family.denoise(self.denoiser, noisy.x_t, t, self._conditioning(batch, tensors))
         settings = self.inputs.loss
         losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps)
         if self.process.prediction_type == "flow":

@@ -30,7 +30,7 @@ from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding, load_text_encoders
 from runner.stages.encodings import Latents, Texts
-from runner.stages.modules import Trained, build, learning_rates
+from runner.stages.modules import Trained, build_swapped, learning_rates
 from runner.stages.previews import Previews
 from runner.stages.score import Scorer
 from runner.stages.task import DiffusionTask
@@ -69,7 +69,7 @@ class TrainStage:
             previews.encode()
         sources, latents = self._sources()
         loader = StepLoader(inputs, sources, runtime.workers)
-        self.trained = build(context, inputs, runtime.init_from)
+        self.trained = build_swapped(context, inputs)
         encoders = load_text_encoders(context, self.trained.modules) if sources.texts is None else None
         task = DiffusionTask(context, inputs, self.trained, loader, latents, encoders)
         ratio = inputs.adapter.lora_plus_ratio if inputs.adapter is not None else 1.0

@@ -51,6 +51,17 @@ class Part:
     key: KeyPath | None = None
     """The key of run.toml that names another file for it."""
     optional: bool = False
+    block: re.Pattern[str] = re.compile(r"(encoder\.(layers|block)\.\d+)\.")
+    """What the name of a layer inside one of its repeated blocks begins with; the first group is the block's."""
+
+    def in_block(self, layer: str) -> bool:
+        """Whether a layer is inside a repeated block: those are quantized, checkpointed, swapped and compiled."""
+        return self.block.search(layer) is not None
+
+    def blocks(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the repeated blocks in the order of the forward pass."""
+        names = (self.block.search(layer.name) for layer in _layers(self.layers, _frozen(config)))
+        return tuple(dict.fromkeys(match.group(1) for match in names if match is not None))
 
     @property
     def saved(self) -> Naming:

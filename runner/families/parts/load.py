@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from runner.families.parts.checkpoint import Part
 from runner.families.parts.layers import Origin
 from runner.families.spec import Component, Model
 from runner.formats.tensors import read_tensors
+from runner.networks.quantize import quantize
 
 _TEXT_CLASSES = {
     "CLIPTextModel": "CLIPTextConfig",
@@ -49,6 +51,8 @@ def load_part(part: Part, model: Model, options: LoadOptions) -> nn.Module:
         with forked(options.scratch_seed, "scratch", component.name):
             module = make_module(part.cls, component.config)
         return _finished(module.to(options.device, options.dtype), part, options)
+    if options.quantization != "none":
+        return _quantized(part, model, options)
     with torch.device("meta"):
         module = make_module(part.cls, component.config)
     shapes = {key: value.shape for key, value in module.state_dict().items()}
@@ -65,6 +69,14 @@ def load_part(part: Part, model: Model, options: LoadOptions) -> nn.Module:
         cast(Any, module).encoder.embed_tokens.weight = cast(Any, module).shared.weight
     tensors.clear()  # else each stays alive beside its copy in channels_last
     return _finished(module, part, options)
+
+
+def _quantized(part: Part, model: Model, options: LoadOptions) -> nn.Module:
+    """Loaded to the host and packed layer by layer: the device never holds the wide weights."""
+    host = replace(options, device=torch.device("cpu"), quantization="none")
+    module = load_part(part, model, host)
+    quantize(module, options.quantization, part.in_block, options.device)
+    return module.to(options.device).requires_grad_(False).eval()
 
 
 def read_component(component: Component, shapes: Mapping[str, torch.Size], options: LoadOptions) -> dict[str, Tensor]:

@@ -33,8 +33,8 @@ HEAP = 0.5
 share of those tensors. A GPU's caching allocator reuses its blocks instead."""
 LOADED = 1.06
 """On the CPU: what a module of many small tensors takes of the heap against their bytes."""
-TILE = 512
-"""Pixels on a side of the autoencoder's tiles, where tiling is on without a size."""
+QUANTIZED_BYTES = {"fp8": 1.0, "fp8_scaled": 1.0 + 4 / 64, "int8": 1.001, "nf4": 0.5 + 4 / 64}
+"""Bytes of one weight with its share of the scales (networks/quantize.py)."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,19 @@ class _Prediction:
 
     def _frozen(self, name: str) -> float:
         """Bytes of a component in the dtype of frozen weights."""
-        number: float = self.ask.frozen_bytes
-        if name == "denoiser":
-            number = self.ask.denoiser_bytes or number
-        elif name != "vae":
-            number = self.ask.text_bytes or number
-        return self.parts[name].parameters * number
+        ask, part = self.ask, self.parts[name]
+        kind = ask.quantization if name == "denoiser" else ask.text_encoder_quantization
+        total: float = part.parameters * ask.frozen_bytes
+        if kind != "none":
+            packed = self._packable(name)
+            total -= packed * (ask.frozen_bytes - QUANTIZED_BYTES[kind])
+        return total
+
+    def _packable(self, name: str) -> int:
+        """Weights in the linear layers of a component's blocks."""
+        layers = self.layers if name == "denoiser" else _text_layers(self.parts[name])
+        inside = self.denoiser.block_of if name == "denoiser" else lambda layer: "encoder." in layer.name or None
+        return sum(layer.inputs * layer.outputs for layer in layers if layer.kind == "linear" and inside(layer))
 
     def _vae(self) -> float:
         return self.parts["vae"].parameters * self.ask.vae_bytes
@@ -186,10 +193,10 @@ class _Prediction:
         largest = max(sum(prod(shape) for _, shape in layer.parameters()) for layer in self.layers) * ask.whole_bytes
         for layer, size in reversed(kept):
             left -= size
-            if ask.whole and ask.fused_backward:
-                gradients = 2.0 * largest  # each is used and freed as it comes
-            elif ask.whole:
+            if ask.whole:
                 gradients += ask.whole_bytes * sum(prod(shape) for _, shape in layer.parameters())
+            if ask.whole and ask.fused_backward:  # each is used and freed as it comes
+                gradients = min(gradients, 2.0 * largest)
             top = max(top, left + gradients)
         return top + working
 

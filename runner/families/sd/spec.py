@@ -30,6 +30,7 @@ ALL_SAMPLERS = (
 _UNET = Part(
     "denoiser", "unet", "UNet2DConditionModel", unet_layers,
     (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
+    block=re.compile(r"^(.*\.(?:resnets\.\d+|transformer_blocks\.\d+))\."),
 )  # fmt: skip
 _VAE = Part(
     "vae", "vae", "AutoencoderKL", vae_layers,
@@ -159,6 +160,13 @@ _SDXL_ADAPTABLE = Adaptable(
     },
     _PRESETS, _EXAMPLE, True,
 )  # fmt: skip
+
+
+def blocks(model: Model) -> tuple[str, ...]:
+    """The U-Net's residual and transformer blocks."""
+    return _UNET.blocks(model.components["denoiser"].config)
+
+
 _NO_FLOW = {
     "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
 }
@@ -173,6 +181,7 @@ SD15 = FamilySpec(
     targets=_SD15_ADAPTABLE.targets,
     layers=_SD15_ADAPTABLE.layers,
     memory=predict_memory,
+    blocks=blocks,
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={
@@ -193,6 +202,7 @@ SDXL = FamilySpec(
     targets=_SDXL_ADAPTABLE.targets,
     layers=_SDXL_ADAPTABLE.layers,
     memory=predict_memory,
+    blocks=blocks,
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={

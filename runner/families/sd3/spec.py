@@ -29,6 +29,7 @@ FINDER = Finder(
         Part(
             "denoiser", "transformer", "SD3Transformer2DModel", mmdit_layers,
             (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
+            block=re.compile(r"^(transformer_blocks\.\d+)\."),
         ),
         Part(
             "vae", "vae", "AutoencoderKL", vae_layers,
@@ -108,6 +109,13 @@ _ADAPTABLE = Adaptable(
     },
     "transformer_blocks.0.attn.to_q",
 )  # fmt: skip
+
+
+def blocks(model: Model) -> tuple[str, ...]:
+    """The transformer's blocks."""
+    return FINDER.parts[0].blocks(model.components["denoiser"].config)
+
+
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 
 SD3 = FamilySpec(
@@ -123,6 +131,7 @@ SD3 = FamilySpec(
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
     memory=predict_memory,
+    blocks=blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(77, 128, 154, 256, 512),
     refused_keys={
