@@ -17,6 +17,7 @@ from runner.errors import Exit, UserError
 VERBS: dict[str, tuple[str, str]] = {
     "recipes": ("runner.cli.recipes", "List the recipes that come with runner."),
     "copy": ("runner.cli.recipes:copy", "Copy a recipe to a folder of your own."),
+    "new": ("runner.cli.new", "Write a run.toml for a model and a folder of pictures."),
     "validate": ("runner.cli.validate", "Check run.toml, its files and its dataset; show all errors at once."),
     "plan": ("runner.cli.plan", "Show what apply would do, and why."),
     "apply": ("runner.cli.apply", "Do it: cache, train, sample, select, publish."),

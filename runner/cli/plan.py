@@ -16,7 +16,7 @@ from runner.cli.common import (
     shown_plan,
     target_option,
 )
-from runner.errors import Exit
+from runner.errors import Exit, UsageError
 
 
 @click.command()
@@ -27,6 +27,9 @@ from runner.errors import Exit
 @click.option(
     "--out", "out_file", type=click.Path(path_type=Path), help="Also write the plan to a file for `runner apply`."
 )
+@click.option(
+    "--fit", "memory", metavar="SIZE", help="Propose the fastest settings that fit into a GPU's memory, e.g. 12GB."
+)
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 where something is to be done.")
 def command(
     file: Path,
@@ -34,22 +37,32 @@ def command(
     as_json: bool,
     target: str | None,
     out_file: Path | None,
+    memory: str | None,
     detailed_exitcode: bool,
 ) -> int:
     """Show what `runner apply FILE` would do, and why. Changes nothing but the index of files it has read."""
     from runner.plan.diff import make_plan
+    from runner.plan.fit import fit, parse_memory
     from runner.plan.planfile import write_plan_file
-    from runner.plan.render import plan_record
+    from runner.plan.render import plan_record, render_fit
 
+    limit = None if memory is None else parse_memory(memory)
+    if memory is not None and limit is None:
+        raise UsageError(f"--fit {memory}: write it as 12GB", hint="sizes are in MB, GB, MiB or GiB")
     plan = make_plan(prepared_run(file, settings), target)
     figures = plan_figures(plan)
     record = plan_record(plan, figures)
+    found = None if limit is None else fit(plan, limit)
+    if found is not None:
+        record["fit"] = found.as_record()
     if out_file is not None:
         write_plan_file(out_file, file, settings, target, record)
     if as_json:
         out.record(record)
     else:
         out.data(shown_plan(plan, figures))
+        if found is not None:
+            out.data(render_fit(found))
         if out_file is not None:
             out.say(f"written to {out_file}; apply it with: runner apply {out_file}")
     return Exit.CHANGES_PENDING if detailed_exitcode and plan.pending else Exit.DONE

@@ -11,6 +11,7 @@ from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.inputs import TrainInputs
 from runner.networks.shapes import count_parameters
 from runner.optim.kinds import state_bytes
+from runner.plan.device import has_gpu
 from runner.plan.diff import Plan
 from runner.plan.resolve import checkpoint_steps
 
@@ -133,7 +134,7 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         and (runtime.sample_every is not None or runtime.sample_at_first),
         whole_bytes=2 if train.optimizer.stochastic_rounding else 4,
         fused_backward=runtime.fused_backward,
-        blocks_to_swap=runtime.blocks_to_swap if runtime.device != "cpu" else 0,
+        blocks_to_swap=runtime.blocks_to_swap if on_gpu(runtime.device) else 0,
         activation_offload=runtime.activation_offload,
         quantization=numerics.quantization,
         text_encoder_quantization=numerics.text_encoder_quantization,
@@ -142,8 +143,13 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         latents_cached=runtime.latents != "off",
         text_cached=runtime.texts != "off",
         targets={f"{target.component}.{target.name}": target.rank for target in train.targets or ()},
-        device="cpu" if runtime.device == "cpu" else "cuda" if runtime.device.startswith("cuda") else "cpu",
+        device="cuda" if on_gpu(runtime.device) else "cpu",
     )
+
+
+def on_gpu(device: str) -> bool:
+    """Whether run.device will be a GPU."""
+    return device.startswith("cuda") or (device == "auto" and has_gpu())
 
 
 def _largest_batch(train: TrainInputs) -> tuple[int, tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 from runner.dataset.buckets import describe
 from runner.plan.diff import Plan
 from runner.plan.estimate import Figures
+from runner.plan.fit import Fit, toml_lines
 
 Paint = Callable[[str, str], str]
 """(text, colour) → text."""
@@ -134,6 +135,26 @@ def duration(seconds: float) -> str:
     if whole >= 60:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole} s"
+
+
+def render_fit(found: Fit) -> str:
+    """A proposal of `--fit` as shown in a terminal: each change with the peak that it leads to, and the lines to write."""
+    head = f"Predicted peak on a GPU, its libraries included: {size_text(found.before)} as it is."
+    if found.after > found.limit:
+        head += f" Nothing fits into {size_text(found.limit)}; this is the least that can be done:"
+    elif not found.steps:
+        return f"\n{head} It fits into {size_text(found.limit)}."
+    else:
+        head += f" The fastest settings that fit into {size_text(found.limit)}:"
+    lines = ["", head]
+    for remedy, peak in found.steps:
+        named = ", ".join(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in remedy.settings.items())  # fmt: skip
+        lines.append(f"  {size_text(peak):>8}  {named}")
+        lines.append(
+            f"{'':12}{remedy.why}" + (f"; a step takes about x {remedy.slower:.2f}" if remedy.slower > 1.005 else "")
+        )
+    lines += [f"  In all a step takes about x {found.slower:.2f} (phase at the peak: {found.phase}).", ""]
+    return "\n".join([*lines, *(f"    {line}" for line in toml_lines(found.settings))])
 
 
 def plan_record(plan: Plan, figures: Figures) -> dict[str, Any]:
