@@ -181,7 +181,7 @@ class TrainInputs:
     def varies(self) -> dict[str, bool]:
         """Which kinds of encoding differ from use to use; only then it matters whether they are cached variants."""
         return {
-            "latents": any(settings.random_crop for settings in self._item_settings),
+            "latents": any(settings.look.varies for settings in self._item_settings),
             "texts": any(settings.captions.varies for settings in self._item_settings),
         }
 

@@ -68,6 +68,25 @@ class ItemOptions(Section):
     flip_aug: bool = key(False, effect="trajectory", stage="cache.latents")
     """Half of the uses show the picture mirrored; both are cached."""
 
+    color_aug: bool = key(False, effect="trajectory", stage="cache.latents")
+    """A third of the uses are shown with the hue turned a little or another gamma, as in Kohya's tools. Encoded at each use unless caching.latents is set, then eight variants are cached."""
+
+    crop_style: Literal["center", "corner", "random", "face"] = key(
+        "center", effect="trajectory", stage="cache.latents"
+    )
+    """Where a picture is cropped: at its centre, its top left corner, at random (as random_crop), or around the face whose place its file's name tells (…_x_y_w_h, centre and size in pixels)."""
+
+    crop_aspect: Literal["preserve", "square"] = key("preserve", effect="trajectory", stage="cache.latents")
+    """preserve: into the bucket of the nearest aspect ratio. square: to a square, whatever its aspect ratio."""
+
+    face_crop_aug_range: (
+        Annotated[list[Annotated[float, Field(ge=1, le=100)]], Field(min_length=2, max_length=2)] | None
+    ) = key(None, effect="trajectory", stage="cache.latents")
+    """Pictures with a face (…_x_y_w_h in the file's name) are resized so that the shorter side is between so many and so many times the face's size, and cropped around it, as in Kohya's tools."""
+
+    alpha_mask: bool = key(False, effect="trajectory", stage="cache.latents")
+    """The picture's transparency is a mask of the loss: nothing is learned where it is transparent."""
+
     random_crop: bool = key(False, effect="trajectory", stage="cache.latents")
     """Crops at a random place instead of the centre. Encoded at each use unless caching.latents is set, then eight variants are cached."""
 
@@ -76,7 +95,10 @@ class Source(ItemOptions):
     """One folder of pictures. Any item option of [dataset] given here wins for this source."""
 
     path: str = key(effect="none", min_length=1)
-    """A folder with pictures; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them."""
+    """A folder with pictures; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it."""
+
+    mask_path: str | None = key(None, effect="none", min_length=1)
+    """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
 
     repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
     """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""
@@ -126,8 +148,11 @@ class HeldOut(Section):
 class Dataset(ItemOptions):
     """Where the pictures and captions are and how they are used."""
 
-    sources: list[Source] = key(default_factory=list, effect="none", min_length=1)
+    sources: list[Source] = key(default_factory=list, effect="none")
     """The folders: [[dataset.sources]]."""
+
+    config_file: str | None = key(None, effect="none", min_length=1)
+    """A dataset file of Kohya's tools (TOML or JSON) or musubi-tuner's (TOML), used as it is; it then owns the sources."""
 
     buckets: Buckets = key(default_factory=Buckets, effect="none")
     """Sizes for other aspect ratios."""

@@ -127,6 +127,9 @@ class Loss(Section):
     zero_terminal_snr: bool = key(False, effect="trajectory", stage=("train", "sample"))
     """Rescales the betas so that the last step is pure noise (arXiv 2305.08891); for v_prediction."""
 
+    masked: bool | None = key(None, effect="trajectory", stage="train")
+    """Weights the loss by the masks of sources with mask_path or alpha_mask. Unset: where there are any."""
+
     prior_loss_weight: Annotated[float, Field(ge=0)] = key(1.0, effect="trajectory", stage="train")
     """Factor on the loss of regularization items."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from runner.families.registry import family
 from runner.networks.shapes import adapter_shapes
@@ -45,6 +46,8 @@ FLIPS: dict[str, Any] = {
     "dataset.sources.path": "copied_pics", "dataset.sources.repeats": 3, "dataset.sources.class_tokens": "thing",
     "dataset.buckets.min_size": 12, "dataset.buckets.max_size": 40, "dataset.buckets.step": 8,
     "dataset.held_out.fraction": 0.3, "dataset.held_out.path": "copied_apart", "dataset.held_out.count": 3,
+    "dataset.crop_style": "corner", "dataset.crop_aspect": "square", "dataset.face_crop_aug_range": [1.0, 2.0],
+    "dataset.sources.mask_path": "masks", "training.loss.masked": False, "dataset.config_file": "dataset.toml",
     "caching.vae_tile_size": 64, "sampling.vae_tile_size": 64, "training.memory.blocks_to_swap": 1,
     "caching.latents": "memory", "caching.text": "memory", "caching.dtype": "bf16",
     "training.max_train_epochs": 3, "training.mixed_precision": "bf16",
@@ -76,6 +79,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "training.optimizer.stochastic_rounding": WHOLE, "training.loss.scale_v_pred_loss_like_noise_pred": {"model": {"prediction_type": "v_prediction"}},
     "training.memory.fused_backward": {**WHOLE, "training": {"max_grad_norm": 0.0}},
     "caching.vae_tile_size": {"dataset": {"resolution": 128}, "training": {"components": {"text_encoder_1": False}}},
+    "training.loss.masked": {"dataset": {"alpha_mask": True}},
     "training.clip_grad": {"training": {"max_grad_norm": 1e-3}},
     "training.loss.multires_noise.iterations": {"training": {"loss": {"multires_noise": {"iterations": 3}}}},
     "training.loss.multires_noise.discount": {"training": {"loss": {"multires_noise": {"iterations": 3}}}},
@@ -99,7 +103,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "selection.step": {"selection": {"strategy": "manual", "step": 4}},
     "selection.metrics": {"selection": {"strategy": "last"}},
 }  # fmt: skip
-ONE_VALUE = {"schema_version", "model.family", "sampling.dialect"}
+ONE_VALUE = {"schema_version", "model.family", "sampling.dialect", "dataset.config_file"}
 """Keys that have one value only, or none that could be flipped alone: each family has tests of its own."""
 KEYS = [key for key in leaf_keys() if key.dotted not in ONE_VALUE]
 
@@ -165,6 +169,17 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
             file.with_suffix(".caption").write_text(file.read_text() + " again")
     for name in ("prompts.txt", "copied_prompts.txt"):
         (folder / name).write_text("a blue star --s 2\n")
+    for file in (folder / "pics").glob("odd*.*"):  # a face in their names, and transparency
+        file.rename(file.with_name(f"{file.stem}_20_20_8_8{file.suffix}"))
+    for file in (folder / "pics").glob("*.png"):
+        picture = Image.open(file).convert("RGBA")
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        picture.save(file)
+        picture.getchannel("A").save((folder / "masks").joinpath(file.name)) if (folder / "masks").mkdir(
+            exist_ok=True
+        ) is None else None
+    shutil.rmtree(folder / "copied_pics")
+    shutil.copytree(folder / "pics", folder / "copied_pics")
     write_lora(made)
     return made
 
@@ -193,8 +208,8 @@ def state(place: Place, changes: dict[str, Any]) -> tuple[dict[str, str], dict[s
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.dotted)
 def test_declared_effect(key: Key, ground: Place) -> None:
-    if key.dotted in ("network.init_from", "network.base_weights"):
-        pytest.skip("paths; that their content counts is tested in test_plan.py and test_networks.py")
+    if key.dotted in ("network.init_from", "network.base_weights", "dataset.sources.mask_path"):
+        pytest.skip("paths; that their content counts is tested in test_networks.py, test_kohya.py and below")
     beside = merged(BASE, BESIDE.get(key.dotted, {}))
     change = at(key, flipped(key))
     before, bits_before = state(ground, beside)

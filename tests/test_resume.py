@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from runner.optim.kinds import OPTIMIZERS
 from tests.inprocess import prepared, stopped_anew, trained_bytes
 from tests.kill_and_resume import FEW, PLACES, SETTINGS, compare
 from tests.support import Place, new_place, run_bytes
@@ -45,6 +47,54 @@ def test_a_stopped_training_goes_on_where_it_was(place: Place, optimizer: str, p
     calm = trained_bytes(place.file)
     stopped_anew(place, 5)
     assert trained_bytes(place.file) == calm
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind not in ("adamw", "adamw8bit")])
+def test_every_optimizer_goes_on_where_it_was(place: Place, kind: str) -> None:
+    args = {"min_8bit_size": 16} if "min_8bit_size" in OPTIMIZERS[kind].args else {}
+    training = {**SETTINGS["training"], "optimizer": {"type": kind, "args": args}}  # type: ignore[dict-item]
+    if kind == "prodigy":
+        training["learning_rate"] = 1.0
+    place.write({**SETTINGS, "training": training})
+    calm = trained_bytes(place.file)
+    stopped_anew(place, 5)
+    assert trained_bytes(place.file) == calm
+
+
+@pytest.mark.parametrize("memory", [{"fused_backward": True}, {"optimizer_offload": True}, {}])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon"])
+def test_tensor_by_tensor_goes_on_where_it_was(place: Place, kind: str, memory: dict[str, bool]) -> None:
+    """A full fine-tune of bf16 weights with stochastic rounding."""
+    args = {"min_8bit_size": 16} if kind == "adamw8bit" else {}
+    optimizer = {"type": kind, "args": args, "stochastic_rounding": True}
+    training = {"max_grad_norm": 0.5, "clip_grad": "per_tensor", "memory": memory, "optimizer": optimizer, "max_train_steps": 8, "ema": {}}  # fmt: skip
+    place.write({"network": None, "model": {"dtype": "bf16"}, "training": training, "selection": {"publish": []}})
+    calm = trained_bytes(place.file)
+    stopped_anew(place, 5)
+    assert trained_bytes(place.file) == calm
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_kills_of_each_family_change_no_byte(family_place: Callable[..., Place], name: str, whole: bool) -> None:
+    """Applied through the command line, killed in training and in publishing, and applied again."""
+    encoders = {"text_encoder_1": True} if whole else {"text_encoder_1": True, "text_encoder_2": 1e-4}
+    changes = {
+        "network": None if whole else {"rank": 2, "dropout": 0.1},
+        "dataset": {"flip_aug": True, "caption_dropout_rate": 0.2},
+        "training": {"components": encoders, "checkpoints": {"every_n_steps": 3, "state_every_n_steps": 2}},
+        "selection": {"publish": [{"directory": "published", "mode": "copy", "format": "diffusers"}]},
+    }
+    calm = family_place(name, **changes)
+    calm.run("apply").ok()
+    expected = run_bytes(calm.output)
+    shutil.rmtree(calm.folder / ".runner")
+    shutil.rmtree(calm.output)
+    shutil.rmtree(calm.folder / "published")
+    for kill in ("rename:states/state-00000004:1:after", "rename:items/samples:2:before", "rename:exports/:1:before"):
+        assert calm.run("apply", kill=kill).code == -9, kill
+    calm.run("apply").ok()
+    assert run_bytes(calm.output) == expected
 
 
 def test_a_cold_cache_gives_the_weights_of_a_warm_one(place: Place) -> None:

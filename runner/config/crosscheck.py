@@ -124,6 +124,23 @@ def _adapter(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
 
 
 def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    dataset = config.dataset
+    written = source.value(("dataset",)) or {}
+    if dataset.config_file is not None and dataset.sources:
+        yield _conflict(
+            source, "`config_file` owns the sources; [[dataset.sources]] would be others",
+            [("dataset", "config_file"), ("dataset", "sources", 0)], "keep one of them",
+        )  # fmt: skip
+    elif dataset.config_file is None and not dataset.sources and "sources" not in written:
+        yield Diagnostic(
+            "[dataset] needs a source", source.header_places(("dataset",)),
+            'add [[dataset.sources]] with path = "FOLDER", or config_file',
+        )  # fmt: skip
+    if dataset.config_file is not None and "buckets" in written:
+        yield _conflict(
+            source, "`config_file` says the buckets too", [("dataset", "config_file"), ("dataset", "buckets")],
+            "set enable_bucket, min_bucket_reso, … there, and take [dataset.buckets] out",
+        )  # fmt: skip
     buckets = config.dataset.buckets
     if buckets.min_size is not None and buckets.max_size is not None and buckets.min_size > buckets.max_size:
         yield _conflict(

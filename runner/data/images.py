@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from runner.dataset.buckets import View
+from runner.dataset.encodings import Mask, TrainItem
 from runner.errors import RunFailed
 
 
@@ -22,14 +24,27 @@ class PictureRequest(NamedTuple):
     path: str
     digest: str
     view: View
+    mask: Mask | None = None
+
+    @classmethod
+    def of(cls, item: TrainItem, view: View) -> PictureRequest:
+        return cls(item.path, item.digest, view, item.mask)
 
     def pixels(self) -> Tensor:
-        """fp32 [3, H, W] in -1..1."""
-        return load_pixels(self.path, self.view, self.digest)
+        """fp32 [3, H, W] in -1..1. Raises `RunFailed` where the file is no longer the one that was planned with."""
+        with Image.open(BytesIO(_content(self.path, self.digest))) as picture:
+            return to_pixels(transformed(picture, self.view))
+
+    def mask_pixels(self) -> Tensor:
+        """fp32 [1, H, W] in 0..1: how much of the loss counts."""
+        assert self.mask is not None
+        own = self.mask.path is None
+        content = _content(self.path, self.digest) if own else _content(self.mask.path or "", self.mask.digest)
+        with Image.open(BytesIO(content)) as picture:
+            return to_mask(picture, self.view, own)
 
 
-def load_pixels(path: str, view: View, digest: str) -> Tensor:
-    """fp32 [3, H, W] in -1..1. Raises `RunFailed` where the file is no longer the one that was planned with."""
+def _content(path: str, digest: str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -38,8 +53,15 @@ def load_pixels(path: str, view: View, digest: str) -> Tensor:
         raise RunFailed(
             f"{path} changed while the run was going on", hint="apply again: the plan takes the new content"
         )
-    with Image.open(BytesIO(content)) as picture:
-        return to_pixels(transformed(picture, view))
+    return content
+
+
+def to_mask(picture: Image.Image, view: View, transparency: bool) -> Tensor:
+    """fp32 [1, H, W] in 0..1 from a picture's transparency, or from the brightness of its red channel."""
+    upright = ImageOps.exif_transpose(picture)
+    channel = upright.convert("RGBA").getchannel("A") if transparency else upright.convert("RGB").getchannel("R")
+    shown = transformed(channel.convert("RGB"), replace(view, hue=0, gamma=100))
+    return torch.from_numpy(np.asarray(shown.getchannel(0), dtype=np.float32) / 255)[None]
 
 
 def transformed(picture: Image.Image, view: View) -> Image.Image:
@@ -49,7 +71,20 @@ def transformed(picture: Image.Image, view: View) -> Image.Image:
         upright = upright.resize(view.resized, Image.Resampling.LANCZOS)
     width, height = view.bucket
     cropped = upright.crop((view.left, view.top, view.left + width, view.top + height))
-    return ImageOps.mirror(cropped) if view.flip else cropped
+    return _coloured(ImageOps.mirror(cropped) if view.flip else cropped, view)
+
+
+def _coloured(picture: Image.Image, view: View) -> Image.Image:
+    """With the hue turned and the gamma changed, where the view says so."""
+    if view.hue:
+        hue, saturation, value = picture.convert("HSV").split()
+        turn = round(view.hue * 256 / 360)
+        hue = hue.point([(level + turn) % 256 for level in range(256)])
+        picture = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if view.gamma != 100:
+        table = [round(255 * (level / 255) ** (view.gamma / 100)) for level in range(256)]
+        picture = picture.point(table * 3)
+    return picture
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

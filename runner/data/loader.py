@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,6 +41,16 @@ def multires_noise(noise: Tensor, settings: MultiresNoise, seed: int, *index: in
         if rows == 1 or columns == 1:
             break
     return total / total.std()
+
+
+def batch_latents(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{"latents": [B, C, h, w]}, and {"mask": [B, 1, h, w]} where any of them has one; the others count whole. fp32."""
+    found = {"latents": stacked([{"latents": row["latents"]} for row in rows])["latents"].float()}
+    if any("mask" in row for row in rows):
+        size = found["latents"].shape[-2:]
+        masks = [row["mask"].float() if "mask" in row else torch.ones(1, *size) for row in rows]
+        found["mask"] = stacked([{"mask": mask} for mask in masks])["mask"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,15 +150,15 @@ class StepLoader:
             ids = [self.sources.sizes(item.fit.original, view.corner, view.bucket) for item, view in views]
             tensors |= {f"cond.{name}": tensor for name, tensor in stacked(ids).items()}
         tensors |= self._noise(shape, spec, positions)
-        requests = tuple(PictureRequest(item.path, item.digest, view) for item, view in views)
+        requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
         return Batch(spec.step, names, spec.share, tensors, tuple(texts), requests)
 
     def _pictures(self, views: list[tuple[TrainItem, View]]) -> dict[str, Tensor]:
         if self.sources.latents is not None:
-            rows = [self.sources.latents.get(self.sources.latent_key(item.digest, view)) for item, view in views]
-            return {"latents": stacked(rows)["latents"].float()}
-        pixels = [PictureRequest(item.path, item.digest, view).pixels() for item, view in views]
+            rows = [self.sources.latents.get(self.sources.latent_key(item.picture, view)) for item, view in views]
+            return batch_latents(rows)
+        pixels = [PictureRequest.of(item, view).pixels() for item, view in views]
         return {"pixels": torch.stack(pixels)}
 
     def _timesteps(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> Tensor:

@@ -36,11 +36,16 @@ class View:
     top: int
     bucket: Size
     flip: bool
+    hue: int = 0
+    """Turn of the hue, in degrees."""
+    gamma: int = 100
+    """In percent."""
 
     @cached_property
     def facts(self) -> str:
         """The view in an encoding's key. Items of one fit share their view, so this is written once for all of them."""
-        return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}"
+        colours = f" {self.hue} {self.gamma}" if self.hue or self.gamma != 100 else ""
+        return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}{colours}"
 
     @property
     def corner(self) -> Size:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from runner.dataset.buckets import Bucketing, BucketRule, Size
 from runner.dataset.captions import CaptionRule
-from runner.dataset.encodings import ItemSettings, TrainItem
+from runner.dataset.encodings import ItemSettings, Look, TrainItem
 from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
 from runner.dataset.scan import BadItem, Folder, Item, Scan
 from runner.seeding import lot
@@ -96,14 +97,22 @@ class _Fitting:
                 reason = f"is {item.size[0]}x{item.size[1]}, smaller than the bucket step {bucketing.rule.step}"
                 bad.append(BadItem(item.folder.number, item.name, reason))
                 continue
-            placed.append(TrainItem(item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings))
+            face = _face_of(item.name) if settings.look.face_range or settings.look.crop_style == "face" else None
+            placed.append(
+                TrainItem(
+                    item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask
+                )
+            )  # fmt: skip
         return placed
 
     def _of(self, folder: Folder) -> tuple[ItemSettings, Bucketing]:
         found = self.settings.get(id(folder))
         if found is None:
             options = folder.options
-            rule = bucket_rule(options, self.buckets, self.native_size, self.step)
+            rule = bucket_rule(options, folder.buckets or self.buckets, self.native_size, self.step)
+            if options.crop_aspect == "square":
+                side = int(rule.area**0.5) // rule.step * rule.step
+                rule = replace(rule, resolution=(side, side), enabled=False)
             bucketing = self.bucketings.setdefault(rule, Bucketing(rule))
             if rule.enabled and not rule.no_upscale and not bucketing.sizes:
                 raise CollectProblem(
@@ -122,11 +131,28 @@ class _Fitting:
         return found
 
 
+_FACE = re.compile(r"_(\d+)_(\d+)_(\d+)_(\d+)\.[A-Za-z]+$")
+
+
+def _face_of(name: str) -> tuple[int, int, int, int] | None:
+    """Centre and size of the face, from a name like `anna_320_200_96_110.png`."""
+    match = _FACE.search(name)
+    if match is None:
+        return None
+    x, y, width, height = (int(part) for part in match.groups())
+    return x, y, width, height
+
+
 def _settings(folder: Folder) -> ItemSettings:
     options = folder.options
     return ItemSettings(
         CaptionRule.of(options), options.caption_dropout_rate, options.caption_dropout_every_n_epochs, options.flip_aug,
-        options.random_crop, folder.weight, folder.regularization, options.batch_size,
+        Look(
+            options.random_crop, options.crop_style,
+            tuple(options.face_crop_aug_range) if options.face_crop_aug_range else None,  # type: ignore[arg-type]
+            options.color_aug,
+        ),
+        folder.weight, folder.regularization, options.batch_size,
     )  # fmt: skip
 
 
@@ -151,9 +177,5 @@ def _with_regularization(items: list[TrainItem]) -> list[TrainItem]:
         return items
     training = [item for item in items if not item.settings.regularization]
     repeats = regularization_repeats(sum(item.repeats for item in training), len(regular))
-    cycled = [
-        TrainItem(item.name, item.path, item.digest, item.fit, item.text, count, item.settings)
-        for item, count in zip(regular, repeats, strict=True)
-        if count > 0
-    ]
+    cycled = [item._replace(repeats=count) for item, count in zip(regular, repeats, strict=True) if count > 0]
     return training + cycled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from runner.dataset.buckets import Fit, View
@@ -18,6 +18,37 @@ VARIANTS = 8
 
 
 @dataclass(frozen=True)
+class Look:
+    """How pictures are cropped and coloured."""
+
+    random_crop: bool = False
+    crop_style: str = "center"
+    face_range: tuple[float, float] | None = None
+    color_aug: bool = False
+
+    @property
+    def is_random(self) -> bool:
+        return self.random_crop or self.crop_style == "random"
+
+    @property
+    def varies(self) -> bool:
+        """Whether two uses of one picture may look different, beside being mirrored."""
+        spread = self.face_range is not None and self.face_range[0] != self.face_range[1]
+        return self.is_random or self.color_aug or spread
+
+
+class Mask(NamedTuple):
+    """The mask of a picture's loss: its own transparency, or a file with its digest."""
+
+    path: str | None
+    digest: str
+
+    @property
+    def facts(self) -> str:
+        return "alpha" if self.path is None else self.digest
+
+
+@dataclass(frozen=True)
 class ItemSettings:
     """What the items of one folder share."""
 
@@ -25,7 +56,7 @@ class ItemSettings:
     dropout_rate: float
     dropout_every_n_epochs: int
     flip: bool
-    random_crop: bool
+    look: Look
     weight: float
     regularization: bool
     batch_size: int
@@ -46,10 +77,19 @@ class TrainItem(NamedTuple):
     text: str
     repeats: int
     settings: ItemSettings
+    face: tuple[int, int, int, int] | None = None
+    """Centre and size of the face in the picture, where the file's name tells it and it is asked for."""
+    mask: Mask | None = None
 
     def facts(self) -> str:
         """Everything that decides what training on this item does."""
-        return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}"
+        extra = "" if self.face is None and self.mask is None else f" {self.face} {self.mask and self.mask.facts}"
+        return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}{extra}"
+
+    @property
+    def picture(self) -> str:
+        """Identity of the picture and its mask, for the keys of encodings."""
+        return self.digest if self.mask is None else f"{self.digest} {self.mask.facts}"
 
 
 def items_digest(items: list[TrainItem]) -> str:
@@ -62,27 +102,79 @@ def items_digest(items: list[TrainItem]) -> str:
 
 def view_of_use(item: TrainItem, seed: int, use: int, cached: bool) -> View:
     """The view of the use-th use of an item (counted over all epochs)."""
-    view = item.fit.centre
-    if item.settings.random_crop:
-        view = _crop_variant(item, seed, use % VARIANTS if cached else use)
+    view = still_view(item)
+    if item.settings.look.varies:
+        view = _variant(item, seed, use % VARIANTS if cached else use)
     if item.settings.flip and rng(seed, "flip", item.digest, use).random() < 0.5:
         view = view.mirrored
     return view
 
 
-def _crop_variant(item: TrainItem, seed: int, variant: int) -> View:
-    draw = rng(seed, "crop", item.digest, variant)
-    (width, height), bucket = item.fit.resized, item.fit.bucket
-    return View(
-        item.fit.resized, draw.randint(0, width - bucket[0]), draw.randint(0, height - bucket[1]), bucket, False
-    )
+def still_view(item: TrainItem) -> View:
+    """The view without chance: what is measured, and what is trained where nothing varies."""
+    look = item.settings.look
+    if item.face is not None and (look.face_range is not None or look.crop_style == "face"):
+        return _around_face(item, None)
+    if look.crop_style == "corner":
+        return View(item.fit.resized, 0, 0, item.fit.bucket, False)
+    return item.fit.centre
+
+
+def _variant(item: TrainItem, seed: int, variant: int) -> View:
+    look, draw = item.settings.look, rng(seed, "crop", item.digest, variant)
+    if item.face is not None and look.face_range is not None:
+        view = _around_face(item, draw)
+    elif look.is_random:
+        (width, height), bucket = item.fit.resized, item.fit.bucket
+        left, top = draw.randint(0, width - bucket[0]), draw.randint(0, height - bucket[1])
+        view = View(item.fit.resized, left, top, bucket, False)
+    else:
+        view = still_view(item)
+    return _coloured(view, rng(seed, "colour", item.digest, variant)) if look.color_aug else view
+
+
+def _coloured(view: View, draw: random.Random) -> View:
+    """sd-scripts' colour augmentation: of a third of the uses the hue or the gamma is changed slightly."""
+    if draw.random() >= 0.33:
+        return view
+    if draw.random() < 0.5:
+        return replace(view, hue=draw.randint(-16, 16))
+    return replace(view, gamma=draw.randint(95, 105))
+
+
+def _around_face(item: TrainItem, draw: random.Random | None) -> View:
+    """Resized by the face's size and cropped around it, as sd-scripts' `crop_target`; without `draw` in the middle of
+    what is allowed."""
+    assert item.face is not None
+    (width, height), bucket = item.fit.original, item.fit.bucket
+    face_x, face_y, face_w, face_h = item.face
+    smallest = max(item.fit.resized[0] / width, item.fit.resized[1] / height)
+    scale = smallest
+    span = item.settings.look.face_range
+    size = max(face_w, face_h, 1)
+    if span is not None:
+        low = max(smallest, min(1.0, min(bucket) / (size * max(span))))
+        high = max(low, min(1.0, min(bucket) / (size * min(span))))
+        scale = (low + high) / 2 if draw is None else draw.uniform(low, high)
+    resized = (max(bucket[0], int(width * scale + 0.5)), max(bucket[1], int(height * scale + 0.5)))
+    places = []
+    for length, target, middle in ((resized[0], bucket[0], face_x), (resized[1], bucket[1], face_y)):
+        start = int(middle * scale + 0.5) - target // 2
+        if draw is not None:
+            if item.settings.look.is_random:
+                reach = max(length - int(middle * scale), int(middle * scale), 0)
+                start += draw.randint(0, reach) + draw.randint(0, reach) - reach
+            else:
+                start += draw.randint(-int(size * scale) // 20, int(size * scale) // 20)
+        places.append(max(0, min(start, length - target)))
+    return View(resized, places[0], places[1], bucket, False)
 
 
 def cached_views(item: TrainItem, seed: int) -> list[View]:
     """Every view that a use can ask for when latents are cached."""
-    views = [item.fit.centre]
-    if item.settings.random_crop:
-        views = list(dict.fromkeys(_crop_variant(item, seed, variant) for variant in range(VARIANTS)))
+    views = [still_view(item)]
+    if item.settings.look.varies:
+        views = list(dict.fromkeys(_variant(item, seed, variant) for variant in range(VARIANTS)))
     if item.settings.flip:
         views += [view.mirrored for view in views]
     return views

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from runner.dataset.buckets import Size
+from runner.dataset.encodings import Mask
+from runner.dataset.metadata import METADATA_SUFFIXES, MetadataProblem, read_metadata
 from runner.dataset.probe import IMAGE_EXTENSIONS, probe_caption, probe_image
 from runner.families.locate import resolve_path
 from runner.store.index import FileContent, Index, Stamp, stamp
-from schemas.dataset import Dataset, ItemOptions, Source
+from schemas.dataset import Buckets, Dataset, ItemOptions, Source
 
 Progress = Callable[[int, int], None]
 _REPEATS_IN_NAME = re.compile(r"(\d+)_(.*)")
@@ -41,6 +43,12 @@ class Folder:
     regularization: bool
     weight: float
     options: ItemOptions
+    masks: Path | None = None
+    """A folder of masks of the same names."""
+    listing: Mapping[str, str] | None = None
+    """Picture → caption, of a metadata file; else the folder's pictures with their caption files."""
+    buckets: Buckets | None = None
+    """Bucket settings of its own, of a dataset file."""
 
 
 class Item(NamedTuple):
@@ -52,6 +60,7 @@ class Item(NamedTuple):
     digest: str
     size: Size
     text: str
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +94,38 @@ def source_folders(dataset: Dataset, base: Path) -> list[Folder]:
     for number, source in enumerate(dataset.sources):
         path = resolve_path(source.path, base)
         options = effective_options(dataset, source)
+        masks = _mask_folder(number, source, base)
+        if path.suffix.lower() in METADATA_SUFFIXES and path.is_file():
+            try:
+                listing = read_metadata(path, path.parent)
+            except MetadataProblem as problem:
+                raise SourceProblem(number, str(problem), problem.hint) from None
+            folders.append(
+                Folder(
+                    number, path.parent, path.stem, source.repeats or 1, source.class_tokens, source.regularization,
+                    source.weight, options, masks, listing,
+                )
+            )  # fmt: skip
+            continue
         for place in _places(number, path):
             repeats, tokens = _from_name(place)
             folders.append(
                 Folder(
                     number, place, place.name, source.repeats or repeats,
                     source.class_tokens if source.class_tokens is not None else tokens,
-                    source.regularization, source.weight, options,
+                    source.regularization, source.weight, options, masks,
                 )
             )  # fmt: skip
     return folders
+
+
+def _mask_folder(number: int, source: Source, base: Path) -> Path | None:
+    if source.mask_path is None:
+        return None
+    masks = resolve_path(source.mask_path, base)
+    if not masks.is_dir():
+        raise SourceProblem(number, f"there is no folder of masks {masks}", _near_folder(masks))
+    return masks
 
 
 def held_out_folder(dataset: Dataset, base: Path) -> Folder | None:
@@ -171,9 +202,14 @@ def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = No
 
 def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]) -> int:
     location, extension = str(folder.path), folder.options.caption_extension
-    listing = os.listdir(location)
-    captions = {name: name[: name.rfind(".")] + extension for name in listing if _is_image(name)}
-    present = set(captions.values()).intersection(listing)
+    if folder.listing is not None:
+        captions = dict.fromkeys(folder.listing, "")
+        present: set[str] = set()
+    else:
+        listing = os.listdir(location)
+        captions = {name: name[: name.rfind(".")] + extension for name in listing if _is_image(name)}
+        present = set(captions.values()).intersection(listing)
+    masks = _masks(folder, index) if folder.masks is not None else None
     known = index.unchanged(location, present.union(captions))
     known.update(_read_anew(location, [name for name in captions if name not in known], index, probe_image, progress))
     known.update(_read_anew(location, [name for name in present if name not in known], index, probe_caption, None))
@@ -181,6 +217,11 @@ def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items:
         picture, caption = known[name], known.get(caption_name)
         label = f"{folder.label}/{name}"
         text = folder.class_tokens if caption is None else caption.text
+        if folder.listing is not None:
+            text = folder.listing[name] or folder.class_tokens
+        mask = Mask(None, "") if folder.options.alpha_mask else None
+        if masks is not None:
+            mask = masks.get(os.path.splitext(os.path.basename(name))[0])
         if picture.problem is not None:
             bad.append(BadItem(folder.number, label, picture.problem))
         elif caption is not None and caption.problem is not None:
@@ -189,10 +230,25 @@ def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items:
             bad.append(
                 BadItem(folder.number, label, f"has no caption file ({caption_name}), and its source no class_tokens")
             )
+        elif masks is not None and mask is None:
+            bad.append(BadItem(folder.number, label, f"has no mask in {folder.masks}"))
         else:
             size = (picture.width, picture.height)
-            items.append(Item(folder, label, f"{location}/{name}", picture.digest, size, text))
+            items.append(Item(folder, label, f"{location}/{name}", picture.digest, size, text, mask))
     return len(captions)
+
+
+def _masks(folder: Folder, index: Index) -> dict[str, Mask]:
+    """Name without its ending → mask."""
+    location = str(folder.masks)
+    names = [name for name in os.listdir(location) if _is_image(name)]
+    known = index.unchanged(location, names)
+    known.update(_read_anew(location, [name for name in names if name not in known], index, probe_image, None))
+    return {
+        os.path.splitext(name)[0]: Mask(f"{location}/{name}", known[name].digest)
+        for name in names
+        if known[name].problem is None
+    }
 
 
 def _read_anew(

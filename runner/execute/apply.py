@@ -227,7 +227,7 @@ class Apply:
         which = candidates(sample.steps, sample.ema, with_base=True)
         keys = {
             "latents": [
-                graph.latents.encoder.key(item.digest, view, graph.runtime.latent_batch_size)
+                graph.latents.encoder.key(item.picture, view, graph.runtime.latent_batch_size)
                 for item, view in wanted_views(graph.train, graph.select, seed)
             ],
             "text": [

@@ -122,7 +122,7 @@ class _Diff:
         if runtime.latents == "disk":
             encoder, size = graph.latents.encoder, runtime.latent_batch_size
             views = wanted_views(train, select, seed)
-            latents = list(dict.fromkeys(encoder.key(item.digest, view, size) for item, view in views))
+            latents = list(dict.fromkeys(encoder.key(item.picture, view, size) for item, view in views))
         if runtime.texts == "disk":
             captions = wanted_texts(train, select, seed)
             texts = [graph.texts.encoder.key(text, runtime.text_batch_size) for text in captions]

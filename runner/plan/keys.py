@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runner.dataset.buckets import View
-from runner.dataset.encodings import TrainItem, cached_captions, cached_views, evaluation_caption
+from runner.dataset.encodings import TrainItem, cached_captions, cached_views, evaluation_caption, still_view
 from runner.inputs import SelectInputs, TrainInputs
 
 
@@ -21,7 +21,7 @@ def training_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
 
 def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]:
     """The views that selection measures."""
-    return [(item, item.fit.centre) for item in items]
+    return [(item, still_view(item)) for item in items]
 
 
 def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:

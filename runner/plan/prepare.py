@@ -14,7 +14,8 @@ from runner.config.load import Loaded
 from runner.config.prompts import ReadyPrompt, read_prompt_file, ready_prompts
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
-from runner.dataset.scan import BadItem, Progress, SourceProblem, held_out_folder, scan, source_folders
+from runner.dataset.kohya import options_of, read_dataset_file
+from runner.dataset.scan import BadItem, Folder, Progress, SourceProblem, held_out_folder, scan, source_folders
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
@@ -25,6 +26,7 @@ from runner.plan.fingerprint import canonical, identity
 from runner.plan.resolve import Derived, Length, resolve, resolve_length
 from runner.store.store import Store
 from schemas import RunConfig
+from schemas.dataset import ItemOptions
 from schemas.sampling import Prompt
 from schemas.walk import all_keys
 
@@ -87,6 +89,8 @@ class _Preparation:
         self.progress, self.may_defer, self.drawn_seeds = progress, may_defer, drawn_seeds
         self.folder = self.source.file.absolute().parent
         self.spec = family_spec(config.model.family)
+        self.options: list[ItemOptions] = []
+        self.held_out = config.dataset.held_out
 
     def run(self) -> Prepared:
         model = self._model()
@@ -100,7 +104,7 @@ class _Preparation:
         collection = self._collection(model)
         if any(finding.severity == "error" for finding in self.findings) or model is None or collection is None:
             raise InvalidConfig(self.findings)
-        config, derived = resolve(self.config, self.spec, model, self.folder)
+        config, derived = resolve(self.config, self.spec, model, self.folder, self.options)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
         assert config.run.output_dir is not None
         ready, notes = ready_prompts(
@@ -238,18 +242,38 @@ class _Preparation:
             if problem is not None:
                 self._error(key, f"{place} cannot be written: {problem}", "choose another folder")
 
+    def _folders(self) -> list[Folder] | None:
+        """The folders of the sources, or those of the dataset file. None where that file is wrong."""
+        dataset = self.config.dataset
+        if dataset.config_file is None:
+            return source_folders(dataset, self.folder)
+        file = resolve_path(dataset.config_file, self.folder)
+        key = ("dataset", "config_file")
+        if not file.is_file():
+            self._error(key, f"there is no dataset file {file}")
+            return None
+        try:
+            found = read_dataset_file(file, dataset, self.source)
+        except InvalidConfig as error:
+            self.findings += error.diagnostics
+            return None
+        self.findings += found.warnings
+        if found.held_out is not None and dataset.held_out is None:
+            self.held_out = found.held_out
+        return found.folders
+
     def _collection(self, model: Model | None) -> Collection | None:
         dataset = self.config.dataset
         try:
-            scanned = scan(source_folders(dataset, self.folder), self.store.index, self.progress)
+            folders = self._folders()
+            if folders is None:
+                return None
+            self.options = options_of(folders)
+            scanned = scan(folders, self.store.index, self.progress)
             apart = held_out_folder(dataset, self.folder)
             scanned_apart = scan([apart], self.store.index, self.progress) if apart is not None else None
         except SourceProblem as problem:
-            key = (
-                ("dataset", "held_out", "path")
-                if problem.number < 0
-                else ("dataset", "sources", problem.number, "path")
-            )
+            key = ("dataset", "held_out", "path") if problem.number < 0 else self._source_key(problem.number)
             self._error(key, str(problem), problem.hint)
             return None
         if model is None:  # nothing can be said of buckets; what is wrong with the pictures themselves can
@@ -264,7 +288,7 @@ class _Preparation:
             )
         try:
             collection = collect(
-                scanned, scanned_apart, dataset.buckets, dataset.held_out, model.native_size,
+                scanned, scanned_apart, dataset.buckets, self.held_out, model.native_size,
                 model.bucket_step, self.config.run.seed,
             )  # fmt: skip
         except CollectProblem as problem:
@@ -276,13 +300,19 @@ class _Preparation:
             self._error(("dataset", "sources"), "no usable item is left to train on")
         return collection
 
+    def _source_key(self, number: int) -> tuple[str | int, ...]:
+        """Where run.toml names a source."""
+        if self.config.dataset.config_file is not None:
+            return ("dataset", "config_file")
+        return ("dataset", "sources", number, "path")
+
     def _bad_items(self, bad: list[BadItem]) -> None:
         numbers = sorted({item.number for item in bad})
         for number in numbers:
             items = sorted((item for item in bad if item.number == number), key=lambda item: item.name)
             listed = "".join(f"\n  {item.name} {item.reason}" for item in items[:20])
             more = f"\n  … and {len(items) - 20} more" if len(items) > 20 else ""
-            key = ("dataset", "held_out", "path") if number < 0 else ("dataset", "sources", number, "path")
+            key = ("dataset", "held_out", "path") if number < 0 else self._source_key(number)
             noun = "item" if len(items) == 1 else "items"
             self._error(
                 key, f"{len(items)} {noun} cannot be used:{listed}{more}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
 from schemas import RunConfig
+from schemas.dataset import ItemOptions
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ def _set(model: BaseModel, path: list[str], value: Any) -> BaseModel:
     return model.model_copy(update={path[0]: _set(getattr(model, path[0]), path[1:], value)})
 
 
-def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> tuple[RunConfig, list[Derived]]:
-    """All keys that depend on the model and on other keys; the checkpoints' cadence needs `resolve_length` too."""
+def resolve(
+    config: RunConfig, spec: FamilySpec, model: Model, folder: Path, options: Sequence[ItemOptions]
+) -> tuple[RunConfig, list[Derived]]:
+    """All keys that depend on the model and on other keys; the checkpoints' cadence needs `resolve_length` too.
+
+    `options` are those of the sources' items.
+    """
     derived: list[Derived] = []
 
     def derive(key: str, value: Any, why: str) -> None:
@@ -80,7 +87,7 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
             derive("network.alpha", float(config.network.rank), "network.rank, a scale of 1")
         if config.network.conv_rank is not None and config.network.conv_alpha is None:
             derive("network.conv_alpha", float(config.network.conv_rank), "network.conv_rank, a scale of 1")
-    derived += _caching(config)
+    derived += _caching(config, options)
     sampling = config.sampling
     for name, value, why in (
         ("width", model.native_size, "the model's own size"),
@@ -95,38 +102,33 @@ def resolve(config: RunConfig, spec: FamilySpec, model: Model, folder: Path) -> 
     return replaced(config, {item.key: item.value for item in derived}), derived
 
 
-def _caching(config: RunConfig) -> list[Derived]:
+def _caching(config: RunConfig, options: Sequence[ItemOptions]) -> list[Derived]:
     """Where encodings are kept: on disk, unless what is encoded changes from use to use."""
     derived = []
-    sources = config.dataset.sources
+
+    def reason(names: Sequence[str], is_on: Callable[[str, Any], bool] = lambda _, value: bool(value)) -> str | None:
+        return next((name for own in options for name in names if is_on(name, getattr(own, name))), None)
+
     if config.caching.latents is None:
-        crops = any(
-            source.random_crop if "random_crop" in source.model_fields_set else config.dataset.random_crop
-            for source in sources
-        )
-        derived.append(
-            Derived("caching.latents", "off", "random_crop: every use is encoded")
-            if crops
-            else Derived("caching.latents", "disk", "default")
-        )
+        varying = reason(("random_crop", "color_aug", "face_crop_aug_range", "crop_style"), _varies)
+        why = f"{varying}: every use is encoded" if varying else "default"
+        derived.append(Derived("caching.latents", "off" if varying else "disk", why))
     if config.caching.text is None:
-        varying = ("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step")
-        reason = next(
-            (
-                name
-                for source in sources
-                for name in varying
-                if (getattr(source, name) if name in source.model_fields_set else getattr(config.dataset, name))
-            ),
-            None,
-        )
+        varying = reason(("shuffle_caption", "enable_wildcard", "caption_tag_dropout_rate", "token_warmup_step"))
         if config.training.components.text_encoders:
             derived.append(Derived("caching.text", "off", "a text encoder trains"))
-        elif reason is not None:
-            derived.append(Derived("caching.text", "off", f"{reason}: captions vary between uses"))
+        elif varying is not None:
+            derived.append(Derived("caching.text", "off", f"{varying}: captions vary between uses"))
         else:
             derived.append(Derived("caching.text", "disk", "default"))
     return derived
+
+
+def _varies(name: str, value: Any) -> bool:
+    """Whether a picture option makes two uses look different."""
+    if name == "crop_style":
+        return bool(value == "random")
+    return bool(value is not None and value[0] != value[1]) if name == "face_crop_aug_range" else bool(value)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,9 @@ class LatentEncoding:
     def encode(
         self, requests: Sequence[PictureRequest], pixels: Sequence[Tensor], padded_to: int = 0
     ) -> list[Encoding]:
-        """{"latents": [C, h, w]} of each picture, on the CPU. All views must be of one size. The batch is filled up to
-        `padded_to` with its last picture, so that an encoding does not depend on how many were missing."""
+        """{"latents": [C, h, w]} of each picture, and its "mask" [1, h, w] where it has one, on the CPU. All views must
+        be of one size. The batch is filled up to `padded_to` with its last picture, so that an encoding does not depend
+        on how many were missing."""
         batch = torch.stack([*pixels, *[pixels[-1]] * (padded_to - len(pixels))])
         generators = None
         if self.settings.draw == "sample":
@@ -54,7 +55,13 @@ class LatentEncoding:
         dtype = DTYPES[self.settings.dtype]
         latents = self.context.family.encode_images(self.module, batch.to(self.context.device, dtype), generators)
         kept = latents[: len(requests)].to("cpu", self.stored)
-        return [{"latents": row.clone() if row.dim() else row} for row in kept]
+        found = [{"latents": row.clone() if row.dim() else row} for row in kept]
+        for entry, request in zip(found, requests, strict=True):
+            if request.mask is not None:
+                size = entry["latents"].shape[-2:]
+                mask = torch.nn.functional.interpolate(request.mask_pixels()[None], size, mode="area")[0]
+                entry["mask"] = mask.to(self.stored)
+        return found
 
 
 class TextEncoding:

@@ -24,7 +24,7 @@ class Latents:
         return self.encoder.key(digest, view, self.batch_size)
 
     def requests(self, views: Iterable[tuple[TrainItem, View]]) -> dict[str, PictureRequest]:
-        return {self.key(item.digest, view): PictureRequest(item.path, item.digest, view) for item, view in views}
+        return {self.key(item.picture, view): PictureRequest.of(item, view) for item, view in views}
 
     def ready(self, views: Iterable[tuple[TrainItem, View]]) -> Encodings:
         """All these views, from the store where they are kept on disk, else encoded now and held."""

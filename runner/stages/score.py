@@ -17,7 +17,7 @@ from runner.atomic import write_json
 from runner.core.precision import autocast
 from runner.core.rng import normal
 from runner.data.items import Encodings
-from runner.dataset.encodings import TrainItem, evaluation_caption
+from runner.dataset.encodings import TrainItem, evaluation_caption, still_view
 from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
 from runner.plan.keys import evaluation_texts, evaluation_views
 from runner.stages.context import Context
@@ -87,7 +87,7 @@ class Scorer:
         t = torch.tensor(self.levels(), device=context.device)
         rows: list[list[float]] = []
         for item in items:
-            latent = self.stored.get(self.latents.key(item.digest, item.fit.centre))["latents"].float()
+            latent = self.stored.get(self.latents.key(item.picture, still_view(item)))["latents"].float()
             noise = torch.stack(
                 [normal(tuple(latent.shape), seed, "score", item.digest, level) for level in range(LEVELS)]
             )
@@ -99,8 +99,8 @@ class Scorer:
                 assert self.stored_texts is not None
                 row = self.stored_texts.get(self.texts.key(caption))
             if context.family.size_conditioning is not None:
-                view = item.fit.centre
-                row = row | context.family.size_conditioning(item.fit.original, (view.left, view.top), view.bucket)
+                view = still_view(item)
+                row = row | context.family.size_conditioning(item.fit.original, view.corner, view.bucket)
             conditioning = {
                 name: tensor.to(context.device).expand(LEVELS, *tensor.shape) for name, tensor in row.items()
             }

@@ -9,7 +9,7 @@ from PIL import Image
 
 from runner.atomic import new_folder, write_json
 from runner.data.images import transformed
-from runner.dataset.encodings import TrainItem
+from runner.dataset.encodings import TrainItem, still_view
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs, candidates
 from runner.stages.checkpoints import Checkpoints
@@ -94,7 +94,7 @@ def _similarities(
 
 def _thumbnail_of_item(item: TrainItem) -> np.ndarray:
     with Image.open(item.path) as picture:
-        return _thumbnail(transformed(picture, item.fit.centre))
+        return _thumbnail(transformed(picture, still_view(item)))
 
 
 def _thumbnail(picture: Image.Image) -> np.ndarray:

@@ -13,12 +13,12 @@ from runner.core.compile import compile_blocks
 from runner.core.offload import saved_on_host
 from runner.core.precision import autocast
 from runner.core.task import Batch
-from runner.data.loader import StepLoader
+from runner.data.loader import StepLoader, batch_latents
 from runner.diffusion.losses import distance, flow_weight, snr_weight
 from runner.families.contract import Conditioning
 from runner.inputs import TrainInputs
 from runner.networks.merge import scale_down
-from runner.stages.context import Context
+from runner.stages.context import Context, on_device
 from runner.stages.encode import LatentEncoding
 from runner.stages.modules import Trained
 
@@ -71,7 +71,9 @@ class DiffusionTask:
 
     def loss(self, batch: Batch) -> Tensor:
         tensors = batch.to(self.device).tensors
-        latents = tensors["latents"] if "latents" in tensors else self._encoded(batch, tensors["pixels"])
+        if "latents" not in tensors:
+            tensors |= self._encoded(batch, tensors["pixels"])
+        latents = tensors["latents"]
         t = tensors["timesteps"]
         noisy = self.process.noisy(latents, tensors["noise"], t, tensors.get("input_noise"))
         if self.compiling is not None and tuple(noisy.x_t.shape) not in self.compiling:
@@ -84,7 +86,8 @@ class DiffusionTask:
         with autocast(self.inputs.numerics.mixed_precision, self.device), offload:
             prediction = self.context.family.denoise(self.denoiser, noisy.x_t, t, self._conditioning(batch, tensors))
         settings = self.inputs.loss
-        losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps)
+        mask = tensors.get("mask") if settings.masked is not False else None
+        losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps, mask)
         if self.process.prediction_type == "flow":
             weights = flow_weight(self.inputs.timesteps.weighting, t / self.process.num_timesteps)
         else:
@@ -100,7 +103,6 @@ class DiffusionTask:
                 self.text_encoders, self.tokenizers, batch.texts, self.inputs.numerics, False
             )
 
-    def _encoded(self, batch: Batch, pixels: Tensor) -> Tensor:
+    def _encoded(self, batch: Batch, pixels: Tensor) -> dict[str, Tensor]:
         assert self.latents is not None
-        rows = self.latents.encode(batch.requests, list(pixels))
-        return torch.stack([row["latents"] for row in rows]).to(self.device, torch.float32)
+        return on_device(batch_latents(self.latents.encode(batch.requests, list(pixels))), self.device)

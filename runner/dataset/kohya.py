@@ -1,0 +1,277 @@
+"""Dataset files of other tools, used as they are: Kohya's (`[general]`, `[[datasets]]`, `[[datasets.subsets]]`; TOML or JSON)
+and musubi-tuner's of pictures. Each key is translated or refused by name. Torch-free.
+
+A key is looked for in the subset, then in its dataset, then in [general], then in run.toml's [dataset], then it has the
+default of the tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+from pydantic import ValidationError
+
+from runner.config.locate import Path as KeyPath
+from runner.config.source import Source as Document
+from runner.dataset.metadata import MetadataProblem, read_metadata
+from runner.dataset.scan import Folder, SourceProblem, effective_options, source_folders
+from runner.errors import Diagnostic, InvalidConfig, Place
+from runner.families.locate import resolve_path
+from schemas.dataset import Buckets, Dataset, HeldOut, ItemOptions, Source
+
+_ITEM = {
+    "resolution", "batch_size", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
+    "secondary_separator", "enable_wildcard", "color_aug", "flip_aug", "face_crop_aug_range", "random_crop",
+    "caption_prefix", "caption_suffix", "token_warmup_min", "token_warmup_step", "caption_dropout_rate",
+    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "caption_extension", "alpha_mask",
+}  # fmt: skip
+"""Keys with our own names."""
+_SOURCE = {
+    "num_repeats": "repeats", "image_dir": "path", "image_directory": "path", "class_tokens": "class_tokens",
+    "is_reg": "regularization", "conditioning_data_dir": "mask_path", "metadata_file": "path", "image_jsonl_file": "path",
+}  # fmt: skip
+_BUCKETS = {
+    "enable_bucket": "enabled", "min_bucket_reso": "min_size", "max_bucket_reso": "max_size", "bucket_reso_steps": "step",
+    "bucket_no_upscale": "no_upscale",
+}  # fmt: skip
+_KOHYA_DEFAULTS: dict[str, Any] = {
+    "enable_bucket": False, "min_bucket_reso": 256, "max_bucket_reso": 1024, "caption_extension": ".caption",
+}  # fmt: skip
+_IDLE = {
+    "cache_info": "nothing is needed: what was read is remembered", "cache_directory": "caches lie in the store, keyed by content",
+    "debug_dataset": "look at the plan",
+}  # fmt: skip
+_REFUSED = {
+    "custom_attributes": "only scripts of one's own read them",
+    "validation_seed": "held-out items are chosen by run.seed",
+    "num_timestep_buckets": "timesteps are drawn from run.seed",
+}  # fmt: skip
+_ONE_VALUE: dict[str, tuple[Any, ...]] = {
+    "network_multiplier": (1, 1.0), "resize_interpolation": ("lanczos",), "skip_image_resolution": (None,),
+}  # fmt: skip
+_VIDEO = ("video_directory", "video_jsonl_file", "control_directory", "target_frames", "frame_extraction", "source_fps")
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """What a dataset file says: folders, and what to hold out."""
+
+    folders: list[Folder]
+    held_out: HeldOut | None
+    warnings: list[Diagnostic]
+
+
+def read_dataset_file(file: Path, dataset: Dataset, run: Document) -> DatasetFile:
+    """Raises `InvalidConfig` with every finding; places are in the dataset file, and in run.toml for keys given twice."""
+    return _Reading(file, dataset, run).read()
+
+
+class _Reading:
+    def __init__(self, file: Path, dataset: Dataset, run: Document) -> None:
+        self.file, self.dataset, self.run = file, dataset, run
+        self.findings: list[Diagnostic] = []
+        self.warnings: list[Diagnostic] = []
+        self.document = _parse(file)
+        self.validation: set[float] = set()
+
+    def read(self) -> DatasetFile:
+        content = self.document.document
+        self._sections(content)
+        folders = [
+            folder for number, levels in enumerate(self._subsets(content)) for folder in self._folders(number, levels)
+        ]
+        if self.findings:
+            raise InvalidConfig([*self.findings, *self.warnings])
+        if not folders:
+            raise InvalidConfig([Diagnostic(f"{self.file.name} has no subsets", self.document.file_place())])
+        held_out = HeldOut(fraction=max(self.validation)) if self.validation and max(self.validation) > 0 else None
+        return DatasetFile(folders, held_out, self.warnings)
+
+    def _sections(self, content: Mapping[str, Any]) -> None:
+        for name, value in content.items():
+            if name not in ("general", "datasets"):
+                self._error(
+                    (name,), f"unknown section `{name}`", "there are [general], [[datasets]] and [[datasets.subsets]]"
+                )
+            elif not isinstance(value, dict if name == "general" else list):
+                self._error((name,), f"`{name}` must be {'a table' if name == 'general' else 'an array of tables'}")
+
+    def _subsets(self, content: Mapping[str, Any]) -> Iterator[list[tuple[KeyPath, Mapping[str, Any]]]]:
+        """The tables of each subset, the nearest first."""
+        general = content.get("general") or {}
+        datasets = content.get("datasets") or []
+        if not isinstance(general, dict) or not isinstance(datasets, list):
+            return
+        for number, dataset in enumerate(datasets):
+            if not isinstance(dataset, dict):
+                self._error(("datasets", number), "a dataset must be a table")
+                continue
+            outer: list[tuple[KeyPath, Mapping[str, Any]]] = [(("datasets", number), dataset), (("general",), general)]
+            subsets = dataset.get("subsets")
+            if subsets is None:  # musubi-tuner's datasets have no subsets
+                yield outer
+            for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
+                if isinstance(subset, dict):
+                    yield [(("datasets", number, "subsets", place), subset), *outer]
+                else:
+                    self._error(("datasets", number, "subsets", place), "a subset must be a table")
+
+    def _folders(self, number: int, levels: list[tuple[KeyPath, Mapping[str, Any]]]) -> list[Folder]:
+        values: dict[str, Any] = {}
+        places: dict[str, KeyPath] = {}
+        for path, table in reversed(levels):
+            for name, value in table.items():
+                if name != "subsets" and self._known((*path, name), name, value):
+                    values[name], places[name] = value, (*path, name)
+        twice = [name for name in values if name in _ITEM and self.run.value(("dataset", name)) is not None]
+        for name in twice:
+            both = (*self.run.key_places(("dataset", name)), *self.document.key_places(places[name]))
+            self.findings.append(
+                Diagnostic(f"`{name}` is given in [dataset] and in {self.file.name}", both, "keep one of them")
+            )
+        kohya = len(levels) == 3
+        if kohya:
+            values = {
+                **_KOHYA_DEFAULTS,
+                **{name: value for name in _KOHYA_DEFAULTS if (value := self.run.value(("dataset", name))) is not None},
+                **values,
+            }
+        if not any(name in values for name in ("image_dir", "image_directory", "metadata_file", "image_jsonl_file")):
+            self._error(levels[0][0], "it names no pictures", "give image_dir, or metadata_file")
+            return []
+        before = len(self.findings)
+        source = self._validated(Source, values, {**{name: name for name in _ITEM}, **_SOURCE}, places)
+        buckets = self._validated(Buckets, values, _BUCKETS, places)
+        if source is None or buckets is None or len(self.findings) > before:
+            return []
+        return self._scan(number, source, buckets, values, places)
+
+    def _scan(
+        self, number: int, source: Source, buckets: Buckets, values: Mapping[str, Any], places: Mapping[str, KeyPath]
+    ) -> list[Folder]:
+        metadata = values.get("metadata_file") or values.get("image_jsonl_file")
+        named = (
+            "metadata_file"
+            if "metadata_file" in values
+            else "image_jsonl_file"
+            if metadata
+            else "image_dir"
+            if "image_dir" in values
+            else "image_directory"
+        )
+        path = places[named]
+        base = self.file.absolute().parent
+        try:
+            if metadata is not None:
+                list_file = resolve_path(str(metadata), base)
+                folder = resolve_path(str(values["image_dir"]), base) if "image_dir" in values else list_file.parent
+                listing = read_metadata(list_file, folder)
+                options = effective_options(self.dataset, source)
+                return [
+                    Folder(
+                        number, folder, list_file.stem, source.repeats or 1, source.class_tokens, source.regularization,
+                        1.0, options, None, listing, buckets,
+                    )
+                ]  # fmt: skip
+            own = self.dataset.model_copy(update={"sources": [source]})
+            found = source_folders(own, base)
+        except SourceProblem as problem:
+            self._error(path, str(problem), problem.hint)
+            return []
+        except MetadataProblem as problem:
+            self._error(path, str(problem), problem.hint)
+            return []
+        self._captions(found, path)
+        return [_numbered(folder, number, buckets) for folder in found]
+
+    def _captions(self, folders: list[Folder], path: KeyPath) -> None:
+        """Kohya's default ending is `.caption`; most people's captions are .txt files."""
+        for folder in folders:
+            extension = folder.options.caption_extension
+            if extension != ".txt" and any(folder.path.glob("*.txt")) and not any(folder.path.glob(f"*{extension}")):
+                self.warnings.append(
+                    Diagnostic(
+                        f"captions end in {extension} (Kohya's default), but {folder.path} has only .txt files",
+                        self.document.value_places(path), 'set caption_extension = ".txt" there', "warning",
+                    )
+                )  # fmt: skip
+
+    def _known(self, path: KeyPath, name: str, value: Any) -> bool:
+        if name in _VIDEO:
+            self._error(path, f"`{name}` is for video models", "the families so far train on pictures")
+        elif name in _REFUSED:
+            self._error(path, f"`{name}` is not used here: {_REFUSED[name]}", "take it out")
+        elif name in _ONE_VALUE:
+            if value not in _ONE_VALUE[name]:
+                self._error(path, f"`{name}` can only be {_ONE_VALUE[name][0]!r} here", "take it out")
+        elif name == "validation_split":
+            if isinstance(value, (int, float)) and 0 <= value < 1:
+                self.validation.add(float(value))
+            else:
+                self._error(path, f"`validation_split` must be a number from 0 to below 1, not {value!r}")
+        elif name not in _IDLE and name not in _ITEM and name not in _SOURCE and name not in _BUCKETS:
+            self._error(path, f"unknown key `{name}`", f"keys are {', '.join(sorted([*_ITEM, *_SOURCE, *_BUCKETS]))}")
+        else:
+            return name not in _IDLE
+        return False
+
+    def _validated(
+        self, cls: type[Any], values: Mapping[str, Any], names: Mapping[str, str], places: Mapping[str, KeyPath]
+    ) -> Any:
+        ours: dict[str, Any] = {}
+        theirs: dict[str, str] = {}
+        for name, own in names.items():
+            if name in values and (own != "path" or own not in ours):
+                ours[own], theirs[own] = values[name], name
+        if "face_crop_aug_range" in ours and isinstance(ours["face_crop_aug_range"], (list, tuple)):
+            ours["face_crop_aug_range"] = [
+                float(value) for value in ours["face_crop_aug_range"] if isinstance(value, (int, float))
+            ]
+        try:
+            return cls.model_validate_json(json.dumps(ours, default=str), strict=True)
+        except ValidationError as error:
+            for detail in error.errors():
+                own = str(detail["loc"][0])
+                name = theirs.get(own, own)
+                self._error(places.get(name, ("datasets",)), f"`{name}`: {detail['msg']}, not {detail['input']!r}")
+            return None
+
+    def _error(self, path: KeyPath, message: str, hint: str | None = None) -> None:
+        self.findings.append(Diagnostic(message, self.document.key_places(path), hint))
+
+
+def _numbered(folder: Folder, number: int, buckets: Buckets) -> Folder:
+    return Folder(
+        number, folder.path, folder.label, folder.repeats, folder.class_tokens, folder.regularization, folder.weight,
+        folder.options, folder.masks, folder.listing, buckets,
+    )  # fmt: skip
+
+
+def _parse(file: Path) -> Document:
+    """The parsed file with the places of its keys (none for JSON). Raises `InvalidConfig`."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if file.suffix.lower() == ".json" else tomli.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig([Diagnostic(f"{file} cannot be read: {error}")]) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidConfig([Diagnostic(f"{file.name} is no JSON: {error}", (Place(file.name),))]) from None
+    except tomli.TOMLDecodeError as error:
+        lines = text.replace("\r\n", "\n").split("\n")
+        line = min(error.lineno, len(lines))
+        place = Place(file.name, line, error.colno, 1, lines[line - 1])
+        raise InvalidConfig([Diagnostic(f"{file.name} is no TOML: {error.msg}", (place,))]) from None
+    if not isinstance(content, dict):
+        raise InvalidConfig([Diagnostic(f"{file.name} holds no table", (Place(file.name),))])
+    is_json = file.suffix.lower() == ".json"
+    return Document(file, "" if is_json else text, content)
+
+
+def options_of(folders: list[Folder]) -> list[ItemOptions]:
+    """The options of all folders, each once."""
+    return list({id(folder.options): folder.options for folder in folders}.values())
