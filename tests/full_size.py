@@ -1,6 +1,6 @@
-"""Full-size Stable Diffusion 1.5 with random weights, for slow tests and benchmarks: the real key list, no download.
+"""Full-size checkpoints with random weights, for slow tests and benchmarks: the real key lists, no download.
 
-python -m tests.full_size FILE.safetensors|FILE.ckpt [--extras] [--dtype fp16]
+python -m tests.full_size FILE.safetensors|FILE.ckpt [--family sdxl] [--without t5xxl] [--extras] [--dtype fp16]
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import click
 import torch
 from torch import Tensor
 
-KEYS = Path(__file__).resolve().parent / "data" / "checkpoint_sd15_keys.json"
+from tests.stand_in import KEY_LISTS
+
+DATA = Path(__file__).resolve().parent / "data"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -27,11 +29,20 @@ def random_tensor(key: str, shape: tuple[int, ...], generator: torch.Generator, 
     return (torch.randn(shape, generator=generator) * (0.5 / math.sqrt(fan_in))).to(dtype)
 
 
+def random_state(family: str, without: tuple[str, ...] = (), dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """Every key of the original checkpoint, less those that contain one of `without`."""
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, list[int]] = json.loads((DATA / f"{KEY_LISTS[family]}.json").read_text())
+    return {
+        key: random_tensor(key, tuple(shape), generator, dtype)
+        for key, shape in shapes.items()
+        if not any(part in key for part in without)
+    }
+
+
 def sd15_state(extras: bool = False, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
     """Every key of the original checkpoint; with `extras` also what such files carry besides the model's weights."""
-    generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, list[int]] = json.loads(KEYS.read_text())
-    state = {key: random_tensor(key, tuple(shape), generator, dtype) for key, shape in shapes.items()}
+    state = random_state("sd15", (), dtype)
     position_ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     state.pop(position_ids, None)
     if extras:
@@ -59,12 +70,26 @@ def write_sd15(path: Path, extras: bool = False, dtype: torch.dtype = torch.floa
     return path
 
 
+def write_full(path: Path, family: str, without: tuple[str, ...] = ()) -> Path:
+    """Writes a random checkpoint of a family in fp16."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(random_state(family, without), str(path), metadata={"format": "pt"})
+    return path
+
+
 @click.command(help=__doc__)
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--family", type=click.Choice(list(KEY_LISTS)), default="sd15")
+@click.option("--without", multiple=True)
 @click.option("--extras", is_flag=True)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp16")
-def main(path: Path, extras: bool, dtype: str) -> None:
-    write_sd15(path, extras, DTYPES[dtype])
+def main(path: Path, family: str, without: tuple[str, ...], extras: bool, dtype: str) -> None:
+    if family == "sd15":
+        write_sd15(path, extras, DTYPES[dtype])
+    else:
+        write_full(path, family, without)
 
 
 if __name__ == "__main__":

@@ -384,3 +384,55 @@ def test_full_size_weights_arrive_unchanged(tmp_path: Path) -> None:
     theirs = convert_ldm_unet_checkpoint(dict(state), {**config, "class_embed_type": None})
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[key].reshape(theirs[key].shape), theirs[key]) for key in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_full_size_models_load_and_train(place: Place, name: str) -> None:
+    """A random file of exactly the real keys (SD3 without T5) trains two steps of a LoRA at 256 pixels in bf16."""
+    from tests.full_size import write_full
+    from tests.support import draw_pictures
+
+    write_full(place.folder / f"{name}.safetensors", name, ("t5xxl",) if name == "sd3" else ())
+    draw_pictures(place.folder / "big", 2, size=256)
+    place.write(
+        {
+            "model": {"family": name, "checkpoint": f"{name}.safetensors", "dtype": "bf16"},
+            "dataset": {"resolution": 256, "batch_size": 1, "held_out": None, "sources": [{"path": "big"}]},
+            "training": {
+                "max_train_steps": 2,
+                "checkpoints": {"every_n_steps": 2},
+                "memory": {"gradient_checkpointing": True},
+            },
+        }
+    )
+    place.run("apply", "run.toml", "--target", "train").ok()
+    events = [json.loads(line) for line in (place.output / "logs" / "events.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["type"] == "step"]
+    assert len(losses) == 2
+    assert all(0 < loss < 20 for loss in losses)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_full_size_keys_fit_the_modules_strictly(tmp_path: Path, name: str) -> None:
+    """On the meta device: every tensor of the real key list goes to a tensor of the module's shape, and none is left."""
+    from runner.families.parts.load import from_origin
+    from tests.stand_in import write_stand_in
+
+    header = read_header(write_stand_in(tmp_path / "x.safetensors", name))
+    used: set[str] = set()
+    for part in FINDERS[name].parts:
+        config = shipped(name, part)
+        match = match_part(part, config, header.tensors)
+        assert match.problem is None
+        with torch.device("meta"):
+            module = make_module(part.cls, config)
+            state = module.state_dict()
+            for key, origin in match.keys.items():
+                tensor = from_origin(torch.empty(header.tensors[origin.key][1]), origin)
+                assert tensor.numel() == state[key].numel(), key
+                used.add(origin.key)
+        assert set(match.keys) == {
+            key for key in state if not key.endswith(("position_ids", "encoder.embed_tokens.weight"))
+        }
+    assert {key for key in header.tensors if not key.endswith(EXTRAS)} == used

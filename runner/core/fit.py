@@ -44,6 +44,8 @@ class Hooks:
     log: Callable[[int, dict[str, float]], None]
     stop_requested: Callable[[], bool] = lambda: False
     last_checkpoint: Callable[[], str] = lambda: "none"
+    resumed: Callable[[int], None] = lambda step: None
+    """Told once, where the loop goes on from a state."""
 
 
 class Stop(Exception):
@@ -86,6 +88,9 @@ def fit(
     def state() -> State:
         return _capture(task, optimizer, scaler, loop, meters, step, trained)
 
+    if start is not None:
+        with evaluated(optimizer, parameters):
+            hooks.resumed(step)
     task.train_mode(True)
     began, began_step = time.perf_counter(), step
     recent: dict[int, list[Batch]] = {}

@@ -18,6 +18,7 @@ from runner.core.fit import Hooks, Loop, Stop, fit
 from runner.core.precision import scaler
 from runner.core.process import prepare_torch
 from runner.core.state import State, load_newest, save_state
+from runner.core.writer import Writer
 from runner.data.loader import Sources, StepLoader
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, TextEncoder, TrainInputs
@@ -36,6 +37,9 @@ from runner.stages.score import Scorer
 from runner.stages.task import DiffusionTask
 from runner.store.training import MANIFEST, MANIFEST_VERSION, RECORD, TrainFolder, longest_of
 
+LARGE = 2**28
+"""Bytes of weights that are worth no copy where it would be made of the same memory."""
+
 
 class TrainStage:
     """One run of the train stage in its workspace; `run` returns the finished artifact's folder."""
@@ -53,6 +57,7 @@ class TrainStage:
         self.trained: Trained
         self.ema: EMAModel | None = None
         self.seconds = 0.0
+        self.writer = Writer()
 
     @property
     def states(self) -> Path:
@@ -168,17 +173,24 @@ class TrainStage:
             if previews.is_due(step):
                 previews.make(step, self.trained.modules)
             if step % runtime.state_every == 0 and step < self.inputs.steps:
+                if self.writer.step != step:
+                    self.writer.wait()  # a resume from this state would not make an older checkpoint
                 save_state(self.states, state())
                 context.events.emit("state", step=step)
 
         def log(step: int, line: dict[str, float]) -> None:
             context.events.emit("step", step=step, total=self.inputs.steps, **line)
 
-        hooks = Hooks(is_due, after, log, context.stop.is_set, lambda: self.checkpoints.newest_name())
+        def resumed(step: int) -> None:
+            if step in saved and not self.checkpoints.path(step).exists():  # killed while it was written
+                self._checkpoint(step)
+
+        hooks = Hooks(is_due, after, log, context.stop.is_set, lambda: self.checkpoints.newest_name(), resumed)
         precision = scaler(self.inputs.numerics.mixed_precision, context.device)
         try:
             final = fit(task, optimizer, precision, loop, hooks, start)
         except Stop as stop:
+            self.writer.wait()
             save_state(self.states, stop.state)
             message = (
                 f"stopped after step {stop.state.step} of {self.inputs.steps}; the state is saved, apply again to go on"
@@ -189,19 +201,28 @@ class TrainStage:
                 f"out of memory on {context.device}: {str(error).splitlines()[0]}",
                 hint="training.memory.gradient_checkpointing = true, a smaller dataset.batch_size or resolution",
             ) from None
+        finally:
+            self.writer.close()
         steps = final.step - (start.step if start else 0)
         self.seconds = (time.monotonic() - began) / max(steps, 1)
         return final
 
     def _checkpoint(self, step: int) -> None:
+        """Copies the weights and writes them while training goes on; large ones of a CPU are written at once, uncopied."""
         weights = {"raw": {name: parameter.detach() for name, parameter in self.trained.parameters.items()}}
         if self.ema is not None:
             weights["ema"] = dict(zip(self.trained.parameters, self.ema.shadow_params, strict=True))
-        self.checkpoints.save(step, weights)
+        size = sum(tensor.nbytes for group in weights.values() for tensor in group.values())
+        if self.context.device.type == "cpu" and size > LARGE:
+            self.checkpoints.save(step, weights)
+        else:
+            copies = {name: {key: tensor.to("cpu", copy=True) for key, tensor in group.items()} for name, group in weights.items()}  # fmt: skip
+            self.writer.submit(step, lambda: self.checkpoints.save(step, copies))
         self.context.events.emit("checkpoint", step=step)
         keep = self.context.runtime.keep
         if keep is None:
             return
+        self.writer.wait()
         assert self.scorer is not None
         self.scorer.score(step, "raw", self.trained.modules)
         self.checkpoints.prune(keep, lambda other: self._loss_at(other))
