@@ -31,8 +31,10 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for step, batches in zip(range(steps), loader.steps_from(0), strict=False):
         assert len(batches) == 1, "without accumulation"
-        for name in ("latents", "noise", "timesteps", "cond.hidden"):
-            tensors[f"{step}.{name.removeprefix('cond.')}"] = batches[0].tensors[name].float() if name == "cond.hidden" else batches[0].tensors[name]  # fmt: skip
+        for name, tensor in batches[0].tensors.items():
+            if name != "weights":
+                own = tensor.float() if name.startswith("cond.") else tensor
+                tensors[f"{step}.{name.removeprefix('cond.')}"] = own
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "batches.safetensors", tensors)
     targets = inputs.targets or ()
@@ -42,7 +44,7 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
         write_tensors(folder / "start.safetensors", {_peft_name(name): value for name, value in start.items()})
     unet = run.model.components["denoiser"].weights[0].parent
     settings: dict[str, Any] = {
-        "unet": str(unet), "layers": [target.name for target in targets], "rank": targets[0].rank if targets else 0,
+        "unet": str(unet), "class": run.model.components["denoiser"].config["_class_name"], "compile": run.config.training.compile, "layers": [target.name for target in targets], "rank": targets[0].rank if targets else 0,
         "alpha": targets[0].alpha if targets else 0, "steps": steps, "threads": apply.graph.runtime.threads or torch.get_num_threads(),
         "bf16": inputs.numerics.mixed_precision == "bf16",
         "scheduler": {**{k: v for k, v in run.model.scheduler.items() if k.startswith(("beta", "num_train"))}, "prediction_type": inputs.numerics.prediction_type},

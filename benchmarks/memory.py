@@ -1,9 +1,9 @@
 """Predicted against measured peak memory and disk, each phase as a process of its own.
 
-    python -m benchmarks.memory [--only NAME …] [--json FILE] [--model sd15.safetensors]
+    python -m benchmarks.memory [--only NAME …] [--json FILE] [--models FOLDER]
 
-Measured: the process's peak resident memory less what the same imports take alone. The full-size model has random
-weights and is written on the first use.
+Measured: the process's peak resident memory less what the same imports take alone; on a GPU what PyTorch reserved there.
+The full-size models have random weights (SD3 without T5) and are written on the first use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 import tomlkit
 
 from benchmarks.measure import GB, libraries_bytes, report, runner
-from tests.full_size import write_sd15
+from tests.full_size import write_full, write_sd15
 from tests.support import draw_pictures, merged, without_none
 
 BASE: dict[str, Any] = {
@@ -41,6 +41,19 @@ def size(resolution: int, batch: int) -> dict[str, Any]:
 
 MICRO = {"model": {"checkpoint": "builtin:micro", "dtype": "fp32"}}
 FP32 = {"model": {"dtype": "fp32"}}
+BF16 = {"model": {"dtype": "bf16"}}
+SDXL = {"model": {"family": "sdxl"}}
+SD3 = {"model": {"family": "sd3"}}
+CHECKPOINTING = {"training": {"memory": {"gradient_checkpointing": True}}}
+LEAN: dict[str, Any] = {
+    "training": {
+        "clip_grad": "per_tensor",
+        "memory": {"fused_backward": True},
+        "optimizer": {"type": "adamw8bit", "stochastic_rounding": True},
+    },
+    "selection": {"strategy": "last", "metrics": []},
+}
+"""A full fine-tune in the least memory."""
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "micro LoRA, batch 16": [MICRO, LORA, size(32, 16)],
     "micro full, batch 32": [MICRO, size(32, 32)],
@@ -54,17 +67,38 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sd15 LoRA with text encoder, 256²": [FP32, LORA, size(256, 1), {"training": {"components": {"text_encoder_1": True}}}],
     "sd15 full fp32, 256², batch 1": [FP32, size(256, 1)],
     "sd15 full fp32, adamw8bit, 256²": [FP32, size(256, 1), {"training": {"optimizer": {"type": "adamw8bit"}}}],
+    "sdxl LoRA bf16, 256², checkpointing": [SDXL, LORA, BF16, CHECKPOINTING, size(256, 1)],
+    "sdxl LoRA on fp8, 256², checkpointing": [SDXL, LORA, BF16, CHECKPOINTING, {"model": {"quantization": "fp8_scaled"}}, size(256, 1)],
+    "sd3 LoRA bf16, 256², checkpointing": [SD3, LORA, BF16, CHECKPOINTING, size(256, 1)],
+    "sd3 full bf16 rounded, adamw8bit, fused, 256²": [SD3, BF16, CHECKPOINTING, LEAN, size(256, 1)],
 }  # fmt: skip
 """Name → changes of `BASE`."""
 PHASES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 
 
-def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def model_of(family: str, folder: Path) -> Path:
+    """The random checkpoint of a family."""
+    file = folder / f"{family}-random.safetensors"
+    if not file.is_file():
+        write_sd15(file) if family == "sd15" else write_full(file, family, ("t5xxl",) if family == "sd3" else ())
+    return file.resolve()
+
+
+def device_peak(folder: Path, phase: str) -> int:
+    """What PyTorch reserved on the GPU in a stage; 0 where there is none."""
+    log = folder / "runs" / "m" / "logs" / "events.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    found = [event["device_bytes"] for event in events if event["type"] == "memory" and event["stage"] == phase]
+    return max(found, default=0)
+
+
+def measure(name: str, models: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(a row for each phase, the setting's row)."""
     config = BASE
     for change in SETTINGS[name]:
         config = merged(config, change)
-    config["model"].setdefault("checkpoint", str(model))
+    if "checkpoint" not in config["model"]:
+        config["model"]["checkpoint"] = str(model_of(config["model"]["family"], models))
     resolution = config["dataset"]["resolution"]
     draw_pictures(folder / "images", max(6, config["dataset"]["batch_size"]), size=resolution)
     (folder / "run.toml").write_text(tomlkit.dumps(without_none(config)), encoding="utf-8")
@@ -74,6 +108,7 @@ def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]],
     rows = []
     for phase in PHASES:
         peak = runner(folder, "apply", "run.toml", "--target", phase).peak - base
+        peak = device_peak(folder, phase) or peak
         predicted = figures["predicted_memory_bytes"].get(phase, 0)
         rows.append(
             {
@@ -100,19 +135,15 @@ def measure(name: str, model: Path, folder: Path) -> tuple[list[dict[str, Any]],
 @click.command(help=__doc__)
 @click.option("--only", multiple=True, help="Part of a setting's name.")
 @click.option("--json", "out", type=click.Path(path_type=Path))
-@click.option(
-    "--model", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "sd15-random.safetensors"
-)
-def main(only: tuple[str, ...], out: Path | None, model: Path) -> None:
+@click.option("--models", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()))
+def main(only: tuple[str, ...], out: Path | None, models: Path) -> None:
     names = [name for name in SETTINGS if not only or any(part in name for part in only)]
-    if any("sd15" in name for name in names) and not model.is_file():
-        write_sd15(model)
     phases: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] = []
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix="runner-memory-"))
         try:
-            rows, setting = measure(name, model.resolve(), folder)
+            rows, setting = measure(name, models, folder)
         finally:
             shutil.rmtree(folder)
         phases += rows

@@ -4,7 +4,8 @@
 
 Both train the same model on the same batches and must have the same losses. They take turns, each in a process of its
 own. "first step" is the time from the process's start to the end of its first step, with warm caches. On a machine
-with a GPU the settings of SD 1.5 at 512² run too.
+with a GPU the settings of SD 1.5 at 512² and of SDXL and SD3 at 1024² run too, with images a second and the share of
+the GPU's peak.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ BASE: dict[str, Any] = {
 }
 
 
+FAMILIES = ("sd15", "sdxl", "sd3")
+
+
 def setting(resolution: int, batch: int, steps: int, **changes: Any) -> dict[str, Any]:
     fixed = {
         "dataset": {"resolution": resolution, "batch_size": batch},
@@ -50,41 +54,57 @@ ON_CPU = {
     "sd15 LoRA, 256², batch 1": setting(256, 1, 5, model={"checkpoint": "sd15"}),
 }
 ON_GPU = {
-    f"sd15 LoRA, 512², batch {batch}, bf16{', compiled' if compiled else ''}": setting(
-        512, batch, 40, model={"checkpoint": "sd15", "dtype": "bf16"}, training={"compile": compiled}
-    )
-    for batch in (1, 8)
-    for compiled in (False, True)
-}
+    **{
+        f"sd15 LoRA, 512², batch {batch}, bf16{', compiled' if compiled else ''}": setting(
+            512, batch, 40, model={"checkpoint": "sd15", "dtype": "bf16"}, training={"compile": compiled}
+        )
+        for batch in (1, 8)
+        for compiled in (False, True)
+    },
+    **{
+        f"{family} LoRA, 1024², batch {batch}, bf16, compiled{'' if deterministic else ', not deterministic'}": setting(
+            1024, batch, 30, model={"family": family, "checkpoint": family, "dtype": "bf16"}, network={"targets": "attention"},
+            training={"compile": True}, run={"deterministic": deterministic},
+        )
+        for family in ("sdxl", "sd3")
+        for batch in (1, 4, 8)
+        for deterministic in (True, False)
+    },
+}  # fmt: skip
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+"""bf16 operations a second without sparsity, as the makers say; by part of the device's name."""
 
 
-def write_folder_model(folder: Path) -> None:
-    """SD 1.5 with random weights as a diffusers directory of fp32 files: both sides read the same."""
+def write_folder_model(folder: Path, family: str) -> None:
+    """A full-size model with random weights as a diffusers directory: both sides read the same. SD3 without T5."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     from runner.families.parts.checkpoint import CONFIGS, read_json
-
-    SHIPPED = CONFIGS / "sd15"
+    from runner.families.parts.load import make_module
+    from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
+    from runner.families.sd3.spec import FINDER as SD3
 
     torch.manual_seed(0)
-    UNet2DConditionModel.from_config(read_json(SHIPPED / "unet" / "config.json")).save_pretrained(folder / "unet")
-    AutoencoderKL.from_config(read_json(SHIPPED / "vae" / "config.json")).save_pretrained(folder / "vae")
-    text = CLIPTextModel(CLIPTextConfig(**read_json(SHIPPED / "text_encoder" / "config.json")))
-    text.save_pretrained(folder / "text_encoder")
+    finder = {"sd15": SD15_FINDER, "sdxl": SDXL_FINDER, "sd3": SD3}[family]
+    for part in finder.parts:
+        if part.name == "text_encoder_3":
+            continue
+        module: Any = make_module(part.cls, read_json(finder.shipped / part.folder / "config.json"))
+        module.to(torch.float32 if family == "sd15" else torch.bfloat16).save_pretrained(folder / part.folder)
     for name in ("scheduler", "model_index.json"):
-        source = SHIPPED / name
+        source = CONFIGS / family / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copyfile(source, folder / name)
 
 
-def measure(name: str, config: dict[str, Any], folder: Path, model: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, config: dict[str, Any], folder: Path, models: Path, rounds: int) -> list[dict[str, Any]]:
+    import torch
+
     from benchmarks.hand_over import hand_over
 
     resolution, steps = config["dataset"]["resolution"], config["training"]["max_train_steps"]
     draw_pictures(folder / "images", max(8, config["dataset"]["batch_size"]), size=resolution)
-    if config["model"]["checkpoint"] == "sd15":
-        config = merged(config, {"model": {"checkpoint": str(model)}})
+    if config["model"]["checkpoint"] in FAMILIES:
+        config = merged(config, {"model": {"checkpoint": str(models / config["model"]["checkpoint"])}})
     (folder / "run.toml").write_text(tomlkit.dumps(without_none(config)), encoding="utf-8")
     runner(folder, "apply", "--target", "cache")
     hand_over(folder / "run.toml", folder / "bare", steps)
@@ -120,6 +140,13 @@ def measure(name: str, config: dict[str, Any], folder: Path, model: Path, rounds
                 "losses_differ_by": f"{worst:.0e}",
             }
         )
+    if record["flops"] and torch.cuda.is_available():
+        peak = next((value for part, value in PEAKS.items() if part in torch.cuda.get_device_name(0)), None)
+        for side in ("ours", "bare"):
+            seconds = median(found[side]["step"])
+            images = config["dataset"]["batch_size"] / seconds
+            share = record["flops"] / seconds / peak if peak else float("nan")
+            click.echo(f"{name}: {side}: {images:.2f} images/s, {share:.1%} of the peak of bf16", err=True)
     return rows
 
 
@@ -142,12 +169,13 @@ def main(only: tuple[str, ...], rounds: int, out: Path | None) -> None:
     root = Path(tempfile.mkdtemp(prefix="runner-step-"))
     rows: list[dict[str, Any]] = []
     try:
-        if any(config["model"]["checkpoint"] == "sd15" for config in chosen.values()):
-            write_folder_model(root / "sd15")
+        for family in FAMILIES:
+            if any(config["model"]["checkpoint"] == family for config in chosen.values()):
+                write_folder_model(root / family, family)
         for index, (name, config) in enumerate(chosen.items()):
             folder = root / str(index)
             folder.mkdir()
-            rows += measure(name, config, folder, root / "sd15", rounds)
+            rows += measure(name, config, folder, root, rounds)
             click.echo(
                 f"{name}: step {rows[-3]['ratio']:.3f}, first {rows[-2]['ratio']:.3f}, peak {rows[-1]['ratio']:.3f}",
                 err=True,

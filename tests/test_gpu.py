@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,4 +44,35 @@ def test_losses_on_a_gpu_are_those_of_the_cpu(place: Place) -> None:
 
 def test_a_compiled_training_on_a_gpu(place: Place) -> None:
     place.write({"run": {"device": "cuda"}, "model": {"dtype": "bf16"}, "training": {"compile": True}})
+    assert trained_bytes(place.file)
+
+
+@pytest.mark.parametrize(
+    "memory", [{"blocks_to_swap": 2}, {"activation_offload": True, "gradient_checkpointing": True}]
+)
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
+def test_memory_settings_on_a_gpu_train_the_same(
+    family_place: Callable[..., Place], name: str, memory: dict[str, Any]
+) -> None:
+    found = []
+    for settings in ({}, memory):
+        place = family_place(f"{name}", run={"device": "cuda"}, training={"memory": settings})
+        applied(place.file, until="train")
+        lines = (place.output / "logs" / "events.jsonl").read_text().splitlines()
+        found.append([event["loss"] for event in map(json.loads, lines) if event["type"] == "step"])
+        place.folder.rename(place.folder.with_name(f"done_{len(found)}"))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_scaled", "int8", "nf4"])
+def test_packed_weights_on_a_gpu(family_place: Callable[..., Place], kind: str) -> None:
+    place = family_place("sd3", run={"device": "cuda"}, model={"dtype": "bf16", "quantization": kind, "text_encoder_quantization": kind})  # fmt: skip
+    assert trained_bytes(place.file)
+
+
+@pytest.mark.parametrize("kind", ["adamw8bit", "paged_adamw8bit", "lion8bit", "muon"])
+def test_lean_full_fine_tunes_on_a_gpu(family_place: Callable[..., Place], kind: str) -> None:
+    memory = {"fused_backward": True, "optimizer_offload": kind == "muon", "gradient_checkpointing": True}
+    training = {"clip_grad": "per_tensor", "memory": memory, "optimizer": {"type": kind, "stochastic_rounding": True}}
+    place = family_place("sd3", run={"device": "cuda"}, model={"dtype": "bf16"}, network=None, training=training, selection={"publish": []})  # fmt: skip
     assert trained_bytes(place.file)

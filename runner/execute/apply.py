@@ -93,6 +93,7 @@ class Apply:
             self.events.stage = name
             try:
                 stage()
+                self._note_memory()
                 self.context.free()
                 return
             except DamagedItem as damaged:
@@ -107,6 +108,14 @@ class Apply:
                 self._drop_damaged(damaged.kind)
                 self._latents()
                 self._texts()
+
+    def _note_memory(self) -> None:
+        """On a GPU: the most that a stage has held there, into the log."""
+        if self.context.device.type == "cuda":
+            import torch
+
+            self.events.emit("memory", device_bytes=torch.cuda.max_memory_reserved(self.context.device))
+            torch.cuda.reset_peak_memory_stats(self.context.device)
 
     def _drop_damaged(self, kind: str) -> None:
         """Takes every item whose file is not whole out of the index, so that it is encoded again."""

@@ -222,7 +222,8 @@ class _Prediction:
             pixels, batch = min(pixels, self.ask.vae_tile**2), 1
         layers = [layer for layer in vae_layers(self.parts["vae"].config) if layer.name.startswith(half)]
         widest = max(max(layer.inputs, layer.outputs) * pixels / 4**layer.level for layer in layers)
-        return LIVE_VAE * widest * batch * self.ask.vae_bytes
+        number = 4 if self.ask.device == "cpu" else self.ask.vae_bytes  # a CPU's convolutions work in fp32
+        return LIVE_VAE * widest * batch * number
 
     def _picture(self, size: tuple[int, int]) -> float:
         """Making one picture beside the denoiser: the larger of denoising and decoding."""
