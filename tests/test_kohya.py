@@ -357,3 +357,66 @@ def test_what_varies_is_encoded_at_each_use_or_in_variants(wide: Place, option: 
     assert live != cached
     shutil.rmtree(wide.folder / ".runner")
     assert trained_bytes(wide.file) == cached, "the variants come from the seed"
+
+
+# --- what the peers fail at (measured on them): each is an error of the plan, or does not happen -------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("network_dimm = 64", "unknown key `network_dimm` in [network]"),
+        ('type = "lorra"', '`network.type` must be one of "lora", "dora", "loha", "lokr", "oft"'),
+        ("rank = 0", "`network.rank` must be an integer from 1 to 4096, not 0"),
+        ("rank = true", "`network.rank` must be an integer"),
+        ("alpha = 0.0", "`network.alpha` must be a number above 0, not 0.0"),
+    ],
+)
+def test_a_typo_costs_no_night(place: Place, line: str, message: str) -> None:
+    text = place.write({"network": None}).read_text()
+    place.text(f"{text}\n[network]\n{line}\n")
+    result = place.run("plan")
+    assert result.code == 3
+    assert message in result.err
+    assert "run.toml:" in result.err
+
+
+def test_a_wrong_length_is_refused(place: Place) -> None:
+    place.text(place.write().read_text().replace("max_train_steps = 6", 'max_train_steps = "lots"'))
+    assert "`training.max_train_steps` must be an integer" in place.run("plan").err
+
+
+def test_an_unwritable_output_folder_is_found_before_training(place: Place) -> None:
+    (place.folder / "a_file").write_text("x")
+    place.write({"run": {"output_dir": "a_file/runs"}})
+    result = place.run("plan")
+    assert result.code == 3
+    assert "cannot be written" in result.err
+
+
+def test_a_missing_prompt_file_is_found_before_training(place: Place) -> None:
+    place.write({"sampling": {"prompt_file": "nothing.txt"}})
+    assert "there is no prompt file" in place.run("plan").err
+
+
+def test_another_resolution_never_trains_on_old_latents(place: Place) -> None:
+    applied(place.write({"dataset": {"resolution": 16}}), until="cache")
+    plan = planned(place.write({"dataset": {"resolution": 32}}))
+    assert plan.actions["cache.latents"].missing == plan.actions["cache.latents"].total
+    assert "dataset.resolution 16 → 32" in plan.actions["cache.latents"].reasons
+
+
+def test_going_on_runs_only_what_is_left(place: Place) -> None:
+    trained_bytes(place.write({"training": {"max_train_steps": 3}}))
+    plan = planned(place.write({"training": {"max_train_steps": 6}}))
+    assert (plan.actions["train"].total, plan.actions["train"].missing) == (6, 3)
+
+
+def test_a_truncated_picture_is_named_by_the_plan(place: Place) -> None:
+    file = place.folder / "pics" / "3.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    result = place.run("plan")
+    assert result.code == 3
+    assert "pics/3.png cannot be decoded" in result.err
+    place.write({"dataset": {"on_bad_item": "skip"}})
+    assert "pics/3.png cannot be decoded" in place.run("plan").ok().out

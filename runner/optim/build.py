@@ -104,10 +104,11 @@ def _make(
 
 
 def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], lora_plus_ratio: float = 1.0
-) -> list[dict[str, Any]]:
+    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], lora_plus_ratio: float = 1.0, by_place: bool = False
+) -> list[dict[str, Any]]:  # fmt: skip
     """One group for each component (the first part of a parameter's name) with its learning rate, and of LoRA+ another
-    for the halves that start at zero; matrices at the ends of the model are in groups that say `hidden: False`."""
+    for the halves that start at zero. `by_place`: matrices at the ends of the model are in groups that say
+    `hidden: False`."""
     groups: list[dict[str, Any]] = []
     for component, rate in rates.items():
         own = {name: p for name, p in parameters.items() if name.split(".", 1)[0] == component}
@@ -117,11 +118,12 @@ def parameter_groups(
             rest = {name: p for name, p in own.items() if name not in zero}
             sets = [("", rest, rate), (".plus", zero, rate * lora_plus_ratio)]
         for suffix, chosen, own_rate in sets:
-            for hidden in (True, False):
-                found = [p for name, p in chosen.items() if _is_hidden(name) == hidden]
+            for hidden in (True, False) if by_place else (None,):
+                found = [p for name, p in chosen.items() if hidden is None or _is_hidden(name) == hidden]
                 if found:
-                    name = component + suffix + ("" if hidden else ".ends")
-                    groups.append({"params": found, "lr": own_rate, "name": name, "hidden": hidden})
+                    name = component + suffix + (".ends" if hidden is False else "")
+                    group = {"params": found, "lr": own_rate, "name": name}
+                    groups.append(group if hidden is None else {**group, "hidden": hidden})
     return groups
 
 

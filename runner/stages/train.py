@@ -78,7 +78,9 @@ class TrainStage:
         encoders = load_text_encoders(context, self.trained.modules) if sources.texts is None else None
         task = DiffusionTask(context, inputs, self.trained, loader, latents, encoders)
         ratio = inputs.adapter.lora_plus_ratio if inputs.adapter is not None else 1.0
-        groups = parameter_groups(self.trained.parameters, learning_rates(inputs), ratio)
+        groups = parameter_groups(
+            self.trained.parameters, learning_rates(inputs), ratio, inputs.optimizer.type == "muon"
+        )
         per_tensor = inputs.max_grad_norm if inputs.clip_grad == "per_tensor" else 0.0
         options = SingleOptions(runtime.fused_backward, runtime.optimizer_offload, inputs.optimizer.stochastic_rounding, per_tensor)  # fmt: skip
         optimizer = build_optimizer(inputs.optimizer, groups, options)
