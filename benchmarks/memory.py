@@ -92,7 +92,9 @@ def device_peak(folder: Path, phase: str) -> int:
     return max(found, default=0)
 
 
-def measure(name: str, models: Path, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(
+    name: str, models: Path, folder: Path, phases: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(a row for each phase, the setting's row)."""
     config = BASE
     for change in SETTINGS[name]:
@@ -106,7 +108,7 @@ def measure(name: str, models: Path, folder: Path) -> tuple[list[dict[str, Any]]
     figures = plan["figures"]
     base = libraries_bytes(folder)
     rows = []
-    for phase in PHASES:
+    for phase in phases:
         peak = runner(folder, "apply", "run.toml", "--target", phase).peak - base
         peak = device_peak(folder, phase) or peak
         predicted = figures["predicted_memory_bytes"].get(phase, 0)
@@ -120,6 +122,8 @@ def measure(name: str, models: Path, folder: Path) -> tuple[list[dict[str, Any]]
         )
         click.echo(f"{name}: {phase}: {predicted / GB:.2f} predicted, {peak / GB:.2f} measured", err=True)
     peak = max(row["measured_gb"] for row in rows)
+    if phases != PHASES:
+        return rows, {"setting": name, "phases": ", ".join(phases), "measured_gb": peak}
     runner(folder, "apply", "run.toml")
     disk = sum(
         file.stat().st_size for file in (folder / ".runner").rglob("*") if file.is_file() and "index" not in file.name
@@ -134,22 +138,25 @@ def measure(name: str, models: Path, folder: Path) -> tuple[list[dict[str, Any]]
 
 @click.command(help=__doc__)
 @click.option("--only", multiple=True, help="Part of a setting's name.")
+@click.option(
+    "--phase", "phases", multiple=True, type=click.Choice(PHASES), default=PHASES, help="Only these; all else."
+)
 @click.option("--json", "out", type=click.Path(path_type=Path))
 @click.option("--models", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()))
-def main(only: tuple[str, ...], out: Path | None, models: Path) -> None:
+def main(only: tuple[str, ...], phases: tuple[str, ...], out: Path | None, models: Path) -> None:
     names = [name for name in SETTINGS if not only or any(part in name for part in only)]
-    phases: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] = []
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix="runner-memory-"))
         try:
-            rows, setting = measure(name, models, folder)
+            rows, setting = measure(name, models, folder, phases)
         finally:
             shutil.rmtree(folder)
-        phases += rows
+        found += rows
         settings.append(setting)
         click.echo(f"{name}: {setting['measured_gb']:.2f} GB", err=True)
-    report("Peak memory by phase, above the libraries", phases, None)
+    report("Peak memory by phase, above the libraries", found, None)
     report("Peak memory above the libraries, and disk", settings, out)
 
 

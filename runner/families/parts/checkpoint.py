@@ -168,6 +168,14 @@ def layers_of(part: Part, component: Component) -> list[Layer]:
 
 
 @dataclass(frozen=True)
+class Tokenizers:
+    """Text encoder → folder of its tokenizer (None: the built-in one), and all files that decide what they do."""
+
+    places: dict[str, Path | None]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Finder:
     """Finds the components of one family. `title` is its name in messages."""
 
@@ -194,6 +202,22 @@ class Finder:
             if component is not None:
                 found[part.name] = component
         return place, found
+
+    def tokenizers(
+        self, config: RunConfig, folder: Path, place: Path, components: Mapping[str, Component]
+    ) -> Tokenizers:
+        """The tokenizer of each text encoder."""
+        names = sorted(name for name in components if name.startswith("text_encoder"))
+        places = {name: find_tokenizer(config, folder, place, int(name[-1])) for name in names}
+        return Tokenizers(
+            places, tuple(dict.fromkeys(file for found in places.values() for file in tokenizer_files(found)))
+        )
+
+    def scheduler(self, place: Path) -> dict[str, Any]:
+        """The scheduler's configuration: the directory's own, else the shipped one."""
+        own = place / "scheduler" / "scheduler_config.json"
+        shipped = self.shipped / "scheduler" / "scheduler_config.json"
+        return read_json(own if place.is_dir() and own.is_file() else shipped)
 
     def _config(self, part: Part, place: Path) -> Mapping[str, Any] | None:
         """The architecture: the directory's own, or the shipped one for a single file. None: the part is left out."""

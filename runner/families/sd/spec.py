@@ -12,9 +12,6 @@ from runner.families.parts.checkpoint import (
     Finder,
     Naming,
     Part,
-    find_tokenizer,
-    read_json,
-    tokenizer_files,
 )
 from runner.families.parts.clip import clip_layers, open_clip_layers, projected_clip_layers
 from runner.families.parts.targets import Adaptable, Names, Preset
@@ -114,18 +111,15 @@ def _model(
 ) -> Model:  # fmt: skip
     unet, vae = components["denoiser"].config, components["vae"].config
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    scheduler = place / "scheduler" / "scheduler_config.json"
-    shipped = finder.shipped / "scheduler" / "scheduler_config.json"
-    encoders = sorted(name for name in components if name.startswith("text_encoder"))
-    tokenizers = {name: find_tokenizer(config, folder, place, int(name[-1])) for name in encoders}
+    tokenizers = finder.tokenizers(config, folder, place, components)
     length = int(components["text_encoder_1"].config["max_position_embeddings"])
     pieces = (config.model.max_token_length or 75) // 75
     return Model(
         family=finder.family,
         components=components,
-        tokenizers=tokenizers,
-        tokenizer_files=tuple(dict.fromkeys(file for found in tokenizers.values() for file in tokenizer_files(found))),
-        scheduler=read_json(scheduler if place.is_dir() and scheduler.is_file() else shipped),
+        tokenizers=tokenizers.places,
+        tokenizer_files=tokenizers.files,
+        scheduler=finder.scheduler(place),
         native_size=int(unet.get("sample_size", 64)) * factor,
         latent_factor=factor,
         latent_channels=int(vae["latent_channels"]),

@@ -12,9 +12,6 @@ from runner.families.parts.checkpoint import (
     Finder,
     Naming,
     Part,
-    find_tokenizer,
-    read_json,
-    tokenizer_files,
 )
 from runner.families.parts.clip import projected_clip_layers, t5_layers
 from runner.families.parts.targets import Adaptable, Names, Preset
@@ -65,8 +62,8 @@ def inspect(config: RunConfig, folder: Path) -> Model:
         raise ModelProblem(
             CHECKPOINT, f"the text encoders give {pooled} pooled numbers, the transformer takes {transformer['pooled_projection_dim']}"
         )  # fmt: skip
-    tokenizers = {name: find_tokenizer(config, folder, place, int(name[-1])) for name in components if name.startswith("text_encoder")}  # fmt: skip
-    if "text_encoder_3" in components and tokenizers["text_encoder_3"] is None:
+    tokenizers = FINDER.tokenizers(config, folder, place, components)
+    if "text_encoder_3" in components and tokenizers.places["text_encoder_3"] is None:
         raise ModelProblem(
             ("model", "tokenizer_3") if config.model.tokenizer_3 else CHECKPOINT,
             "the T5 text encoder needs its tokenizer, which no single file holds",
@@ -74,15 +71,13 @@ def inspect(config: RunConfig, folder: Path) -> Model:
         )
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     patch = int(transformer["patch_size"])
-    scheduler = place / "scheduler" / "scheduler_config.json"
-    shipped = FINDER.shipped / "scheduler" / "scheduler_config.json"
     length = int(clip[0]["max_position_embeddings"]) + (config.model.max_token_length or 256)
     return Model(
         family="sd3",
         components=components,
-        tokenizers=tokenizers,
-        tokenizer_files=tuple(dict.fromkeys(file for found in tokenizers.values() for file in tokenizer_files(found))),
-        scheduler=read_json(scheduler if place.is_dir() and scheduler.is_file() else shipped),
+        tokenizers=tokenizers.places,
+        tokenizer_files=tokenizers.files,
+        scheduler=FINDER.scheduler(place),
         native_size=int(transformer["sample_size"]) * factor,
         latent_factor=factor,
         latent_channels=int(vae["latent_channels"]),
