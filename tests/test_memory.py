@@ -224,6 +224,17 @@ def test_the_plan_predicts_what_each_way_saves(family_place: Callable[..., Place
         assert peak(place, "training.optimizer.stochastic_rounding=true") < whole
 
 
+def test_gradients_are_counted_with_checkpointing_too(family_place: Callable[..., Place]) -> None:
+    """Weights, gradients and Adam's states of a full fine-tune: 16 bytes a parameter at the least."""
+    for name in FAMILIES:
+        place = family_place(name, network=None, selection={"publish": []})
+        count = prepared(place.file).model.components["denoiser"].parameters
+        bare = figures(planned(place.file, 'run.device="cuda"'), None).memory.phases["train"]
+        for checkpointing in ("false", "true"):
+            found = peak(place, f"training.memory.gradient_checkpointing={checkpointing}")
+            assert found - 50_000_000 > 16 * count, (name, checkpointing, bare)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -184,35 +184,38 @@ class _Prediction:
         ask = self.ask
         kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
         widest = max(layer.outputs * use.positions(layer) for layer in self.layers) * use.number * LIVE_BACKWARD
-        if ask.checkpointing:
-            kept = list(self._checkpointed(kept, use))
-        left = sum(size for _, size in kept)
+        pieces = (
+            self._checkpointed(kept, use) if ask.checkpointing else [(_weights(layer), size) for layer, size in kept]
+        )
+        left = sum(size for _, size in pieces)
         working = HEAP * left if ask.device == "cpu" else widest
         gradients = 0.0 if ask.whole else ask.trainable * 4.0
         top = left + gradients
-        largest = max(sum(prod(shape) for _, shape in layer.parameters()) for layer in self.layers) * ask.whole_bytes
-        for layer, size in reversed(kept):
+        largest = max(_weights(layer) for layer in self.layers) * ask.whole_bytes
+        for weights, size in reversed(pieces):
             left -= size
             if ask.whole:
-                gradients += ask.whole_bytes * sum(prod(shape) for _, shape in layer.parameters())
+                gradients += ask.whole_bytes * weights
             if ask.whole and ask.fused_backward:  # each is used and freed as it comes
                 gradients = min(gradients, 2.0 * largest)
             top = max(top, left + gradients)
         return top + working
 
-    def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> Iterator[tuple[Layer, float]]:
-        """With gradient checkpointing only the input of each block stays (nowhere, where activations are moved to the
-        host); one block is run again."""
+    def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> list[tuple[float, float]]:
+        """(weights, bytes kept) of each block: with gradient checkpointing only a block's input stays (nothing, where
+        activations are moved to the host); one block is run again."""
         blocks: dict[str, list[tuple[Layer, float]]] = {}
         for layer, size in kept:
             blocks.setdefault(self.denoiser.block_of(layer) or layer.name, []).append((layer, size))
-        largest = max(sum(size for _, size in block) for block in blocks.values())
         share = 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
+        pieces = []
         for block in blocks.values():
             first = block[0][0]
             inside = self.denoiser.block_of(first) is not None
-            yield first, (first.inputs * use.positions(first) * use.number * share if inside else block[0][1])
-        yield kept[-1][0], largest
+            size = first.inputs * use.positions(first) * use.number * share if inside else block[0][1]
+            pieces.append((sum(_weights(layer) for layer, _ in block), size))
+        largest = max(sum(size for _, size in block) for block in blocks.values())
+        return [*pieces, (0.0, largest)]
 
     # --- pictures and text --------------------------------------------------------------------------------------------
 
@@ -235,6 +238,11 @@ class _Prediction:
         """Encoding a padded batch of captions: the tensors around one layer."""
         widest = max(layer.outputs for name in self.encoders for layer in _text_layers(self.parts[name]) if layer.kind == "linear")  # fmt: skip
         return 4.0 * self.ask.text_batch * self.ask.text_tokens * widest * self.ask.frozen_bytes
+
+
+def _weights(layer: Layer) -> float:
+    """Trainable numbers of a layer."""
+    return 0.0 if layer.kind == "table" else float(sum(prod(shape) for _, shape in layer.parameters()))
 
 
 def _text_layers(component: Component) -> list[Layer]:
