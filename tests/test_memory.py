@@ -85,6 +85,20 @@ def test_an_adapter_trains_on_a_packed_model(family_place: Callable[..., Place],
     assert (prepared(place.file).output_dir / "best.safetensors").exists()
 
 
+def test_adapters_are_merged_into_a_packed_model(place: Place) -> None:
+    """base_weights before training, and `runner sample --lora` after it."""
+    applied(place.write({"training": {"learning_rate": 0.05}}))
+    shutil.copyfile(place.output / "best.safetensors", place.folder / "first.safetensors")
+    packed = {"model": {"quantization": "int8"}, "run": {"name": "second"}}
+    plain = losses(place, **packed)
+    with_base = losses(place, **packed, network={"base_weights": ["first.safetensors"]})
+    assert with_base != plain
+    place.write(packed)
+    applied(place.file)
+    place.run("sample", "--lora", "first.safetensors:0.5", "--out", "out").ok()
+    assert len(list((place.folder / "out").glob("*.png"))) == 1
+
+
 def test_a_packed_run_exports_the_wide_model(place: Place) -> None:
     """The single file has the checkpoint's own weights with the adapter, not the packed ones."""
     from safetensors.torch import load_file

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.families.spec import Target
+from runner.networks.quantize import QuantizedLinear
 
 State = Mapping[str, Tensor]
 """`component.layer.<name>` → tensor."""
@@ -82,7 +83,10 @@ def merge_into(modules: Mapping[str, nn.Module], targets: Sequence[Target], stat
             layer = layer.get_base_layer()
         weight = layer.weight.detach()
         changed = adapted(target, layers[target.full_name], weight)
-        layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+        if isinstance(layer, QuantizedLinear):
+            layer.pack(changed)
+        else:
+            layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
 
 
 def merged(

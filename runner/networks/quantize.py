@@ -6,7 +6,7 @@ them; the gradient with regard to the input is exact for the widened weight. nf4
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ KINDS = ("none", "fp8", "fp8_scaled", "int8", "nf4")
 
 class QuantizedLinear(nn.Linear):
     """A linear layer whose frozen weight is held in fewer bits. `weight` is its widened copy, made when asked for."""
+
+    data: Tensor
+    scale: Tensor
 
     def __init__(self, source: nn.Linear, kind: str, device: torch.device) -> None:
         nn.Module.__init__(self)
@@ -37,11 +40,14 @@ class QuantizedLinear(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.widened(self.wide)
 
+    def pack(self, weight: Tensor) -> None:
+        """Holds another weight of the same shape."""
+        self.data, self.scale = _packed(weight.to(self.wide), self.kind)
+
     def widened(self, dtype: torch.dtype) -> Tensor:
         """The weight [outputs, inputs]."""
         shape = (self.out_features, self.in_features)
-        data: Tensor = self.data  # type: ignore[assignment]
-        scale: Tensor = self.scale  # type: ignore[assignment]
+        data, scale = self.data, self.scale
         if self.kind == "fp8":
             return data.to(dtype)
         if self.kind == "fp8_scaled":
@@ -104,13 +110,8 @@ def _nf4_code(device: torch.device) -> Tensor:
 
 def quantize(module: nn.Module, kind: str, inside: Callable[[str], bool], device: torch.device) -> None:
     """Replaces the linear layers whose names are `inside`, one after the other: only one is ever held twice."""
-    for name, layer in list(_linears(module)):
-        if inside(name):
-            owner, _, last = name.rpartition(".")
-            setattr(module.get_submodule(owner), last, QuantizedLinear(layer, kind, device))
-
-
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    for name, layer in module.named_modules():
-        if type(layer) is nn.Linear:
-            yield name, layer
+    names = [name for name, layer in module.named_modules() if type(layer) is nn.Linear and inside(name)]
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        parent: Any = module.get_submodule(owner)
+        setattr(parent, last, QuantizedLinear(getattr(parent, last), kind, device))

@@ -61,6 +61,7 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: 
         is_whole = whole and component in trains
         seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
         modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed, plain=plain)
+    context.free()  # what packing quantized weights has left
     merge_base_weights(context, modules)
     if inputs.targets is not None:
         adapter = inputs.adapter

@@ -93,6 +93,9 @@ class _Prediction:
             phases["cache.text"] = sum(self._frozen(name) for name in self.encoders) + self._text_working()
         weights = self._resident()
         phases["train"] = TRAIN_BASE + self._train(weights)
+        if ask.device == "cpu" and ask.quantization != "none":  # weights are read wide before they are packed
+            wide = parts["denoiser"].parameters * ask.frozen_bytes * LOADED
+            phases["train"] = max(phases["train"], wide + self._frozen("denoiser") / 4)
         denoiser = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
         if ask.sample_size is not None:
             phases["sample"] = denoiser + self._picture(ask.sample_size)
