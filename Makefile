@@ -12,7 +12,7 @@ quickstart: $(STAMP)
 	$(BIN)/runner apply recipes/quickstart/run.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

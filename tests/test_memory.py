@@ -48,7 +48,7 @@ def test_a_packed_layer_computes_nearly_the_same(kind: str, error: float) -> Non
     x = torch.randn(4, 7, 128, requires_grad=True)
     answer = packed(x)
     expected = layer(x.detach())
-    assert float((answer - expected).norm() / expected.norm()) < error
+    assert float((answer.detach() - expected).norm() / expected.norm()) < error
     answer.sum().backward()
     wide = torch.ones(4, 7, 96) @ packed.weight
     torch.testing.assert_close(x.grad, wide), "the gradient is that of the widened weight"
@@ -72,8 +72,7 @@ def test_only_layers_inside_are_packed() -> None:
     assert type(model[1][0]) is QuantizedLinear  # type: ignore[index]
 
 
-@pytest.mark.parametrize("kind", ["fp8", "fp8_scaled", "int8", "nf4"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), [("sd15", "fp8"), ("sd15", "int8"), ("sdxl", "nf4"), ("sd3", "fp8_scaled")])
 def test_an_adapter_trains_on_a_packed_model(family_place: Callable[..., Place], name: str, kind: str) -> None:
     place = family_place(name)
     wide = losses(place)

@@ -7,6 +7,7 @@ were used last stay: the backward pass begins where the forward pass ended.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ class BlockSwap:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.loads = 0
         """Blocks that were brought to the device; for tests and benchmarks."""
+        # Expected: the first block of a frozen model has inputs without gradients.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
         for index, block in enumerate(self.blocks):
             copies = [tensor.detach().to("cpu") for _, _, tensor in self.slots[index]]
             self.host.append([copy.pin_memory() if self.stream is not None else copy.clone() for copy in copies])
