@@ -283,8 +283,10 @@ def test_a_class_of_optimizers_by_its_full_name(place: Place) -> None:
         ("torch.optim.Nothing", {}, "is no class of optimizers"),
     ):
         place.write({"training": {"optimizer": {"type": name, "args": args}}})
+        shutil.rmtree(place.folder / ".runner")
         with pytest.raises(Invalid, match=message):
             applied(place.file, until="train")
+        assert not list((place.folder / ".runner").rglob("items/latents/*")), "nothing was encoded"
 
 
 def test_builds_are_swapped_for_samples_too(family_place: Callable[..., Place]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterator
 
@@ -258,6 +259,12 @@ def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             [("model", "text_encoder_quantization"), ("training", "components", training.components.text_encoders[0])],
             "take it out, or add [network]",
         )  # fmt: skip
+    for name in ("quantization", "text_encoder_quantization"):
+        if getattr(config.model, name) == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+            yield Diagnostic(
+                f'{name} = "nf4" needs the package bitsandbytes, which is not installed',
+                source.value_places(("model", name)), 'pip install bitsandbytes, or use "fp8_scaled"',
+            )  # fmt: skip
     swap: Path = ("training", "memory", "blocks_to_swap")
     if training.memory.blocks_to_swap and network is None:
         yield _conflict(
@@ -310,6 +317,11 @@ def _optimizer_args(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                 f'did you mean "{near[0]}"?' if near else f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
             )  # fmt: skip
         return
+    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+        yield Diagnostic(
+            f'the optimizer "{optimizer.type}" needs the package {kind.package}, which is not installed',
+            source.value_places(("training", "optimizer", "type")), f'pip install {kind.package}, or use "adamw"',
+        )  # fmt: skip
     for name in ("betas", "eps", "weight_decay"):
         if getattr(optimizer, name) is not None and name not in kind.defaults:
             yield Diagnostic(
