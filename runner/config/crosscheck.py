@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 import re
 from collections.abc import Iterator
 
 from runner.config.diagnose import dotted
 from runner.config.locate import Path
 from runner.config.source import Source
+from runner.config.training_rules import conflict, training_rules
 from runner.errors import Diagnostic
-from runner.optim.kinds import OPTIMIZERS, class_problem
 from schemas import RunConfig
-
-ZERO_TERMINAL_SNR_SAMPLERS = (
-    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
-)  # fmt: skip
-"""Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 
 
 def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
     """All findings, warnings among them."""
     findings: list[Diagnostic] = []
-    for rule in (_exclusive, _length, _network, _dataset, _training, _selection, _patterns):
+    for rule in (_exclusive, _length, _network, _dataset, training_rules, _selection, _patterns):
         findings += rule(config, source)
     return findings
-
-
-def _conflict(source: Source, message: str, paths: list[Path], hint: str) -> Diagnostic:
-    places = tuple(place for path in paths for place in source.key_places(path))
-    return Diagnostic(message, places, hint)
 
 
 def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -45,7 +33,7 @@ def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         given = [name for name in names if source.value((*section, name)) is not None]
         if len(given) > 1:
             listed = " and ".join(f"`{name}`" for name in given)
-            yield _conflict(
+            yield conflict(
                 source, f"[{dotted(section)}] has {listed}; they say the same thing",
                 [(*section, name) for name in given], "keep one of them",
             )  # fmt: skip
@@ -70,19 +58,19 @@ def _length(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
 def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     network, components = config.network, config.training.components
     if network is not None and config.model.from_scratch:
-        yield _conflict(
+        yield conflict(
             source, "from_scratch draws new weights for the parts that train, but with [network] only the adapter trains",
             [("model", "from_scratch"), ("network",)], "leave out [network] to train from scratch, or from_scratch to train an adapter",
         )  # fmt: skip
     if network is not None and network.conv_alpha is not None and network.conv_rank is None:
-        yield _conflict(
+        yield conflict(
             source, "`conv_alpha` without `conv_rank`: there are no adapters on convolutions",
             [("network", "conv_alpha")], "set network.conv_rank too, or take conv_alpha out",
         )  # fmt: skip
     if network is not None:
         yield from _adapter(config, source)
     if not components.denoiser and not components.text_encoders:
-        yield _conflict(
+        yield conflict(
             source, "nothing trains: every component is off", [("training", "components", "denoiser")],
             "turn on training.components.denoiser or text_encoder_1",
         )  # fmt: skip
@@ -113,12 +101,12 @@ def _adapter(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     for name, kinds in _FOR_KINDS.items():
         if source.value(("network", name)) not in (None, False, 0, 0.0, -1) and network.type not in kinds:
             verb = "is for" if len(kinds) == 1 else "is not for"
-            yield _conflict(
+            yield conflict(
                 source, f"`{name}` {verb} {kinds[0] if len(kinds) == 1 else network.type}",
                 [("network", name), ("network", "type")], f"it works with {', '.join(kinds)}; take it out",
             )  # fmt: skip
     if network.type == "oft" and network.conv_rank is not None:
-        yield _conflict(
+        yield conflict(
             source, "oft on 3x3 convolutions would not start as the model that it is for",
             [("network", "conv_rank"), ("network", "type")], "take conv_rank out",
         )  # fmt: skip
@@ -128,7 +116,7 @@ def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     dataset = config.dataset
     written = source.value(("dataset",)) or {}
     if dataset.config_file is not None and dataset.sources:
-        yield _conflict(
+        yield conflict(
             source, "`config_file` owns the sources; [[dataset.sources]] would be others",
             [("dataset", "config_file"), ("dataset", "sources", 0)], "keep one of them",
         )  # fmt: skip
@@ -138,13 +126,13 @@ def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             'add [[dataset.sources]] with path = "FOLDER", or config_file',
         )  # fmt: skip
     if dataset.config_file is not None and "buckets" in written:
-        yield _conflict(
+        yield conflict(
             source, "`config_file` says the buckets too", [("dataset", "config_file"), ("dataset", "buckets")],
             "set enable_bucket, min_bucket_reso, … there, and take [dataset.buckets] out",
         )  # fmt: skip
     buckets = config.dataset.buckets
     if buckets.min_size is not None and buckets.max_size is not None and buckets.min_size > buckets.max_size:
-        yield _conflict(
+        yield conflict(
             source, f"`min_size` {buckets.min_size} is above `max_size` {buckets.max_size}",
             [("dataset", "buckets", "min_size"), ("dataset", "buckets", "max_size")], "swap or change them",
         )  # fmt: skip
@@ -155,207 +143,11 @@ def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         )  # fmt: skip
     trained = config.training.components.text_encoders
     if trained and config.caching.text in ("disk", "memory"):
-        yield _conflict(
+        yield conflict(
             source, f'captions cannot be cached (caching.text = "{config.caching.text}") while a text encoder trains',
             [("caching", "text"), *(("training", "components", name) for name in trained)],
             f"leave caching.text out, or turn off training.components.{trained[0]}",
         )  # fmt: skip
-
-
-def _training(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    training = config.training
-    if training.timesteps.min >= training.timesteps.max:
-        yield _conflict(
-            source, f"timesteps: min {training.timesteps.min} is not below max {training.timesteps.max}",
-            [("training", "timesteps", "min"), ("training", "timesteps", "max")], "max is excluded: min = 0, max = 1000 is all of them",
-        )  # fmt: skip
-    known = {
-        "cosine_with_restarts": {"num_cycles"}, "cosine": {"num_cycles"}, "polynomial": {"power", "lr_end"},
-        "warmup_stable_decay": {"decay_ratio", "min_lr_ratio"}, "piecewise": {"boundaries", "factors"},
-    }  # fmt: skip
-    for name in training.scheduler.args:
-        allowed = known.get(training.scheduler.type, set())
-        if name not in allowed:
-            listed = ", ".join(sorted(allowed)) or "no arguments"
-            yield Diagnostic(
-                f'the schedule "{training.scheduler.type}" has no argument `{name}`',
-                source.key_places(("training", "scheduler", "args", name)), f"it takes {listed}",
-            )  # fmt: skip
-    if training.scheduler.type == "piecewise":
-        yield from _piecewise(config, source)
-    yield from _optimizer_args(config, source)
-    yield from _memory(config, source)
-    yield from _zero_snr_samplers(config, source)
-    if training.max_train_steps is not None and (training.scheduler.warmup_steps or 0) > training.max_train_steps:
-        yield _conflict(
-            source, f"the warm-up of {training.scheduler.warmup_steps} steps is longer than the run of {training.max_train_steps}",
-            [("training", "scheduler", "warmup_steps"), ("training", "max_train_steps")], "shorten the warm-up",
-        )  # fmt: skip
-    if training.loss.zero_terminal_snr and config.model.prediction_type == "epsilon":
-        yield _conflict(
-            source, "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned",
-            [("training", "loss", "zero_terminal_snr"), ("model", "prediction_type")], 'use prediction_type = "v_prediction"',
-        )  # fmt: skip
-    if training.loss.min_snr_gamma is not None and training.loss.debiased_estimation:
-        yield _conflict(
-            source, "min_snr_gamma and debiased_estimation are two weightings of the same loss",
-            [("training", "loss", "min_snr_gamma"), ("training", "loss", "debiased_estimation")], "keep one of them",
-        )  # fmt: skip
-    if training.mixed_precision == "fp16" and config.model.dtype == "bf16":
-        yield _conflict(
-            source, "bf16 weights under fp16 computation lose range both ways",
-            [("model", "dtype"), ("training", "mixed_precision")], "use one of the two for both",
-        )  # fmt: skip
-
-
-def _piecewise(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    args = config.training.scheduler.args
-    boundaries, factors = args.get("boundaries"), args.get("factors")
-    if not isinstance(boundaries, list) or not isinstance(factors, list) or len(factors) != len(boundaries) + 1:
-        yield Diagnostic(
-            'the schedule "piecewise" needs `boundaries` and one more of `factors`',
-            source.value_places(("training", "scheduler", "type")),
-            "args = { boundaries = [1000, 2000], factors = [1.0, 0.1, 0.01] }",
-        )  # fmt: skip
-    elif boundaries != sorted(boundaries) or not all(isinstance(step, int) for step in boundaries):
-        yield Diagnostic(
-            "`boundaries` must be whole numbers of steps, ascending",
-            source.value_places(("training", "scheduler", "args", "boundaries")),
-        )  # fmt: skip
-
-
-def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    training, network = config.training, config.network
-    fused: Path = ("training", "memory", "fused_backward")
-    if training.memory.fused_backward:
-        if network is not None:
-            yield _conflict(
-                source, "fused_backward is for full fine-tunes; an adapter's gradients are small",
-                [fused, ("network",)], "take fused_backward out",
-            )  # fmt: skip
-        if training.max_grad_norm > 0 and training.clip_grad == "global":
-            yield _conflict(
-                source, f"fused_backward frees each gradient before the norm of all (max_grad_norm = {training.max_grad_norm:g}) is known",
-                [fused, ("training", "max_grad_norm")], 'set training.clip_grad = "per_tensor", or max_grad_norm = 0',
-            )  # fmt: skip
-        if training.gradient_accumulation_steps > 1:
-            yield _conflict(
-                source, "fused_backward takes a step with every batch, which leaves nothing to accumulate",
-                [fused, ("training", "gradient_accumulation_steps")], "set gradient_accumulation_steps = 1, or take fused_backward out",
-            )  # fmt: skip
-        if training.mixed_precision == "fp16" or (training.mixed_precision is None and config.model.dtype == "fp16"):
-            yield _conflict(
-                source, "fused_backward cannot look for overflows of fp16 before a step is taken",
-                [fused, ("training", "mixed_precision")], 'use mixed_precision = "bf16"',
-            )  # fmt: skip
-    if network is None and training.components.denoiser and config.model.quantization != "none":
-        yield _conflict(
-            source, f'quantization = "{config.model.quantization}" holds frozen weights, but without [network] the denoiser trains whole',
-            [("model", "quantization"), ("training", "components")], "take quantization out, or add [network]",
-        )  # fmt: skip
-    if network is None and training.components.text_encoders and config.model.text_encoder_quantization != "none":
-        yield _conflict(
-            source, "text_encoder_quantization holds frozen weights, but a text encoder trains whole",
-            [("model", "text_encoder_quantization"), ("training", "components", training.components.text_encoders[0])],
-            "take it out, or add [network]",
-        )  # fmt: skip
-    for name in ("quantization", "text_encoder_quantization"):
-        if getattr(config.model, name) == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
-            yield Diagnostic(
-                f'{name} = "nf4" needs the package bitsandbytes, which is not installed',
-                source.value_places(("model", name)), 'pip install bitsandbytes, or use "fp8_scaled"',
-            )  # fmt: skip
-    swap: Path = ("training", "memory", "blocks_to_swap")
-    if training.memory.blocks_to_swap and network is None:
-        yield _conflict(
-            source, "blocks_to_swap gives up a block's place on the device, which only a frozen block allows",
-            [swap, ("training", "components")], "add [network], or use fused_backward, optimizer_offload and stochastic_rounding",
-        )  # fmt: skip
-    if training.memory.blocks_to_swap and training.compile:
-        yield _conflict(
-            source, "blocks that come and go cannot be compiled", [swap, ("training", "compile")], "keep one of them",
-        )  # fmt: skip
-    if training.optimizer.stochastic_rounding and network is not None:
-        yield _conflict(
-            source, "stochastic_rounding is for weights that train whole; adapters are kept in fp32",
-            [("training", "optimizer", "stochastic_rounding"), ("network",)], "take it out",
-        )  # fmt: skip
-    if training.optimizer.type == "schedule_free_adamw" and (
-        training.memory.fused_backward or training.memory.optimizer_offload or training.optimizer.stochastic_rounding
-    ):
-        yield _conflict(
-            source, "schedule_free_adamw changes between two sets of weights and cannot work tensor by tensor",
-            [("training", "optimizer", "type")], "use adamw with fused_backward, optimizer_offload and stochastic_rounding",
-        )  # fmt: skip
-    rates = {training.learning_rate if value is True else float(value) for value in training.components.rates.values()}
-    kind = OPTIMIZERS.get(training.optimizer.type)
-    if (
-        kind is not None
-        and kind.one_rate
-        and (len(rates) > 1 or (network is not None and network.lora_plus_ratio != 1))
-    ):
-        yield _conflict(
-            source, f'the optimizer "{training.optimizer.type}" finds one learning rate for everything; components cannot have their own',
-            [("training", "optimizer", "type"), ("training", "components")], "set the components to true",
-        )  # fmt: skip
-    if training.optimizer.type == "prodigy" and training.learning_rate < 0.1:
-        yield Diagnostic(
-            f"prodigy finds the learning rate itself and multiplies it by learning_rate = {training.learning_rate:g}",
-            source.key_places(("training", "learning_rate")), "set learning_rate = 1", "warning",
-        )  # fmt: skip
-
-
-def _optimizer_args(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    optimizer = config.training.optimizer
-    kind = OPTIMIZERS.get(optimizer.type)
-    if kind is None:
-        problem = class_problem(optimizer.type)
-        if problem is not None:
-            near = difflib.get_close_matches(optimizer.type, OPTIMIZERS, 1, 0.5)
-            yield Diagnostic(
-                problem, source.value_places(("training", "optimizer", "type")),
-                f'did you mean "{near[0]}"?' if near else f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
-            )  # fmt: skip
-        return
-    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
-        yield Diagnostic(
-            f'the optimizer "{optimizer.type}" needs the package {kind.package}, which is not installed',
-            source.value_places(("training", "optimizer", "type")), f'pip install {kind.package}, or use "adamw"',
-        )  # fmt: skip
-    for name in ("betas", "eps", "weight_decay"):
-        if getattr(optimizer, name) is not None and name not in kind.defaults:
-            yield Diagnostic(
-                f'the optimizer "{optimizer.type}" has no `{name}`',
-                source.key_places(("training", "optimizer", name)), "take it out",
-            )  # fmt: skip
-    known = kind.args
-    for name, value in optimizer.args.items():
-        path: Path = ("training", "optimizer", "args", name)
-        if name not in known:
-            yield Diagnostic(
-                f'the optimizer "{optimizer.type}" has no argument `{name}`', source.key_places(path),
-                f"it takes {', '.join(sorted(known))}; {' and '.join(kind.defaults)} are keys of [training.optimizer]",
-            )  # fmt: skip
-        elif type(value) is not known[name] and not (known[name] is float and type(value) is int):
-            words = {bool: "true or false", int: "an integer", float: "a number"}
-            yield Diagnostic(
-                f"`{name}` of the optimizer must be {words[known[name]]}, not {value!r}", source.value_places(path)
-            )
-
-
-def _zero_snr_samplers(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    if not config.training.loss.zero_terminal_snr:
-        return
-    named: list[tuple[Path, str | None]] = [(("sampling", "sampler"), config.sampling.sampler)]
-    named += [
-        (("sampling", "prompts", i, "sampler"), prompt.sampler) for i, prompt in enumerate(config.sampling.prompts)
-    ]
-    for path, sampler in named:
-        if sampler is not None and sampler not in ZERO_TERMINAL_SNR_SAMPLERS:
-            yield _conflict(
-                source, f'the sampler "{sampler}" cannot start from pure noise, which zero_terminal_snr needs',
-                [path, ("training", "loss", "zero_terminal_snr")], f"use one of {', '.join(ZERO_TERMINAL_SNR_SAMPLERS)}",
-            )  # fmt: skip
 
 
 def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -366,7 +158,7 @@ def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             "add step = the checkpoint to take, or use `runner select run.toml --step N` later",
         )  # fmt: skip
     if selection.strategy != "manual" and selection.step is not None:
-        yield _conflict(
+        yield conflict(
             source, f'`step` is for strategy = "manual", but the strategy is "{selection.strategy}"',
             [("selection", "step"), ("selection", "strategy")], 'set strategy = "manual" or take step out',
         )  # fmt: skip
@@ -390,7 +182,7 @@ def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                     "fields are {name}, {step} and {weights}",
                 )  # fmt: skip
         if publish.format == "kohya" and config.network is None:
-            yield _conflict(
+            yield conflict(
                 source, 'format = "kohya" is a LoRA file, but this is a full fine-tune',
                 [(*path, "format")], 'use "single_file", "comfyui" or "diffusers", or add [network]',
             )  # fmt: skip
