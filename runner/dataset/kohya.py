@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from pydantic import ValidationError
 
 from runner.config.locate import Path as KeyPath
 from runner.config.source import Source as Document
-from runner.dataset.metadata import MetadataProblem, read_metadata
-from runner.dataset.scan import Folder, SourceProblem, effective_options, source_folders
+from runner.dataset.scan import Folder, SourceProblem, source_folders
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from schemas.dataset import Buckets, Dataset, HeldOut, ItemOptions, Source
@@ -32,9 +31,11 @@ _ITEM = {
 }  # fmt: skip
 """Keys with our own names."""
 _SOURCE = {
-    "num_repeats": "repeats", "image_dir": "path", "image_directory": "path", "class_tokens": "class_tokens",
-    "is_reg": "regularization", "conditioning_data_dir": "mask_path", "metadata_file": "path", "image_jsonl_file": "path",
+    "metadata_file": "path", "image_jsonl_file": "path", "image_dir": "path", "image_directory": "path",
+    "num_repeats": "repeats", "class_tokens": "class_tokens", "is_reg": "regularization", "conditioning_data_dir": "mask_path",
 }  # fmt: skip
+_PICTURES = tuple(name for name, own in _SOURCE.items() if own == "path")
+"""Keys that name the pictures; the first that is given does."""
 _BUCKETS = {
     "enable_bucket": "enabled", "min_bucket_reso": "min_size", "max_bucket_reso": "max_size", "bucket_reso_steps": "step",
     "bucket_no_upscale": "no_upscale",
@@ -141,7 +142,7 @@ class _Reading:
                 **{name: value for name in _KOHYA_DEFAULTS if (value := self.run.value(("dataset", name))) is not None},
                 **values,
             }
-        if not any(name in values for name in ("image_dir", "image_directory", "metadata_file", "image_jsonl_file")):
+        if not any(name in values for name in _PICTURES):
             self._error(levels[0][0], "it names no pictures", "give image_dir, or metadata_file")
             return []
         before = len(self.findings)
@@ -154,40 +155,19 @@ class _Reading:
     def _scan(
         self, number: int, source: Source, buckets: Buckets, values: Mapping[str, Any], places: Mapping[str, KeyPath]
     ) -> list[Folder]:
-        metadata = values.get("metadata_file") or values.get("image_jsonl_file")
-        named = (
-            "metadata_file"
-            if "metadata_file" in values
-            else "image_jsonl_file"
-            if metadata
-            else "image_dir"
-            if "image_dir" in values
-            else "image_directory"
-        )
-        path = places[named]
+        path = places[next(name for name in _PICTURES if name in values)]
         base = self.file.absolute().parent
+        listed = source.path in (values.get("metadata_file"), values.get("image_jsonl_file"))
+        images = resolve_path(str(values["image_dir"]), base) if listed and "image_dir" in values else None
         try:
-            if metadata is not None:
-                list_file = resolve_path(str(metadata), base)
-                folder = resolve_path(str(values["image_dir"]), base) if "image_dir" in values else list_file.parent
-                listing = read_metadata(list_file, folder)
-                options = effective_options(self.dataset, source)
-                return [
-                    Folder(
-                        number, folder, list_file.stem, source.repeats or 1, source.class_tokens, source.regularization,
-                        1.0, options, None, listing, buckets,
-                    )
-                ]  # fmt: skip
             own = self.dataset.model_copy(update={"sources": [source]})
-            found = source_folders(own, base)
+            found = source_folders(own, base, images)
         except SourceProblem as problem:
             self._error(path, str(problem), problem.hint)
             return []
-        except MetadataProblem as problem:
-            self._error(path, str(problem), problem.hint)
-            return []
-        self._captions(found, path)
-        return [_numbered(folder, number, buckets) for folder in found]
+        if not listed:
+            self._captions(found, path)
+        return [replace(folder, number=number, buckets=buckets) for folder in found]
 
     def _captions(self, folders: list[Folder], path: KeyPath) -> None:
         """Kohya's default ending is `.caption`; most people's captions are .txt files."""
@@ -243,13 +223,6 @@ class _Reading:
 
     def _error(self, path: KeyPath, message: str, hint: str | None = None) -> None:
         self.findings.append(Diagnostic(message, self.document.key_places(path), hint))
-
-
-def _numbered(folder: Folder, number: int, buckets: Buckets) -> Folder:
-    return Folder(
-        number, folder.path, folder.label, folder.repeats, folder.class_tokens, folder.regularization, folder.weight,
-        folder.options, folder.masks, folder.listing, buckets,
-    )  # fmt: skip
 
 
 def _parse(file: Path) -> Document:

@@ -88,21 +88,25 @@ def effective_options(dataset: Dataset, source: Source | None) -> ItemOptions:
     return ItemOptions.model_construct(**values)
 
 
-def source_folders(dataset: Dataset, base: Path) -> list[Folder]:
-    """The folders of all sources; a folder of `N_name` folders is opened up. Raises `SourceProblem`."""
+def source_folders(dataset: Dataset, base: Path, images: Path | None = None) -> list[Folder]:
+    """The folders of all sources; a folder of `N_name` folders is opened up. Raises `SourceProblem`.
+
+    `images` is where the pictures of a list are; else beside it.
+    """
     folders: list[Folder] = []
     for number, source in enumerate(dataset.sources):
         path = resolve_path(source.path, base)
         options = effective_options(dataset, source)
         masks = _mask_folder(number, source, base)
         if path.suffix.lower() in METADATA_SUFFIXES and path.is_file():
+            place = images or path.parent
             try:
-                listing = read_metadata(path, path.parent)
+                listing = read_metadata(path, place)
             except MetadataProblem as problem:
                 raise SourceProblem(number, str(problem), problem.hint) from None
             folders.append(
                 Folder(
-                    number, path.parent, path.stem, source.repeats or 1, source.class_tokens, source.regularization,
+                    number, place, path.stem, source.repeats or 1, source.class_tokens, source.regularization,
                     source.weight, options, masks, listing,
                 )
             )  # fmt: skip

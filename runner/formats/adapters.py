@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.errors import Invalid
 from runner.families.spec import Target
-from runner.formats.adapter_names import Entry, check_adapter_file, is_adapter_file, lycoris_name, parse
+from runner.formats.adapter_names import Entry, check_adapter_file, lycoris_name, parse
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
 from runner.networks.merge import adapted, by_layer
@@ -76,10 +76,11 @@ def read_lora(
     header = read_header(file)
     parsed = parse(header.tensors, layers)
     unknown = [*parsed.modules, *parsed.keys]
-    if not is_adapter_file(header.tensors) or unknown or not parsed.entries:
-        problem = check_adapter_file(header, layers) if not parsed.entries or not unknown else None
+    if not parsed.entries:
+        raise Invalid(f"{file} does not fit: {check_adapter_file(header, layers)}")
+    if unknown:
         listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
-        raise Invalid(f"{file} does not fit: {problem or f'{len(unknown)} of its layers or tensors are not known here ({listed})'}")  # fmt: skip
+        raise Invalid(f"{file} does not fit: {len(unknown)} of its layers or tensors are not known here ({listed})")
     everything = _read(file, layers)
     chosen = [
         (target, tensors)

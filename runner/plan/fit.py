@@ -92,12 +92,12 @@ def fit(plan: Plan, limit: int) -> Fit:
         slower = 1.0
         for remedy in chosen:
             slower *= remedy.slower
-        if best is not None and (slower, len(chosen)) >= (best[0], best[1]) and leanest[0] <= room:
+        if best is not None and (slower, len(chosen)) >= best[:2]:
             continue
         size, _ = peak(_changed(question, chosen))
         if size < leanest[0]:
             leanest = (size, chosen)
-        if size <= room and (best is None or (slower, len(chosen)) < (best[0], best[1])):
+        if size <= room:
             best = (slower, len(chosen), chosen)
     found = best[2] if best is not None else leanest[1]
     steps, asked, slower = [], question, 1.0

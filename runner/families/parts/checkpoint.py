@@ -14,7 +14,7 @@ from runner.errors import Invalid
 from runner.families.locate import KeyPath, child_folder, locate_model, weights_in
 from runner.families.parts.identify import identify
 from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
-from runner.families.spec import Component, ModelProblem
+from runner.families.spec import Component, Model, ModelProblem
 from runner.formats.headers import Header, read_header
 from schemas import RunConfig
 
@@ -54,14 +54,10 @@ class Part:
     block: re.Pattern[str] = re.compile(r"(encoder\.(layers|block)\.\d+)\.")
     """What the name of a layer inside one of its repeated blocks begins with; the first group is the block's."""
 
-    def in_block(self, layer: str) -> bool:
-        """Whether a layer is inside a repeated block: those are quantized, checkpointed, swapped and compiled."""
-        return self.block.search(layer) is not None
-
-    def blocks(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of the repeated blocks in the order of the forward pass."""
-        names = (self.block.search(layer.name) for layer in _layers(self.layers, _frozen(config)))
-        return tuple(dict.fromkeys(match.group(1) for match in names if match is not None))
+    def block_of(self, layer: str) -> str | None:
+        """The repeated block that a layer is in, by name; blocks are quantized, checkpointed, swapped and compiled."""
+        match = self.block.search(layer)
+        return match.group(1) if match is not None else None
 
     @property
     def saved(self) -> Naming:
@@ -105,7 +101,7 @@ def _match(
         sources = {name: Origin(naming.prefix + name) for name in parameters(layers)}
     replaced = {old: new for old, new in _ALIASES.items() if naming.prefix + old not in names}
     at = {key: names.get(key) or names.get(_aliased(key, naming.prefix, replaced)) for key in shapes}
-    identities = {key for layer in layers if layer.identity for key in (layer.key("weight"),)}
+    identities = {layer.key("weight") for layer in layers if layer.identity}
     keys: dict[str, Origin] = {}
     missing: list[str] = []
     for name, origin in sources.items():
@@ -212,6 +208,12 @@ class Finder:
         return Tokenizers(
             places, tuple(dict.fromkeys(file for found in places.values() for file in tokenizer_files(found)))
         )
+
+    def blocks(self, model: Model) -> tuple[str, ...]:
+        """The denoiser's repeated blocks in the order of the forward pass."""
+        part = next(part for part in self.parts if part.name == "denoiser")
+        names = (part.block_of(layer.name) for layer in layers_of(part, model.components[part.name]))
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def scheduler(self, place: Path) -> dict[str, Any]:
         """The scheduler's configuration: the directory's own, else the shipped one."""

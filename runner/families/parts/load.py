@@ -75,7 +75,7 @@ def _quantized(part: Part, model: Model, options: LoadOptions) -> nn.Module:
     """Loaded to the host and packed layer by layer: the device never holds the wide weights."""
     host = replace(options, device=torch.device("cpu"), quantization="none")
     module = load_part(part, model, host)
-    quantize(module, options.quantization, part.in_block, options.device)
+    quantize(module, options.quantization, lambda name: part.block_of(name) is not None, options.device)
     return module.to(options.device).requires_grad_(False).eval()
 
 

@@ -67,7 +67,7 @@ class DenoiserMemory:
     """(layer, numbers that autograd keeps for it), in the order of the forward pass."""
     forward: Callable[[list[Layer], Use], float]
     """Bytes of a forward pass without gradients."""
-    block_of: Callable[[Layer], str | None]
+    block_of: Callable[[str], str | None]
     """The block that gradient checkpointing runs again, and that swapping moves, as one."""
 
 
@@ -120,8 +120,8 @@ class _Prediction:
     def _packable(self, name: str) -> int:
         """Weights in the linear layers of a component's blocks."""
         layers = self.layers if name == "denoiser" else _text_layers(self.parts[name])
-        inside = self.denoiser.block_of if name == "denoiser" else lambda layer: "encoder." in layer.name or None
-        return sum(layer.inputs * layer.outputs for layer in layers if layer.kind == "linear" and inside(layer))
+        inside = self.denoiser.block_of if name == "denoiser" else lambda layer: "encoder." in layer or None
+        return sum(layer.inputs * layer.outputs for layer in layers if layer.kind == "linear" and inside(layer.name))
 
     def _vae(self) -> float:
         return self.parts["vae"].parameters * self.ask.vae_bytes
@@ -141,9 +141,12 @@ class _Prediction:
 
     def _swapped(self, held: float) -> float:
         """Bytes of the denoiser that lie on the host; two blocks are on their way at a time."""
-        blocks = list(dict.fromkeys(name for layer in self.layers if (name := self.denoiser.block_of(layer))))
+        blocks = list(dict.fromkeys(name for layer in self.layers if (name := self.denoiser.block_of(layer.name))))
         inside = sum(
-            prod(shape) for layer in self.layers if self.denoiser.block_of(layer) for _, shape in layer.parameters()
+            prod(shape)
+            for layer in self.layers
+            if self.denoiser.block_of(layer.name)
+            for _, shape in layer.parameters()
         )
         each = inside / max(1, len(blocks)) * held / self.parts["denoiser"].parameters
         return max(0, self.ask.blocks_to_swap - 2) * each
@@ -209,12 +212,12 @@ class _Prediction:
         activations are moved to the host); one block is run again."""
         blocks: dict[str, list[tuple[Layer, float]]] = {}
         for layer, size in kept:
-            blocks.setdefault(self.denoiser.block_of(layer) or layer.name, []).append((layer, size))
+            blocks.setdefault(self.denoiser.block_of(layer.name) or layer.name, []).append((layer, size))
         share = 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
         pieces = []
         for block in blocks.values():
             first = block[0][0]
-            inside = self.denoiser.block_of(first) is not None
+            inside = self.denoiser.block_of(first.name) is not None
             size = first.inputs * use.positions(first) * use.number * share if inside else block[0][1]
             pieces.append((sum(_weights(layer) for layer, _ in block), size))
         largest = max(sum(size for _, size in block) for block in blocks.values())

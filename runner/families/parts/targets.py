@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -141,11 +141,3 @@ class Adaptable:
             names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
             layer.part if names.by_original else (0, 1), names.by_original and layer.swapped, fused and layer.part[1] > 1,
         )  # fmt: skip
-
-
-def grouped(targets: Sequence[Target], key: Callable[[Target], str]) -> dict[str, list[Target]]:
-    """Targets by a name that several may share, in order."""
-    found: dict[str, list[Target]] = {}
-    for target in targets:
-        found.setdefault(key(target), []).append(target)
-    return found

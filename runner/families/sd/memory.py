@@ -8,11 +8,9 @@ GEGLU's inputs, attention's query, key, value and output).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from runner.families.parts.layers import Layer
-from runner.families.parts.memory import DenoiserMemory, Use, predict
-from runner.families.parts.unet import unet_layers
+from runner.families.parts.memory import Use
 
 LIVE_UNET = 2.0
 """Tensors of the widest layer's output that live at once in a forward pass without gradients, beside the skips."""
@@ -66,13 +64,3 @@ def forward(layers: list[Layer], use: Use) -> float:
         if layer.name.startswith("down_blocks") and layer.name.endswith((".conv2", "downsamplers.0.conv"))
     )
     return (LIVE_UNET * widest + skips) * use.number
-
-
-def block_of(layer: Layer) -> str | None:
-    """The block that gradient checkpointing runs again as one; None outside of them."""
-    parts = layer.name.split(".")
-    at = next((i for i, part in enumerate(parts) if part in ("resnets", "transformer_blocks")), None)
-    return ".".join(parts[: at + 2]) if at is not None else None
-
-
-predict_memory = partial(predict, DenoiserMemory(unet_layers, saved, forward, block_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from runner.families.parts.autoencoder import vae_layers
@@ -14,9 +15,10 @@ from runner.families.parts.checkpoint import (
     Part,
 )
 from runner.families.parts.clip import clip_layers, open_clip_layers, projected_clip_layers
+from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
-from runner.families.sd.memory import predict_memory
+from runner.families.sd.memory import forward, saved
 from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
@@ -154,13 +156,7 @@ _SDXL_ADAPTABLE = Adaptable(
     },
     _PRESETS, _EXAMPLE, True,
 )  # fmt: skip
-
-
-def blocks(model: Model) -> tuple[str, ...]:
-    """The U-Net's residual and transformer blocks."""
-    return _UNET.blocks(model.components["denoiser"].config)
-
-
+_MEMORY = partial(predict, DenoiserMemory(unet_layers, saved, forward, _UNET.block_of))
 _NO_FLOW = {
     "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
 }
@@ -174,8 +170,8 @@ SD15 = FamilySpec(
     inspect=inspect_sd15,
     targets=_SD15_ADAPTABLE.targets,
     layers=_SD15_ADAPTABLE.layers,
-    memory=predict_memory,
-    blocks=blocks,
+    memory=_MEMORY,
+    blocks=SD15_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={
@@ -195,8 +191,8 @@ SDXL = FamilySpec(
     inspect=inspect_sdxl,
     targets=_SDXL_ADAPTABLE.targets,
     layers=_SDXL_ADAPTABLE.layers,
-    memory=predict_memory,
-    blocks=blocks,
+    memory=_MEMORY,
+    blocks=SDXL_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={

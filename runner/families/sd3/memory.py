@@ -6,11 +6,9 @@ Positions are pictures' patches in the x stream and text tokens in the context s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 from runner.families.parts.layers import Layer
-from runner.families.parts.memory import DenoiserMemory, Use, predict
-from runner.families.sd3.architecture import mmdit_layers
+from runner.families.parts.memory import Use
 
 PATCH_AREA = 4
 LIVE_FORWARD = 8.0
@@ -63,12 +61,3 @@ def forward(layers: list[Layer], use: Use) -> float:
     """A denoising step without gradients: the tensors around one block."""
     width = next(layer.outputs for layer in layers if layer.name == "pos_embed.proj")
     return LIVE_FORWARD * width * use.batch * (use.area // PATCH_AREA + use.tokens) * use.number
-
-
-def block_of(layer: Layer) -> str | None:
-    """The transformer block that a layer is in."""
-    parts = layer.name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "transformer_blocks" else None
-
-
-predict_memory = partial(predict, DenoiserMemory(mmdit_layers, saved, forward, block_of))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from runner.families.parts.autoencoder import vae_layers
@@ -14,9 +15,10 @@ from runner.families.parts.checkpoint import (
     Part,
 )
 from runner.families.parts.clip import projected_clip_layers, t5_layers
+from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.sd3.architecture import mmdit_layers
-from runner.families.sd3.memory import predict_memory
+from runner.families.sd3.memory import forward, saved
 from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
@@ -104,13 +106,7 @@ _ADAPTABLE = Adaptable(
     },
     "transformer_blocks.0.attn.to_q",
 )  # fmt: skip
-
-
-def blocks(model: Model) -> tuple[str, ...]:
-    """The transformer's blocks."""
-    return FINDER.parts[0].blocks(model.components["denoiser"].config)
-
-
+_MEMORY = partial(predict, DenoiserMemory(mmdit_layers, saved, forward, FINDER.parts[0].block_of))
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 
 SD3 = FamilySpec(
@@ -125,8 +121,8 @@ SD3 = FamilySpec(
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=predict_memory,
-    blocks=blocks,
+    memory=_MEMORY,
+    blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(77, 128, 154, 256, 512),
     refused_keys={
