@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.config.prompts import ReadyPrompt
+from runner.config.ready import ReadyPrompt
 from runner.dataset.buckets import View
 from runner.dataset.encodings import ItemSettings, TrainItem, items_digest
 from runner.dataset.order import Group
@@ -43,6 +43,14 @@ class Numerics:
     text_width: int
     quantization: str
     text_encoder_quantization: str
+    guidance: float | None = None
+    """What a distilled denoiser is told as guidance in training."""
+    variant: str | None = None
+    """What the denoiser is used for, and its window."""
+
+    def facts(self) -> dict[str, Any]:
+        """What decides results. Families that have no guidance or variant leave them out."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -188,9 +196,9 @@ class TrainInputs:
     def facts(self) -> dict[str, Any]:
         facts = {name: value for name, value in self.__dict__.items() if name in _TRAIN_FACTS}
         varies = self.varies
-        facts["numerics"] = dict(self.numerics.__dict__)
+        facts["numerics"] = self.numerics.facts()
         facts["adapter"] = None if self.adapter is None else dict(self.adapter.__dict__)
-        facts["targets"] = None if self.targets is None else [list(target.__dict__.values()) for target in self.targets]
+        facts["targets"] = None if self.targets is None else [target.facts() for target in self.targets]
         facts["items"] = self.items_digest
         facts["variants"] = [varies["latents"] and self.latents_cached, varies["texts"] and self.texts_cached]
         return facts
@@ -226,12 +234,12 @@ class SampleInputs:
 
     def facts(self) -> dict[str, Any]:
         prompts = [prompt.facts() for prompt in self.prompts]
-        return {**self.__dict__, "numerics": dict(self.numerics.__dict__), "prompts": prompts}
+        return {**self.__dict__, "numerics": self.numerics.facts(), "prompts": prompts}
 
     def key(self, prompt: ReadyPrompt, step: int, weights: str) -> str:
         """Key of one picture. Step 0 is the base model."""
         which = ["base", self.base] if step == 0 else [self.trajectory, step, weights]
-        settings = [dict(self.numerics.__dict__), self.frozen, self.prompt_weighting, self.tile_size]
+        settings = [self.numerics.facts(), self.frozen, self.prompt_weighting, self.tile_size]
         return fingerprint(["sample", SAMPLE_VERSION, which, prompt.facts(), settings])
 
 
@@ -261,7 +269,7 @@ class SelectInputs:
 
     def facts(self) -> dict[str, Any]:
         facts = dict(self.__dict__)
-        facts["numerics"] = dict(self.numerics.__dict__)
+        facts["numerics"] = self.numerics.facts()
         facts["held_out"] = items_digest(list(self.held_out))
         facts["compared"] = items_digest(list(self.compared))
         return facts
@@ -270,7 +278,7 @@ class SelectInputs:
         """Key of one candidate's measurement. Step 0 is the base model."""
         which = ["base", self.base] if step == 0 else [self.trajectory, step, weights]
         items = [items_digest(list(self.held_out)), items_digest(list(self.compared))]
-        settings = [dict(self.numerics.__dict__), list(self.encoders)]
+        settings = [self.numerics.facts(), list(self.encoders)]
         return fingerprint(["score", SELECT_VERSION, which, items, self.seed, settings])
 
 
@@ -298,16 +306,23 @@ class Runtime:
     device: str
     deterministic: bool
     attention: str
+    split_attention: bool
     compile: bool
     gradient_checkpointing: bool
     fused_backward: bool
     optimizer_offload: bool
     blocks_to_swap: int
+    """Blocks that wait on the host while training."""
+    sample_swap: int
+    """The same for `runner sample`."""
     activation_offload: bool
     latents: str
     texts: str
     latent_batch_size: int
     text_batch_size: int
+    vae_chunk_size: int | None
+    sample_tile: int | None
+    sample_chunk: int | None
     workers: int
     checkpoint_every: int
     keep: int | None
@@ -329,6 +344,8 @@ class Runtime:
         return {
             "run.deterministic": self.deterministic,
             "model.attention": self.attention,
+            **({"model.split_attention": True} if self.split_attention else {}),
+            **({"caching.vae_chunk_size": self.vae_chunk_size} if self.vae_chunk_size else {}),
             "training.compile": self.compile,
             "training.memory.gradient_checkpointing": self.gradient_checkpointing,
             "training.memory.fused_backward": self.fused_backward,

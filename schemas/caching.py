@@ -30,6 +30,9 @@ class Caching(Section):
     vae_tile_size: int | None = key(None, effect="trajectory", stage="cache.latents", ge=64, le=8192, multiple_of=8)
     """Encodes pictures larger than this in overlapping tiles of so many pixels on a side: less memory, slightly other latents. Unset: whole."""
 
+    vae_chunk_size: int | None = key(None, effect="bits", stage="cache.latents", ge=8, le=1024)
+    """Computes the convolutions over time in strips so many numbers wide (hunyuan_video, framepack): less memory, the same result. 32 or 16 is common. Unset: whole."""
+
     dtype: Literal["bf16", "fp16", "fp32"] | None = key(
         None, effect="trajectory", stage=("cache.latents", "cache.text")
     )

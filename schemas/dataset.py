@@ -91,14 +91,70 @@ class ItemOptions(Section):
     """Crops at a random place instead of the centre. Encoded at each use unless caching.latents is set, then eight variants are cached."""
 
 
+Count = Annotated[int, Field(ge=1)]
+Position = Annotated[int, Field(ge=0, le=1000)]
+
+
+class OneFrame(Section):
+    """One-frame training of FramePack: where the made frame and the control images stand in time."""
+
+    target_index: Position | None = key(None, effect="trajectory", stage="train")
+    """Position of the picture that is learned. Unset: model.latent_window_size."""
+
+    clean_indices: Annotated[list[Position], Field(min_length=1)] = key(
+        default_factory=lambda: [0], effect="trajectory", stage="train"
+    )
+    """Positions of the control images, in their order."""
+
+    no_post: bool = key(False, effect="trajectory", stage="train")
+    """Leaves out the empty frame after the section."""
+
+    no_2x: bool = key(False, effect="trajectory", stage="train")
+    """Leaves out the two empty frames of half the resolution."""
+
+    no_4x: bool = key(False, effect="trajectory", stage="train")
+    """Leaves out the sixteen empty frames of a quarter of the resolution."""
+
+
 class Source(ItemOptions):
-    """One folder of pictures. Any item option of [dataset] given here wins for this source."""
+    """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
+
+    kind: Literal["image", "video"] = key("image", effect="trajectory", stage="cache.latents")
+    """What the folder holds: pictures, or videos (hunyuan_video, framepack). A .jsonl list may name videos, or folders of pictures as videos, with video_path."""
 
     path: str = key(effect="none", min_length=1)
-    """A folder with pictures; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it."""
+    """A folder with pictures or videos; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it."""
 
     mask_path: str | None = key(None, effect="none", min_length=1)
     """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
+
+    control_path: str | None = key(None, effect="none", min_length=1)
+    """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame). Their transparency leaves places of them out. Their content decides what is encoded again."""
+
+    target_frames: Annotated[list[Count], Field(min_length=1)] | None = key(
+        None, effect="trajectory", stage="cache.latents"
+    )
+    """Lengths of the clips that are taken out of a video, each rounded down to 4n + 1. Unset: [1]; not for frame_extraction = "full"."""
+
+    frame_extraction: Literal["head", "chunk", "slide", "uniform", "full"] = key(
+        "head", effect="trajectory", stage="cache.latents"
+    )
+    """Which clips: the first frames; one after the other; one each frame_stride frames; frame_sample of them evenly spread; or the whole video up to max_frames."""
+
+    frame_stride: int = key(1, effect="trajectory", stage="cache.latents", ge=1)
+    """Frames between the starts of clips of "slide"."""
+
+    frame_sample: int = key(1, effect="trajectory", stage="cache.latents", ge=1)
+    """How many clips "uniform" takes."""
+
+    max_frames: int = key(129, effect="trajectory", stage="cache.latents", ge=1)
+    """The longest clip of "full"."""
+
+    source_fps: Annotated[float, Field(gt=0, le=1000)] | None = key(None, effect="trajectory", stage="cache.latents")
+    """Frames a second of the videos; where it is more than the model's (hunyuan_video: 24, framepack: 30), frames are left out. Unset: all frames are used."""
+
+    one_frame: OneFrame | None = key(None, effect="none")
+    """Positions in one-frame training; model.variant = "one_frame"."""
 
     repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
     """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""

@@ -12,7 +12,7 @@ ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 class Model(Section):
     """Which model is trained, where its parts lie, and how its frozen parts are held."""
 
-    family: Literal["sd15", "sdxl", "sd3"] = key(effect="trajectory", stage=ModelStages)
+    family: Literal["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"] = key(effect="trajectory", stage=ModelStages)
     """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
 
     checkpoint: str = key(effect="none", min_length=1)
@@ -33,8 +33,11 @@ class Model(Section):
     text_encoder_3: str | None = key(None, effect="none")
     """The same for the third text encoder (sd3: T5-XXL). Where neither the checkpoint nor this names one, sd3 does without it."""
 
+    image_encoder: str | None = key(None, effect="none")
+    """SigLIP's vision tower (framepack): a file or a directory."""
+
     tokenizer_1: str | None = key(None, effect="none")
-    """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer."""
+    """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer. LLaMA's (hunyuan_video, framepack) must be named or lie beside its weights."""
 
     tokenizer_2: str | None = key(None, effect="none")
     """The same for the second text encoder."""
@@ -66,6 +69,15 @@ class Model(Section):
         "none", effect="trajectory", stage="cache.text"
     )
     """The same for the text encoders' linear layers. A T5-XXL takes 9.5 GB in bf16, 4.8 in fp8."""
+
+    variant: Literal["i2v", "f1", "one_frame"] | None = key(None, effect="trajectory", stage=("train", "sample"))
+    """Which FramePack: i2v makes the last section of a video first, f1 goes forward (and is another checkpoint), one_frame makes one picture from others. Unset: i2v."""
+
+    latent_window_size: int | None = key(None, effect="trajectory", stage=("train", "sample"), ge=1, le=64)
+    """Latent frames of one section (framepack). Unset: 9."""
+
+    split_attention: bool = key(False, effect="bits", stage="train")
+    """Computes attention for one item of a batch after the other (hunyuan_video, framepack): less memory where texts have different lengths."""
 
     attention: Literal["sdpa", "eager"] = key("sdpa", effect="bits", stage="train")
     """How attention is computed: PyTorch's fused kernel, or the plain formula (slower, more memory)."""

@@ -14,6 +14,30 @@ Sampler = Literal[
 ]  # fmt: skip
 
 
+Size = Annotated[int, Field(ge=0, le=1000)]
+
+
+class OneFrameInference(Section):
+    """One-frame inference of FramePack: where the made frame and the control images stand in time."""
+
+    target_index: Size | None = key(None, effect="trajectory", stage="sample")
+    """Position of the made picture. Unset: model.latent_window_size."""
+
+    control_index: Annotated[list[Size], Field(min_length=1)] = key(
+        default_factory=lambda: [0], effect="trajectory", stage="sample"
+    )
+    """Positions of the control images, in their order."""
+
+    no_post: bool = key(False, effect="trajectory", stage="sample")
+    """Leaves out the empty frame after the section."""
+
+    no_2x: bool = key(False, effect="trajectory", stage="sample")
+    """Leaves out the two empty frames of half the resolution."""
+
+    no_4x: bool = key(False, effect="trajectory", stage="sample")
+    """Leaves out the sixteen empty frames of a quarter of the resolution."""
+
+
 class PromptOptions(Section):
     """Keys of a prompt that [sampling] may set for all of them."""
 
@@ -35,9 +59,65 @@ class PromptOptions(Section):
     sampler: Sampler | None = key(None, effect="trajectory", stage="sample")
     """The sampler's name. Unset: by family (sd15: ddim)."""
 
+    frames: int | None = key(None, effect="trajectory", stage="sample", ge=1, le=100_000)
+    """Frames of a video, rounded down to 4n + 1; 1 is a still (hunyuan_video), and framepack makes whole sections. One of frames, seconds and sections; unset: 1."""
+
+    seconds: Annotated[float, Field(gt=0, le=3600)] | None = key(None, effect="trajectory", stage="sample")
+    """The same in seconds: of fps for hunyuan_video, of 30 frames for framepack."""
+
+    sections: int | None = key(None, effect="trajectory", stage="sample", ge=1, le=1000)
+    """The same in sections (framepack)."""
+
+    fps: Annotated[float, Field(ge=1, le=240)] | None = key(None, effect="trajectory", stage="sample")
+    """Frames a second that the video is shown at. Unset: by family (hunyuan_video: 24, framepack: 30)."""
+
+    embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
+    """Guidance that a distilled denoiser is told. Unset: by family (hunyuan_video: 6, framepack: 10)."""
+
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = key(None, effect="trajectory", stage="sample")
+    """Share of the guided prediction that is scaled back to the unguided one's spread (arXiv 2305.08891), with cfg_scale above 1 (framepack). Unset: 0."""
+
+    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
+    """Moves the sampler's noise levels towards noise (sd3, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; framepack: by the size)."""
+
+    image: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    """The picture that a video starts from (framepack), or one for each section: "0:a.png;;;-1:b.png". Its content counts."""
+
+    end_image: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    """The picture that a video ends with (framepack, i2v)."""
+
+    image_mask: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    """What of the start image counts: a picture, white where it does (framepack, one frame)."""
+
+    control_images: Annotated[list[str], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    """Pictures that one-frame inference starts from (framepack). Unset: the start image."""
+
+    control_masks: Annotated[list[str], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    """What of the control images counts, in their order. Unset: their transparency."""
+
+    one_frame: OneFrameInference | None = key(None, effect="trajectory", stage="sample")
+    """Positions in one-frame inference; model.variant = "one_frame"."""
+
+    latent_paddings: Annotated[list[Size], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    """How many sections ahead the known future stands, for each section in the order of generation (framepack, i2v). Unset: FramePack's own."""
+
+    custom_system_prompt: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    """Replaces what LLaMA is told to do with the prompt (hunyuan_video, framepack)."""
+
+    rope_scaling_factor: Annotated[float, Field(gt=0, le=4)] | None = key(None, effect="trajectory", stage="sample")
+    """Factor on positions of rows and columns while the timestep is high (framepack): 0.5 for twice the training size. Unset: 0.5."""
+
+    rope_scaling_timestep_threshold: Annotated[float, Field(ge=0, le=1000)] | None = key(
+        None, effect="trajectory", stage="sample"
+    )
+    """From this timestep on positions are scaled; 800 is a start (framepack). Unset: never."""
+
+    bulk_decode: bool | None = key(None, effect="trajectory", stage="sample")
+    """Decodes all frames at once instead of section by section (framepack): more memory, no seams. Unset: false."""
+
 
 class Prompt(PromptOptions):
-    """One picture to make: [[sampling.prompts]]."""
+    """One picture or video to make: [[sampling.prompts]]."""
 
     prompt: str = key(effect="trajectory", stage="sample")
     """What the picture shows."""
@@ -61,8 +141,14 @@ class Sampling(PromptOptions):
     prompt_file: str | None = key(None, effect="none", min_length=1)
     """A .txt, .toml or .json file of prompts; they come before those of [[sampling.prompts]]."""
 
-    dialect: Literal["kohya"] | None = key(None, effect="trajectory", stage="sample")
-    """What the letters of options in a .txt prompt file mean. Unset: by family (sd15: kohya)."""
+    dialect: Literal["kohya", "musubi", "framepack"] | None = key(None, effect="trajectory", stage="sample")
+    """What the letters of options in a .txt prompt file mean. Unset: by family (sd15: kohya; hunyuan_video, framepack: musubi)."""
+
+    vae_chunk_size: int | None = key(None, effect="bits", stage="sample", ge=8, le=1024)
+    """Decodes videos with convolutions in strips so many numbers wide: less memory, the same result. Unset: as caching.vae_chunk_size."""
+
+    blocks_to_swap: int | None = key(None, effect="bits", ge=0)
+    """So many of the denoiser's blocks wait in the host's memory while `runner sample` makes pictures. Unset: as training.memory.blocks_to_swap."""
 
     vae_tile_size: int | None = key(None, effect="trajectory", stage="sample", ge=64, le=8192, multiple_of=8)
     """Decodes samples larger than this in overlapping tiles of so many pixels on a side. Unset: as caching.vae_tile_size."""

@@ -257,6 +257,12 @@ class Training(Section):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, effect="trajectory", stage="train")
     """Precision of the computation. Unset: from model.dtype ("no" for fp32)."""
 
+    embedded_guidance: Annotated[float, Field(ge=0, le=100)] = key(1.0, effect="trajectory", stage="train")
+    """Guidance that the distilled denoiser is told while it trains (hunyuan_video, framepack); 1 is common."""
+
+    raw_embedded_guidance: bool = key(False, effect="trajectory", stage="train")
+    """Tells it the number itself, as musubi-tuner does for HunyuanVideo; false: 1000 times the number, which is its unit while sampling."""
+
     compile: bool = key(False, effect="bits", stage="train")
     """Compiles each of the denoiser's blocks with torch.compile, once for each size of bucket: slower first steps, faster ones after."""
 

@@ -14,7 +14,7 @@ from runner.core.process import prepare_environment
 prepare_environment()
 os.environ.pop("RUNNER_STORE", None)
 
-from tests.support import Place, new_place  # noqa: E402
+from tests.support import Place, family_changes, new_place  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def family_place(tmp_path: Path, tiny_models: Callable[[str], Path]) -> Callable
 
     def make(name: str, **changes: Any) -> Place:
         made = new_place(tmp_path / name, tiny_models(name))
-        made.base = {"model": {"family": name}}
+        made.base = family_changes(name)
         made.write(changes)
         return made
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,23 @@ TINY: dict[str, Any] = {
     },
     "sampling": {"num_inference_steps": 2, "prompts": [{"prompt": "a red circle"}]},
 }
+
+
+VIDEO: dict[str, Any] = {"dataset": {"resolution": [32, 32]}, "sampling": {"width": 32, "height": 32}}
+FAMILY: dict[str, dict[str, Any]] = {
+    "hunyuan_video": VIDEO,
+    "framepack": {
+        "model": {"variant": "one_frame", "latent_window_size": 2},
+        "dataset": {"resolution": [32, 32], "sources": [{"path": "pics", "control_path": "pics"}]},
+        "sampling": {"width": 32, "height": 32, "prompts": [{"prompt": "a red circle", "control_images": ["pics/0.png"]}]},
+    },
+}
+"""What a run.toml on pictures needs for a family's tiny model."""
+
+
+def family_changes(name: str) -> dict[str, Any]:
+    """The changes that make the tiny run one of a family."""
+    return merged(FAMILY.get(name, {}), {"model": {**FAMILY.get(name, {}).get("model", {}), "family": name}})
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +116,7 @@ class Place:
         environment.pop("RUNNER_STORE") if not environment["RUNNER_STORE"] else None
         if kill is not None:
             environment["RUNNER_TEST_KILL"] = kill
-            environment["PYTHONPATH"] = str(FAULTS)
+            environment["PYTHONPATH"] = os.pathsep.join([str(FAULTS), str(ROOT)])
         done = subprocess.run(
             [sys.executable, "-m", "runner", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True,
             timeout=600, check=False, input=text,
@@ -134,11 +152,38 @@ def new_place(folder: Path, model: Path, pictures: int = 10) -> Place:
     return place
 
 
+def draw_clip(path: Path, frames: int, size: tuple[int, int] = (64, 48), seed: int = 0, fps: int = 24) -> Path:
+    """A video of a pattern that moves, with a bar whose width tells the frame."""
+    import av
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ground = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(frames):
+            picture = np.ascontiguousarray(np.roll(ground, index, axis=1))
+            picture[:, : index % size[0]] = [index * 3 % 255, 80, 120]
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def draw_clips(folder: Path, lengths: Sequence[int], size: tuple[int, int] = (64, 48)) -> None:
+    """Videos of so many frames each, with captions."""
+    for index, frames in enumerate(lengths):
+        draw_clip(folder / f"{index}.mp4", frames, size, index)
+        (folder / f"{index}.txt").write_text(f"thing number {index} moves", encoding="utf-8")
+
+
 def run_bytes(output: Path) -> dict[str, bytes]:
     """The files of a run's folder that must be equal between equal runs."""
     names = [
         *output.glob("checkpoints/*"),
-        *output.glob("samples/*.png"),
+        *output.glob("samples/*"),
         output / "best.safetensors",
         output / "selection.json",
         output / "strip.png",

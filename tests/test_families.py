@@ -16,7 +16,7 @@ from runner.inputs import Numerics
 from runner.plan.compile import compile_graph
 from schemas.walk import all_keys
 from tests.inprocess import planned, prepared
-from tests.support import Place, merged, new_place
+from tests.support import Place, family_changes, new_place
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -24,7 +24,8 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A run of each family on its tiny model."""
     family(request.param).tiny(tmp_path / "model")
     place = new_place(tmp_path / "place", tmp_path / "model")
-    place.write({"model": {"family": request.param}})
+    place.base = family_changes(request.param)
+    place.write()
     return place
 
 
@@ -62,7 +63,7 @@ def test_what_a_family_refuses_are_keys_of_the_schema(tiny: Place) -> None:
             changes = json.loads(kind.split(" | ")[-1])
         for part in reversed(dotted.split(".")):
             changes = {part: changes}
-        tiny.write(merged({"model": {"family": spec.name}}, changes))
+        tiny.write(changes)
         with pytest.raises(InvalidConfig) as caught:
             prepared(tiny.file)
         messages = [finding.message for finding in caught.value.diagnostics]
@@ -77,7 +78,7 @@ def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
     pixels = torch.zeros(2, 3, side, 2 * side)
     with torch.no_grad():
         latents = bundle.encode_images(vae, pixels, None)
-        shape = (2, model.latent_channels, side // model.latent_factor, 2 * side // model.latent_factor)
+        shape = (2, *model.latent_shape((2 * side, side)))
         assert latents.shape == shape
         text = bundle.encode_texts(
             text_encoders(run, bundle), bundle.load_tokenizers(model), ["a", "b"], numerics, False
@@ -85,11 +86,18 @@ def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
         if bundle.size_conditioning is not None:
             ids = bundle.size_conditioning((50, 40), (3, 5), (side, 2 * side))
             text |= {key: value.expand(2, -1) for key, value in ids.items()}
+        if numerics.guidance is not None:
+            text["guidance"] = torch.full((2,), numerics.guidance)
+        if bundle.cut is not None:
+            known = {"latents": latents[0], "controls": latents[0], "image": torch.zeros(model.image_tokens, 20)}
+            example = bundle.cut(run.collection.items[0], known)
+            text |= {key[5:]: x.expand(2, *x.shape) for key, x in example.items() if key.startswith("cond.")}
         process = bundle.process(numerics)
         t = torch.tensor([1, process.num_timesteps - 1])
         noisy = process.noisy(latents, torch.randn(shape), t)
         assert bundle.denoise(denoiser, noisy.x_t, t, text).shape == shape
-        assert bundle.decode_latents(vae, latents).shape == pixels.shape
+        decoded = bundle.decode_latents(vae, latents)
+        assert (decoded[:, :, 0] if model.makes_video else decoded).shape == pixels.shape
     assert all(tensor.shape[0] == 2 for tensor in text.values())
 
 
@@ -126,7 +134,8 @@ def test_memory_grows_with_what_it_should_grow_with(tiny: Place) -> None:
     assert peak("dataset.batch_size=8") > base
     assert peak("network.rank=64") > base
     assert peak("dataset.batch_size=8", "training.memory.gradient_checkpointing=true") < peak("dataset.batch_size=8")
-    assert peak("training.components.text_encoder_1=true") > base
+    if "training.components.text_encoder_1" not in prepared(tiny.file).spec.refused_keys:
+        assert peak("training.components.text_encoder_1=true") > base
     assert peak('training.optimizer.type="adamw8bit"', "network.rank=64") < peak("network.rank=64")
     assert peak("training.ema.decay=0.9", "network.rank=64") > peak("network.rank=64")
 
@@ -135,7 +144,7 @@ def test_a_model_is_saved_and_read_again(tiny: Place, tmp_path: Path) -> None:
     run, bundle, numerics = parts(tiny)
     states = {name: dict(bundle.load(run.model, name, OPTIONS).state_dict()) for name in run.model.components}
     bundle.save_pipeline(tmp_path / "saved", run.model, states, numerics.prediction_type)
-    tiny.write({"model": {"family": run.config.model.family, "checkpoint": str(tmp_path / "saved")}})
+    tiny.write({"model": {"checkpoint": str(tmp_path / "saved")}})
     again = prepared(tiny.file)
     for name, state in states.items():
         module = bundle.load(again.model, name, OPTIONS)

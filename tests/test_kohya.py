@@ -163,7 +163,7 @@ def test_validation_split_holds_out(place: Place) -> None:
         ('[[datasets]]\nresize_interpolation = "area"\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`resize_interpolation` can only be 'lanczos'"),
         ('[[datasets]]\nnetwork_multiplier = 0.5\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`network_multiplier` can only be 1"),
         ('[[datasets]]\nvalidation_seed = 3\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`validation_seed` is not used here"),
-        ('[[datasets]]\nvideo_directory = "x"\n', "`video_directory` is for video models"),
+        ('[[datasets]]\nvideo_directory = "x"\n', "there is no folder"),
         ("[datasets]\nx = 1\n", "`datasets` must be an array of tables"),
         ("[other]\nx = 1\n", "unknown section `other`"),
         ("[general\n", "dataset.toml is no TOML"),

@@ -210,7 +210,7 @@ def test_the_sd3_tutorial(tmp_path: Path, files: Path) -> None:
     plan = planned_fast(place.file)
     numbers = figures(plan, None)
     assert (numbers.items, numbers.steps_per_epoch, numbers.steps, numbers.checkpoints) == (476, 794, 24_000, 30)
-    assert numbers.buckets == [((1024, 1024), 476)]
+    assert numbers.buckets == [((1024, 1024), "", 476)]
     assert numbers.trainable == 2_028_328_000
     sampled = plan.graph.runtime.sample_every
     assert sampled == 200

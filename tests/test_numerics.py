@@ -255,8 +255,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
     inputs = compile_graph(run).train
     size_of = family(name).size_conditioning
     discrete = name != "sd3"
-    factor, channels = run.model.latent_factor, run.model.latent_channels
-    shape = lambda size: (channels, size[1] // factor, size[0] // factor)  # noqa: E731
+    shape = lambda item: run.model.latent_shape(item.fit.bucket)  # noqa: E731
     loader = StepLoader(inputs, Sources(None, lambda d, v: "", shape, None, lambda t: "", size_of, discrete), 0)
     batch = next(loader.steps_from(0))[0]
     pipeline = PIPELINES[name].from_pretrained(place.folder / "model", local_files_only=True)

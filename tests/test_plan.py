@@ -135,7 +135,7 @@ def test_figures_are_exact(place: Place) -> None:
     )
     found = figures(planned(place.file), 2.0)
     # 10 uses of 32x32 are 5 batches; 15 uses of the wide bucket are 8, of which the last is short: 13 in all, 4 steps.
-    assert [count for _, count in found.batches_per_epoch] == [5, 8]
+    assert [count for _, _, count in found.batches_per_epoch] == [5, 8]
     assert (found.steps_per_epoch, found.steps, found.checkpoints, found.items) == (4, 12, 3, 15)
     assert found.seconds == 24.0
     text = render_plan(planned(place.file), found)

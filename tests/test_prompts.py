@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from runner.config.prompts import ReadyPrompt, parse_line, read_prompt_file
+from runner.config.prompts import parse_line, read_prompt_file
+from runner.config.ready import ReadyPrompt
 from runner.errors import InvalidConfig
 from runner.families.parts.weighting import parse_weights
 from schemas.sampling import Prompt

@@ -64,7 +64,7 @@ def quality(prompts: Sequence[str], pictures: Sequence[Path]) -> Quality:
 def make(run_file: Path, checkpoint: str, wanted: Sequence[str], folder: Path, cfg_scale: float, steps: int) -> Quality:
     """Makes the pictures of the wanted shapes with `runner sample`'s own code."""
     from runner.cli.common import prepared_run
-    from runner.config.prompts import read_prompt_file, ready_prompts
+    from runner.config.prompts import read_prompt_file
     from runner.execute.sampling import Sampling
 
     prepared = prepared_run(run_file, may_defer=False)

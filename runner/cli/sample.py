@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,30 @@ from runner.cli.common import prepared_run, run_file, settings_option
 from runner.errors import Exit, Invalid, InvalidConfig, UsageError
 
 if TYPE_CHECKING:
-    from runner.config.prompts import ReadyPrompt
+    from runner.config.ready import ReadyPrompt
     from runner.execute.sampling import Sampling
     from runner.plan.prepare import Prepared
+
+
+LENGTHS = ("frames", "seconds", "sections")
+_VIDEO: tuple[tuple[str, Any], ...] = (
+    ("--frames", click.IntRange(1)), ("--seconds", click.FloatRange(0, min_open=True)), ("--sections", click.IntRange(1)),
+    ("--fps", click.FloatRange(1, 240)), ("--embedded-guidance", click.FloatRange(0, 100)),
+    ("--guidance-rescale", click.FloatRange(0, 1)), ("--flow-shift", click.FloatRange(0, 100, min_open=True)),
+    ("--image", str), ("--end-image", str), ("--image-mask", str), ("--control-image", str), ("--control-mask", str),
+    ("--one-frame", str), ("--latent-paddings", str), ("--custom-system-prompt", str),
+    ("--rope-scaling-factor", click.FloatRange(0, 4, min_open=True)),
+    ("--rope-scaling-timestep-threshold", click.FloatRange(0, 1000)),
+)  # fmt: skip
+_REPEATED = {"control_image": "control_images", "control_mask": "control_masks"}
+
+
+def _video_options(command: Any) -> Any:
+    """The keys of [[sampling.prompts]] for videos, for prompts that have none of their own."""
+    command = click.option("--bulk-decode/--no-bulk-decode", default=None)(command)
+    for name, kind in reversed(_VIDEO):
+        command = click.option(name, type=kind, multiple=name in ("--control-image", "--control-mask"))(command)
+    return command
 
 
 @click.command()
@@ -52,11 +74,22 @@ if TYPE_CHECKING:
 @click.option("--num-inference-steps", type=click.IntRange(1, 1000))
 @click.option("--cfg-scale", type=click.FloatRange(0, 100))
 @click.option("--sampler")
+@_video_options
+@click.option(
+    "--output-type",
+    type=click.Choice(["media", "images", "latent", "both", "latent_images"]),
+    default="media",
+    help="media: .png and .mp4; images: a video as numbered pictures; latent: before decoding; both; latent_images.",
+)
+@click.option("--vae-chunk-size", type=click.IntRange(8, 1024), help="Width of the strips of convolutions over time.")
+@click.option("--vae-tile-size", type=click.IntRange(64, 8192), help="Side of the tiles that are decoded, in pixels.")
+@click.option("--blocks-to-swap", type=click.IntRange(0), help="Blocks of the denoiser that wait in the host's memory.")
 @click.option("--seed", type=int, help="For prompts that have none; -1 draws one.")
 def command(
     file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
     dialect: str | None, interactive: bool, folder: Path | None, loras: tuple[str, ...], include: tuple[str, ...],
-    exclude: tuple[str, ...], save_merged: Path | None, **defaults: Any,
+    exclude: tuple[str, ...], save_merged: Path | None, output_type: str, vae_chunk_size: int | None,
+    vae_tile_size: int | None, blocks_to_swap: int | None, **defaults: Any,
 ) -> int:  # fmt: skip
     """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
     if (include or exclude) and not loras:
@@ -69,6 +102,8 @@ def command(
         raise UsageError(f"--save-merged {save_merged}: the file is a .safetensors file")
     if save_merged is not None and save_merged.exists():
         raise UsageError(f"{save_merged} is there already; it is not overwritten", hint="name another place")
+    more = {"vae_chunk_size": vae_chunk_size, "vae_tile_size": vae_tile_size, "blocks_to_swap": blocks_to_swap}
+    settings = (*settings, *(f"sampling.{name}={value}" for name, value in more.items() if value is not None))
     prepared = prepared_run(file, settings, may_defer=False)
     chosen_dialect = _dialect(dialect, prepared)
     prompts = _prompts(prepared, texts, prompt_file, chosen_dialect, defaults)
@@ -85,7 +120,11 @@ def command(
 
     target = folder or prepared.output_dir / "samples" / "made"
     sampling = Sampling(
-        prepared, checkpoint, keep_loaded=interactive, loras=[LoraFile(*given, *patterns) for given in files]
+        prepared,
+        checkpoint,
+        keep_loaded=interactive,
+        loras=[LoraFile(*given, *patterns) for given in files],
+        output=output_type,
     )
     if save_merged is not None:
         sampling.save_merged(save_merged)
@@ -143,28 +182,56 @@ def _prompts(
         found += read_prompt_file(prompt_file, dialect)
     if not found:
         return [_seeded(prompt) for prompt in prepared.prompts]
-    return _ready(prepared, found, defaults)
+    return _ready(prepared, found, defaults, dialect)
 
 
-def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any]) -> list[ReadyPrompt]:
+def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any], dialect: str) -> list[ReadyPrompt]:
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
-    from runner.config.prompts import ready_prompts, sampler_name
+    from runner.config.prompts import sampler_name
+    from runner.config.ready import PromptProblem, Readying, located
+    from runner.plan.prepare import prompt_file
 
     if defaults.get("sampler"):
         try:
             defaults = {**defaults, "sampler": sampler_name(defaults["sampler"])}
         except ValueError as error:
             raise UsageError(str(error)) from None
-    given = {name: value for name, value in defaults.items() if value is not None}
+    given = _given(defaults)
     seed = given.pop("seed", None)
+    found = [located(prompt, Path.cwd()) for prompt in found]
     if seed is not None:
         found = [prompt if prompt.seed is not None else prompt.model_copy(update={"seed": seed}) for prompt in found]
-    sampling = prepared.config.sampling.model_copy(update=given)
-    model = prepared.model
-    ready, notes = ready_prompts(found, sampling, prepared.config.run.seed, model.native_size, model.size_multiple, {})
-    for note in notes:
+    kept = prepared.config.sampling
+    if any(name in given for name in LENGTHS):
+        kept = kept.model_copy(update=dict.fromkeys(LENGTHS))
+    sampling = located(kept.model_copy(update=given), Path.cwd(), set(given))
+    readying = Readying(
+        sampling, prepared.spec, prepared.model, prepared.config.run.seed, {},
+        partial(prompt_file, prepared.store, prepared.folder), dialect,
+    )  # fmt: skip
+    try:
+        ready = [readying.ready(index, prompt) for index, prompt in enumerate(found)]
+    except PromptProblem as problem:
+        raise Invalid(str(problem), hint=problem.hint) from None
+    for note in [*readying.notes, *(str(problem) for _, problem in readying.warnings)]:
         out.say(f"note: {note}")
     return [_seeded(prompt) for prompt in ready]
+
+
+def _given(defaults: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, under the names of [sampling]'s keys. Raises `UsageError`."""
+    from runner.config.prompts import one_frame_options
+    from schemas.sampling import OneFrameInference
+
+    given = {_REPEATED.get(name, name): value for name, value in defaults.items() if value not in (None, ())}
+    try:
+        if "one_frame" in given:
+            given["one_frame"] = OneFrameInference.model_validate(one_frame_options(given["one_frame"]))
+        if "latent_paddings" in given:
+            given["latent_paddings"] = [int(part) for part in given["latent_paddings"].split(",")]
+    except ValueError as error:
+        raise UsageError(f"--one-frame or --latent-paddings: {error}") from None
+    return given
 
 
 def _seeded(prompt: ReadyPrompt) -> ReadyPrompt:
@@ -181,7 +248,7 @@ def _interact(sampling: Sampling, prepared: Prepared, dialect: str, defaults: di
         if not line.strip():
             continue
         try:
-            prompt = _ready(prepared, [parse_line(line, dialect, "prompt", number)], defaults)[0]
+            prompt = _ready(prepared, [parse_line(line, dialect, "prompt", number)], defaults, dialect)[0]
             for path in sampling.make([replace(prompt, index=sampling.count)], target):
                 out.data(str(path))
         except (InvalidConfig, Invalid, UsageError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, get_args
 
@@ -14,20 +13,34 @@ from pydantic import ValidationError
 from runner.config.diagnose import diagnose
 from runner.config.load import read
 from runner.config.locate import Path
+from runner.config.ready import located
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
-from runner.seeding import derive
-from schemas.sampling import Prompt, Sampler, Sampling
+from schemas.sampling import Prompt, Sampler
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
+_VIDEO = {
+    "i": "image", "ei": "end_image", "im": "image_mask", "ci": "control_images", "cim": "control_masks", "of": "one_frame",
+    "vs": "sections",
+}  # fmt: skip
 DIALECTS: dict[str, dict[str, str]] = {
     "kohya": {
         "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps", "l": "cfg_scale", "n": "negative_prompt",
         "ss": "sampler",
     },
+    "musubi": {
+        "w": "width", "h": "height", "f": "frames", "d": "seed", "s": "num_inference_steps", "g": "embedded_guidance",
+        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
+    },
+    "framepack": {
+        "w": "width", "h": "height", "f": "seconds", "d": "seed", "s": "num_inference_steps", "g": "cfg_scale",
+        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
+    },
 }  # fmt: skip
 _ELSEWHERE = {"g": "embedded guidance", "f": "frames", "fs": "flow shift", "i": "a start image", "ei": "an end image"}
 """Letters of the video tools, named when one stands in a line for a family that makes stills."""
+_FLOATS = ("cfg_scale", "embedded_guidance", "flow_shift", "seconds")
+_REPEATABLE = ("control_images", "control_masks")
 _KOHYA_NAMES = {
     "scale": "cfg_scale", "sample_steps": "num_inference_steps", "sample_sampler": "sampler",
     "guidance_scale": "cfg_scale",
@@ -39,27 +52,12 @@ _SAMPLER_ALIASES = {
 _OPTION = re.compile(r"(?:^|\s)--([A-Za-z]+)(?=\s|$)")
 
 
-@dataclass(frozen=True)
-class ReadyPrompt:
-    """One picture to make, nothing left to derive. `seed` is None while a drawn one (-1) has not been drawn."""
-
-    index: int
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    cfg_scale: float
-    sampler: str
-    seed: int | None
-
-    def facts(self) -> dict[str, Any]:
-        """What decides the picture, for its key."""
-        return {name: value for name, value in self.__dict__.items() if name != "index"}
-
-
 def read_prompt_file(file: FilePath, dialect: str) -> list[Prompt]:
-    """All prompts of a file. Raises `InvalidConfig` with every finding."""
+    """All prompts of a file; the files that they name are relative to it. Raises `InvalidConfig` with every finding."""
+    return [located(prompt, file.absolute().parent) for prompt in _read(file, dialect)]
+
+
+def _read(file: FilePath, dialect: str) -> list[Prompt]:
     if not file.is_file():
         raise InvalidConfig([Diagnostic(f"there is no prompt file {file}")])
     suffix = file.suffix.lower()
@@ -116,11 +114,12 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
                 Diagnostic(f"unknown option `--{letter}`", (place,), _letter_hint(letter, letters, dialect))
             )
             continue
-        if key in values:
+        if key in values and key not in _REPEATABLE:
             findings.append(Diagnostic(f"option `--{letter}` stands twice", (place,), "keep one of them"))
             continue
         try:
-            values[key] = _converted(key, raw)
+            value = _converted(key, raw)
+            values[key] = [*values.get(key, []), value] if key in _REPEATABLE else value
         except ValueError as error:
             findings.append(Diagnostic(f"option `--{letter}` ({key}): {error}", (place,)))
     if not findings:
@@ -151,11 +150,35 @@ def _converted(key: str, raw: str) -> Any:
         return raw
     if key == "sampler":
         return sampler_name(raw)
+    if key == "one_frame":
+        return one_frame_options(raw)
+    if key in ("image", "end_image", "image_mask", *_REPEATABLE):
+        return raw
     try:
-        return float(raw) if key == "cfg_scale" else int(raw)
+        return float(raw) if key in _FLOATS else int(raw)
     except ValueError:
-        kind = "a number" if key == "cfg_scale" else "an integer"
+        kind = "a number" if key in _FLOATS else "an integer"
         raise ValueError(f"must be {kind}, not {raw!r}") from None
+
+
+def one_frame_options(raw: str) -> dict[str, Any]:
+    """musubi-tuner's `--of`: `target_index=1,control_index=0;10,no_post,no_2x,no_4x`, or `default`."""
+    found: dict[str, Any] = {}
+    for part in (part.strip() for part in raw.split(",")):
+        name, equals, value = part.partition("=")
+        if part in ("default", ""):
+            continue
+        if part in ("no_post", "no_2x", "no_4x"):
+            found[part] = True
+        elif name in ("target_index", "control_index") and equals:
+            try:
+                numbers = [int(number) for number in value.split(";")]
+            except ValueError:
+                raise ValueError(f"{part!r} must hold whole numbers") from None
+            found[name] = numbers if name == "control_index" else numbers[0]
+        else:
+            raise ValueError(f"there is no {part!r}; target_index=, control_index=, no_post, no_2x, no_4x or default")
+    return found
 
 
 def sampler_name(name: str) -> str:
@@ -222,33 +245,3 @@ def _validated(entries: list[tuple[Path, dict[str, Any]]], source: Source, kohya
     if findings:
         raise InvalidConfig(findings)
     return prompts
-
-
-def ready_prompts(
-    prompts: list[Prompt], sampling: Sampling, seed: int, native_size: int, multiple: int, drawn: dict[int, int]
-) -> tuple[list[ReadyPrompt], list[str]]:
-    """Fills in what is left open; `sampling` has its family's defaults. Returns the prompts and notes for the plan."""
-    ready: list[ReadyPrompt] = []
-    notes: list[str] = []
-    for index, prompt in enumerate(prompts):
-        assert sampling.num_inference_steps is not None
-        assert sampling.cfg_scale is not None
-        assert sampling.sampler is not None
-        width = prompt.width or sampling.width or native_size
-        height = prompt.height or sampling.height or native_size
-        floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
-        if floored != (width, height):
-            notes.append(
-                f"prompt {index + 1}: {width}x{height} is made as {floored[0]}x{floored[1]} (multiples of {multiple})"
-            )
-        chosen = prompt.seed if prompt.seed is not None else derive(seed, "prompt", index) & 0xFFFFFFFF
-        negative = prompt.negative_prompt if prompt.negative_prompt is not None else sampling.negative_prompt
-        ready.append(
-            ReadyPrompt(
-                index, prompt.prompt, negative or "", *floored,
-                prompt.num_inference_steps or sampling.num_inference_steps,
-                prompt.cfg_scale if prompt.cfg_scale is not None else sampling.cfg_scale,
-                prompt.sampler or sampling.sampler, drawn.get(index) if chosen == -1 else chosen,
-            )
-        )  # fmt: skip
-    return ready, notes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class Batch:
     """One micro-batch, made ahead of its step. `names` are its items, for messages; `share` is its part of the step.
 
-    `texts` and `requests` are what a task needs that encodes captions and pictures itself.
+    `texts`, `requests` and `items` are what a task needs that encodes captions and pictures itself.
     """
 
     step: int
@@ -23,6 +23,7 @@ class Batch:
     tensors: dict[str, Tensor]
     texts: tuple[str, ...] = ()
     requests: tuple[Any, ...] = ()
+    items: tuple[Any, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """Moves the tensors without waiting; from pinned memory the copy overlaps with computation."""

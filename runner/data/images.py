@@ -13,25 +13,33 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from runner.dataset.buckets import View
+from runner.dataset.buckets import Fit, View, cover
+from runner.dataset.clips import Clip
 from runner.dataset.encodings import Mask, TrainItem
 from runner.errors import RunFailed
 
 
 class PictureRequest(NamedTuple):
-    """One view of one picture to encode."""
+    """One view of one picture or clip to encode."""
 
     path: str
     digest: str
     view: View
     mask: Mask | None = None
+    clip: Clip | None = None
+    controls: tuple[Mask, ...] = ()
 
     @classmethod
     def of(cls, item: TrainItem, view: View) -> PictureRequest:
-        return cls(item.path, item.digest, view, item.mask)
+        return cls(item.path, item.digest, view, item.mask, item.clip, item.controls)
 
     def pixels(self) -> Tensor:
-        """fp32 [3, H, W] in -1..1. Raises `RunFailed` where the file is no longer the one that was planned with."""
+        """fp32 [3, H, W] in -1..1, of a clip [3, T, H, W]. Raises `RunFailed` where the file is no longer the one that
+        was planned with."""
+        if self.clip is not None:
+            from runner.data.videos import read_clip
+
+            return read_clip(self.path, self.digest, self.clip, self.view)
         with Image.open(BytesIO(_content(self.path, self.digest))) as picture:
             return to_pixels(transformed(picture, self.view))
 
@@ -42,6 +50,31 @@ class PictureRequest(NamedTuple):
         content = _content(self.path, self.digest) if own else _content(self.mask.path or "", self.mask.digest)
         with Image.open(BytesIO(content)) as picture:
             return to_mask(picture, self.view, own)
+
+    def control_pictures(self) -> list[tuple[Tensor, Tensor | None]]:
+        """(fp32 [3, H, W] in -1..1, its transparency [1, H, W] in 0..1 where it has any) of each control image, resized
+        and cropped like the picture."""
+        found = []
+        for control in self.controls:
+            assert control.path is not None
+            with Image.open(BytesIO(_content(control.path, control.digest))) as picture:
+                view = Fit(
+                    self.view.bucket, cover(upright_size(picture), self.view.bucket), picture.size, self.view.area
+                ).centre
+                view = view.mirrored if self.view.flip else view
+                alpha = to_mask(picture, view, True) if has_alpha(picture) else None
+                found.append((to_pixels(transformed(picture, view)), alpha))
+        return found
+
+
+def has_alpha(picture: Image.Image) -> bool:
+    """Whether a picture has transparency."""
+    return "A" in picture.getbands() or "transparency" in picture.info
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) after the camera's orientation."""
+    return ImageOps.exif_transpose(picture).size
 
 
 def _content(path: str, digest: str) -> bytes:
@@ -68,7 +101,8 @@ def transformed(picture: Image.Image, view: View) -> Image.Image:
     """The picture as the encoder sees it."""
     upright = ImageOps.exif_transpose(picture).convert("RGB")
     if upright.size != view.resized:
-        upright = upright.resize(view.resized, Image.Resampling.LANCZOS)
+        smaller = view.area and view.resized[0] < upright.width
+        upright = upright.resize(view.resized, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)
     width, height = view.bucket
     cropped = upright.crop((view.left, view.top, view.left + width, view.top + height))
     return _coloured(ImageOps.mirror(cropped) if view.flip else cropped, view)

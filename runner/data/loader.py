@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ TOKEN_AREA = 4
 def multires_noise(noise: Tensor, settings: MultiresNoise, seed: int, *index: int) -> Tensor:
     """Noise [C, h, w] with ever coarser noise added, scaled to a standard deviation of one: sd-scripts'
     `pyramid_noise_like`, each item with draws of its own."""
+    if noise.dim() == 4:  # one layer of a video's frames after the other
+        frames = [multires_noise(frame, settings, seed, *index, place) for place, frame in enumerate(noise.unbind(1))]
+        return torch.stack(frames, dim=1)
     height, width = noise.shape[1:]
     total = noise.clone()
     for level in range(settings.iterations):
@@ -44,13 +48,15 @@ def multires_noise(noise: Tensor, settings: MultiresNoise, seed: int, *index: in
 
 
 def batch_latents(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{"latents": [B, C, h, w]}, and {"mask": [B, 1, h, w]} where any of them has one; the others count whole. fp32."""
+    """{"latents": [B, C, …]}, and {"mask": [B, 1, …]} where any of them has one; the others count whole. fp32. What else
+    the rows hold is stacked as it is: conditioning, as "cond.<name>"."""
     found = {"latents": stacked([{"latents": row["latents"]} for row in rows])["latents"].float()}
     if any("mask" in row for row in rows):
-        size = found["latents"].shape[-2:]
-        masks = [row["mask"].float() if "mask" in row else torch.ones(1, *size) for row in rows]
+        wide = next(row["mask"].shape for row in rows if "mask" in row)
+        masks = [row["mask"].float() if "mask" in row else torch.ones(wide) for row in rows]
         found["mask"] = stacked([{"mask": mask} for mask in masks])["mask"]
-    return found
+    others = [name for name in rows[0] if name.startswith("cond.")]
+    return found | (stacked([{name: row[name] for name in others} for row in rows]) if others else {})
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,20 @@ class _Spec:
 class Sources:
     """Where encodings come from; None: pixels or texts are handed on and encoded by the task.
 
-    `latent_shape` gives [C, h, w] of a picture of (width, height).
+    `latent_shape` gives the shape of what is trained of an item: [C, h, w], of a video [C, T, h, w].
     """
 
     latents: Encodings | None
     latent_key: Callable[[str, View], str]
-    latent_shape: Callable[[tuple[int, int]], tuple[int, int, int]]
+    latent_shape: Callable[[TrainItem], tuple[int, ...]]
     texts: Encodings | None
     text_key: Callable[[str], str]
     sizes: Callable[[Size, Size, Size], dict[str, Tensor]] | None = None
     """Conditioning of a picture's size: original, corner of the crop, size."""
     discrete: bool = True
     """Whether timesteps are whole numbers."""
+    cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
+    """Makes what is trained of an item from its encoding: {"latents", "cond.<name>"}."""
 
 
 class StepLoader:
@@ -140,7 +148,7 @@ class StepLoader:
                 "" if dropped else caption_of_use(item, seed, number, inputs.texts_cached, spec.step, inputs.steps)
             )
         tensors = self._pictures(views)
-        shape = self.sources.latent_shape(views[0][1].bucket)
+        shape = self.sources.latent_shape(views[0][0])
         tensors["timesteps"] = self._timesteps(shape, spec, positions)
         tensors["weights"] = torch.tensor([self._weight(item) for item, _ in views])
         if self.sources.texts is not None:
@@ -152,11 +160,13 @@ class StepLoader:
         tensors |= self._noise(shape, spec, positions)
         requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
-        return Batch(spec.step, names, spec.share, tensors, tuple(texts), requests)
+        return Batch(spec.step, names, spec.share, tensors, tuple(texts), requests, tuple(item for item, _ in views))
 
     def _pictures(self, views: list[tuple[TrainItem, View]]) -> dict[str, Tensor]:
         if self.sources.latents is not None:
             rows = [self.sources.latents.get(self.sources.latent_key(item.picture, view)) for item, view in views]
+            if self.sources.cut is not None:
+                rows = [self.sources.cut(item, row) for (item, _), row in zip(views, rows, strict=True)]
             return batch_latents(rows)
         pixels = [PictureRequest.of(item, view).pixels() for item, view in views]
         return {"pixels": torch.stack(pixels)}
@@ -164,7 +174,7 @@ class StepLoader:
     def _timesteps(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> Tensor:
         """[B]: whole numbers for a discrete process, else fp32."""
         draw: Callable[..., float] = draw_discrete if self.sources.discrete else draw_timestep
-        tokens = shape[1] * shape[2] // TOKEN_AREA
+        tokens = prod(shape[1:]) // TOKEN_AREA
         return torch.tensor(
             [
                 draw(self.inputs.timesteps, rng(self.inputs.seed, "timestep", spec.step, spec.place, position), tokens)
@@ -184,7 +194,7 @@ class StepLoader:
 
         noise = drawn("noise", shape)
         if loss.noise_offset > 0:
-            noise = noise + loss.noise_offset * drawn("noise_offset", (shape[0], 1, 1))
+            noise = noise + loss.noise_offset * drawn("noise_offset", (shape[0], *[1] * (len(shape) - 1)))
         if loss.multires_noise is not None:
             noise = torch.stack(
                 [

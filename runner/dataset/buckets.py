@@ -21,6 +21,8 @@ class BucketRule:
     max_size: int
     step: int
     no_upscale: bool
+    musubi: bool = False
+    """The rule of musubi-tuner, for video models, in place of Kohya's."""
 
     @property
     def area(self) -> int:
@@ -40,12 +42,15 @@ class View:
     """Turn of the hue, in degrees."""
     gamma: int = 100
     """In percent."""
+    area: bool = False
+    """Made smaller by averaging areas, as musubi-tuner does; else by Lanczos' filter."""
 
     @cached_property
     def facts(self) -> str:
         """The view in an encoding's key. Items of one fit share their view, so this is written once for all of them."""
         colours = f" {self.hue} {self.gamma}" if self.hue or self.gamma != 100 else ""
-        return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}{colours}"
+        area = " area" if self.area else ""
+        return f"{self.resized} {self.left} {self.top} {self.bucket} {int(self.flip)}{colours}{area}"
 
     @property
     def corner(self) -> Size:
@@ -66,6 +71,8 @@ class Fit:
     resized: Size
     original: Size
     """The picture's own size."""
+    area: bool = False
+    """How it is made smaller (View.area)."""
 
     @cached_property
     def facts(self) -> str:
@@ -76,11 +83,13 @@ class Fit:
     def centre(self) -> View:
         """The view without chance: used where nothing varies, and for held-out items."""
         left, top = (self.resized[0] - self.bucket[0]) // 2, (self.resized[1] - self.bucket[1]) // 2
-        return View(self.resized, left, top, self.bucket, False)
+        return View(self.resized, left, top, self.bucket, False, area=self.area)
 
 
 def bucket_sizes(rule: BucketRule) -> list[Size]:
     """All buckets, sorted: the square, and for each width the tallest height within the area, both ways round."""
+    if rule.musubi:
+        return _musubi_sizes(rule)
     sizes: set[Size] = set()
     square = int(math.sqrt(rule.area) // rule.step) * rule.step
     if square > 0:
@@ -88,6 +97,18 @@ def bucket_sizes(rule: BucketRule) -> list[Size]:
     for width in range(rule.min_size, rule.max_size + 1, rule.step):
         height = min(rule.max_size, int(rule.area // width // rule.step) * rule.step)
         if height >= rule.min_size:
+            sizes.update({(width, height), (height, width)})
+    return sorted(sizes)
+
+
+def _musubi_sizes(rule: BucketRule) -> list[Size]:
+    """musubi-tuner's buckets: from half the square's side to the side itself, both ways round."""
+    sizes: set[Size] = set()
+    side = int(math.sqrt(rule.area))
+    first = side // 2 // rule.step * rule.step
+    for width in range(max(first, rule.step), side + rule.step, rule.step):
+        height = rule.area // width // rule.step * rule.step
+        if min(width, height) >= rule.min_size and max(width, height) <= rule.max_size:
             sizes.update({(width, height), (height, width)})
     return sorted(sizes)
 
@@ -104,14 +125,19 @@ class Bucketing:
         """Where a picture of this size goes."""
         found = self._fits.get(size)
         if found is None:
-            found = self._fits[size] = self._fit(size)
+            found = self._fit(size)
+            found = self._fits[size] = replace(found, area=True) if self.rule.musubi else found
         return found
 
     def _fit(self, size: Size) -> Fit:
         if not self.rule.enabled:
             return Fit(self.rule.resolution, cover(size, self.rule.resolution), size)
-        if self.rule.no_upscale:
+        if self.rule.no_upscale and not self.rule.musubi:
             return _fit_no_upscale(size, self.rule)
+        if self.rule.no_upscale and size[0] * size[1] <= self.rule.area:
+            step = self.rule.step
+            bucket = (size[0] // step * step, size[1] // step * step)
+            return Fit(bucket, size, size)
         if size in self.sizes:
             return Fit(size, size, size)
         aspect = size[0] / size[1]
@@ -153,6 +179,7 @@ def _snap(value: float, step: int) -> int:
     return rounded - rounded % step
 
 
-def describe(counts: Sequence[tuple[Size, int]]) -> str:
-    """`512x512 (40), 448x576 (3)`."""
-    return ", ".join(f"{width}x{height} ({count})" for (width, height), count in counts)
+def describe(counts: Sequence[tuple[Size, str, int]]) -> str:
+    """`512x512 (40), 448x576 (3)`, `640x640 25 frames (8)`."""
+    named = (f"{size[0]}x{size[1]}{' ' if layout else ''}{layout}" for size, layout, _ in counts)
+    return ", ".join(f"{name} ({count})" for name, (_, _, count) in zip(named, counts, strict=True))

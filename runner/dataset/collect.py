@@ -5,16 +5,20 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from runner.dataset.buckets import Bucketing, BucketRule, Size
 from runner.dataset.captions import CaptionRule
+from runner.dataset.clips import Clip, ClipRule, count_kept, windows
 from runner.dataset.encodings import ItemSettings, Look, TrainItem
+from runner.dataset.folders import Folder
 from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
-from runner.dataset.scan import BadItem, Folder, Item, Scan
+from runner.dataset.scan import BadItem, Item, Scan
+from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
 from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
+from schemas.dataset import OneFrame as OneFrameOptions
 
 
 class CollectProblem(Exception):
@@ -36,24 +40,29 @@ class Collection:
     groups: list[Group]
     batches_per_epoch: int
     uses_per_epoch: int
+    notes: list[str] = field(default_factory=list)
+    """What of the videos is not used, and why."""
 
 
-def bucket_rule(options: ItemOptions, buckets: Buckets, native_size: int, step: int) -> BucketRule:
+def bucket_rule(
+    options: ItemOptions, buckets: Buckets, native_size: int | list[int], step: int, musubi: bool = False
+) -> BucketRule:
     """The bucket settings of a folder with the family's defaults filled in."""
     resolution = options.resolution or native_size
     size: Size = (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
     chosen = buckets.step or step
-    shortest = buckets.min_size or max(chosen, min(size) // 2 // chosen * chosen)
-    return BucketRule(size, buckets.enabled, shortest, buckets.max_size or 2 * max(size), chosen, buckets.no_upscale)
+    shortest = buckets.min_size or (1 if musubi else max(chosen, min(size) // 2 // chosen * chosen))
+    longest = buckets.max_size or (2**31 if musubi else 2 * max(size))
+    return BucketRule(size, buckets.enabled, shortest, longest, chosen, buckets.no_upscale, musubi)
 
 
 def collect(
     scanned: Scan, scanned_held_out: Scan | None, buckets: Buckets, held_out: HeldOut | None,
-    native_size: int, bucket_step: int, seed: int,
+    native_size: int | list[int], bucket_step: int, seed: int, clips: ClipRule | None = None,
 ) -> Collection:  # fmt: skip
     """Raises `CollectProblem` where nothing would be left to train on."""
     bad = list(scanned.bad)
-    fitting = _Fitting(buckets, native_size, bucket_step)
+    fitting = _Fitting(buckets, native_size, bucket_step, clips)
     placed = fitting.place(scanned.items, bad)
     evaluated: list[TrainItem] = []
     if scanned_held_out is not None:
@@ -66,24 +75,26 @@ def collect(
         evaluated = [item for item in placed if item.digest in chosen and not item.settings.regularization]
         placed = [item for item in placed if item.digest not in chosen]
     placed = _with_regularization(placed)
-    placed.sort(key=_content_order)
-    evaluated.sort(key=_content_order)
+    placed.sort(key=_CONTENT_ORDER)
+    evaluated.sort(key=_CONTENT_ORDER)
     if not any(not item.settings.regularization for item in placed) and not bad:
         raise CollectProblem(("dataset", "sources"), "no item is left to train on", "add pictures or hold out fewer")
     groups = group_items(
         [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
-        [item.repeats for item in placed], range(len(placed)),
+        [item.repeats for item in placed], range(len(placed)), [item.layout for item in placed] if clips else (),
     )  # fmt: skip
     batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
-    return Collection(placed, evaluated, bad, groups, batches, sum(len(group.uses) for group in groups))
+    uses = sum(len(group.uses) for group in groups)
+    return Collection(placed, evaluated, bad, groups, batches, uses, fitting.notes)
 
 
-_content_order = attrgetter("digest", "text", "settings.facts")
+_CONTENT_ORDER = attrgetter("order")
 
 
 class _Fitting:
-    def __init__(self, buckets: Buckets, native_size: int, step: int) -> None:
-        self.buckets, self.native_size, self.step = buckets, native_size, step
+    def __init__(self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None) -> None:
+        self.buckets, self.native_size, self.step, self.clips = buckets, native_size, step, clips
+        self.notes: list[str] = []
         self.bucketings: dict[BucketRule, Bucketing] = {}
         self.settings: dict[int, tuple[ItemSettings, Bucketing]] = {}
 
@@ -98,18 +109,74 @@ class _Fitting:
                 bad.append(BadItem(item.folder.number, item.name, reason))
                 continue
             face = _face_of(item.name) if settings.look.face_range or settings.look.crop_style == "face" else None
-            placed.append(
-                TrainItem(
-                    item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask
+            own = TrainItem(
+                item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask
+            )  # fmt: skip
+            if item.frames:
+                placed += self._clips(item, own, bad)
+            else:
+                placed += self._still(item, own, bad)
+        return placed
+
+    def _still(self, item: Item, own: TrainItem, bad: list[BadItem]) -> list[TrainItem]:
+        """A picture; with its control images in one-frame training."""
+        if self.clips is None or self.clips.window is None:
+            return [own]
+        given = item.folder.one_frame or OneFrameOptions()
+        target = given.target_index if given.target_index is not None else self.clips.window
+        settings = OneFrame(target, tuple(given.clean_indices), given.no_post, given.no_2x, given.no_4x, self.clips.window)  # fmt: skip
+        if len(item.controls) != len(settings.clean_indices):
+            reason = f"has {len(item.controls)} control images, one_frame.clean_indices {len(settings.clean_indices)}"
+            bad.append(BadItem(item.folder.number, item.name, reason))
+            return []
+        return [own._replace(one_frame=settings, controls=item.controls)]
+
+    def _clips(self, item: Item, own: TrainItem, bad: list[BadItem]) -> list[TrainItem]:
+        """The clips of a video, cut into sections where the family trains them."""
+        rule, options = self.clips, item.folder.clips
+        assert rule is not None
+        assert options is not None
+        count = count_kept(item.frames, options.source_fps, rule.fps)
+        found, missing = windows(count, options, rule.factor)
+        kept = "" if count == item.frames else f" ({count} at {rule.fps:g} fps)"
+        if not found:
+            least = min(missing)
+            reason = f"has {item.frames} frames{kept}, fewer than target_frames {least}"
+            bad.append(BadItem(item.folder.number, item.name, reason))
+            return []
+        if missing:
+            listed = ", ".join(map(str, missing))
+            self.notes.append(f"{item.name} has {item.frames} frames{kept}: too short for target_frames {listed}")
+        clips: list[TrainItem] = []
+        for start, length in found:
+            clip = Clip(start, length, options.source_fps, rule.fps)
+            if rule.window is None:
+                clips.append(own._replace(clip=clip))
+                continue
+            sections = count_sections(length, rule.window, rule.factor)
+            whole = clip._replace(length=frames_of(sections, rule.window, rule.factor))
+            clips += [
+                own._replace(clip=whole, section=SectionOf(index, sections, rule.window, rule.forward))
+                for index in range(sections)
+            ]
+        if not clips:
+            least = frames_of(1, rule.window or 1, rule.factor)
+            longest = max(length for _, length in found)
+            bad.append(
+                BadItem(
+                    item.folder.number, item.name,
+                    f"gives clips of {longest} frames{kept}; a section of {rule.window} latent frames needs {least}",
                 )
             )  # fmt: skip
-        return placed
+        return clips
 
     def _of(self, folder: Folder) -> tuple[ItemSettings, Bucketing]:
         found = self.settings.get(id(folder))
         if found is None:
             options = folder.options
-            rule = bucket_rule(options, folder.buckets or self.buckets, self.native_size, self.step)
+            rule = bucket_rule(
+                options, folder.buckets or self.buckets, self.native_size, self.step, self.clips is not None
+            )
             if options.crop_aspect == "square":
                 side = int(rule.area**0.5) // rule.step * rule.step
                 rule = replace(rule, resolution=(side, side), enabled=False)
@@ -172,7 +239,7 @@ def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[s
 
 def _with_regularization(items: list[TrainItem]) -> list[TrainItem]:
     """Regularization items get the repeats that make them match the training uses; those with none fall out."""
-    regular = sorted((item for item in items if item.settings.regularization), key=_content_order)
+    regular = sorted((item for item in items if item.settings.regularization), key=_CONTENT_ORDER)
     if not regular:
         return items
     training = [item for item in items if not item.settings.regularization]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from runner.dataset.buckets import Fit, View
 from runner.dataset.captions import CaptionRule, render
+from runner.dataset.clips import Clip
+from runner.dataset.sections import OneFrame, SectionOf
 from runner.seeding import rng
 
 _UNUSED = random.Random(0)
@@ -80,16 +82,58 @@ class TrainItem(NamedTuple):
     face: tuple[int, int, int, int] | None = None
     """Centre and size of the face in the picture, where the file's name tells it and it is asked for."""
     mask: Mask | None = None
+    clip: Clip | None = None
+    """Which frames of a video; None: a picture."""
+    section: SectionOf | None = None
+    """Which section of the clip is trained (framepack); None: all of it."""
+    one_frame: OneFrame | None = None
+    controls: tuple[Mask, ...] = ()
+    """Control images of one-frame training."""
 
     def facts(self) -> str:
         """Everything that decides what training on this item does."""
         extra = "" if self.face is None and self.mask is None else f" {self.face} {self.mask and self.mask.facts}"
+        if self.clip is not None or self.one_frame is not None:
+            extra += f" {self._media} {tuple(self.section or ())} {tuple(self.one_frame or ())}"
         return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}{extra}"
 
     @property
+    def _media(self) -> str:
+        return " ".join([self.clip.facts if self.clip else "", *(control.digest for control in self.controls)])
+
+    @property
     def picture(self) -> str:
-        """Identity of the picture and its mask, for the keys of encodings."""
-        return self.digest if self.mask is None else f"{self.digest} {self.mask.facts}"
+        """Identity of the picture or clip, its mask and its control images, for the keys of encodings."""
+        mask = f" {self.mask.facts}" if self.mask is not None else ""
+        media = f" {self._media}" if self.clip is not None or self.controls else ""
+        return f"{self.digest}{mask}{media}"
+
+    @property
+    def identity(self) -> tuple[str | int, ...]:
+        """What its noise is drawn for when it is measured: the picture, or the part of the video."""
+        clip = () if self.clip is None else (self.clip.facts,)
+        return self.digest, *clip, *(() if self.section is None else (self.section.place,))
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What items are sorted by: their content, never their names or places."""
+        return self.digest, self.text, self.settings.facts, self.clip or (), self.section or ()
+
+    def latent_frames(self, factor: int) -> int:
+        """Latent frames that are trained."""
+        if self.section is not None:
+            return self.section.window
+        return (self.clip.length - 1) // factor + 1 if self.clip is not None else 1
+
+    @property
+    def layout(self) -> str:
+        """What else than the size must be the same in a batch."""
+        if self.one_frame is not None:
+            empty = (self.one_frame.no_post, self.one_frame.no_2x, self.one_frame.no_4x)
+            return f"one frame {len(self.one_frame.clean_indices)} {empty}"
+        if self.section is not None:
+            return f"section {self.section.window}"
+        return f"{self.clip.length} frames" if self.clip is not None else ""
 
 
 def items_digest(items: list[TrainItem]) -> str:
@@ -116,7 +160,7 @@ def still_view(item: TrainItem) -> View:
     if item.face is not None and (look.face_range is not None or look.crop_style == "face"):
         return _around_face(item, None)
     if look.crop_style == "corner":
-        return View(item.fit.resized, 0, 0, item.fit.bucket, False)
+        return replace(item.fit.centre, left=0, top=0)
     return item.fit.centre
 
 
@@ -127,7 +171,7 @@ def _variant(item: TrainItem, seed: int, variant: int) -> View:
     elif look.is_random:
         (width, height), bucket = item.fit.resized, item.fit.bucket
         left, top = draw.randint(0, width - bucket[0]), draw.randint(0, height - bucket[1])
-        view = View(item.fit.resized, left, top, bucket, False)
+        view = replace(item.fit.centre, left=left, top=top)
     else:
         view = still_view(item)
     return _coloured(view, rng(seed, "colour", item.digest, variant)) if look.color_aug else view
@@ -167,7 +211,7 @@ def _around_face(item: TrainItem, draw: random.Random | None) -> View:
             else:
                 start += draw.randint(-int(size * scale) // 20, int(size * scale) // 20)
         places.append(max(0, min(start, length - target)))
-    return View(resized, places[0], places[1], bucket, False)
+    return replace(item.fit.centre, resized=resized, left=places[0], top=places[1])
 
 
 def cached_views(item: TrainItem, seed: int) -> list[View]:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from runner.config.locate import Path as KeyPath
 from runner.config.source import Source as Document
-from runner.dataset.scan import Folder, SourceProblem, source_folders
+from runner.dataset.folders import Folder, SourceProblem, source_folders
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from schemas.dataset import Buckets, Dataset, HeldOut, ItemOptions, Source
@@ -31,11 +31,22 @@ _ITEM = {
 }  # fmt: skip
 """Keys with our own names."""
 _SOURCE = {
-    "metadata_file": "path", "image_jsonl_file": "path", "image_dir": "path", "image_directory": "path",
+    "metadata_file": "path", "image_jsonl_file": "path", "video_jsonl_file": "path", "image_dir": "path",
+    "image_directory": "path", "video_directory": "path", "control_directory": "control_path",
     "num_repeats": "repeats", "class_tokens": "class_tokens", "is_reg": "regularization", "conditioning_data_dir": "mask_path",
 }  # fmt: skip
+DEFAULT_WINDOW = 9
 _PICTURES = tuple(name for name, own in _SOURCE.items() if own == "path")
 """Keys that name the pictures; the first that is given does."""
+_CLIPS = {
+    name: name
+    for name in ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps")
+}
+_ONE_FRAME = {
+    "fp_1f_clean_indices": "clean_indices", "fp_1f_target_index": "target_index", "fp_1f_no_post": "no_post",
+    "fp_1f_no_2x": "no_2x", "fp_1f_no_4x": "no_4x",
+}  # fmt: skip
+"""musubi-tuner's keys of one-frame training; the last two are options of its caching script."""
 _BUCKETS = {
     "enable_bucket": "enabled", "min_bucket_reso": "min_size", "max_bucket_reso": "max_size", "bucket_reso_steps": "step",
     "bucket_no_upscale": "no_upscale",
@@ -54,8 +65,10 @@ _REFUSED = {
 }  # fmt: skip
 _ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "network_multiplier": (1, 1.0), "resize_interpolation": ("lanczos",), "skip_image_resolution": (None,),
+    "multiple_target": (False,), "no_resize_control": (False,), "control_resolution": (None,),
 }  # fmt: skip
-_VIDEO = ("video_directory", "video_jsonl_file", "control_directory", "target_frames", "frame_extraction", "source_fps")
+_MUSUBI_DEFAULTS: dict[str, Any] = {"enable_bucket": False}
+_KNOWN = (*_SOURCE, *_CLIPS, *_ONE_FRAME, "fp_latent_window_size")
 
 
 @dataclass(frozen=True)
@@ -142,11 +155,18 @@ class _Reading:
                 **{name: value for name in _KOHYA_DEFAULTS if (value := self.run.value(("dataset", name))) is not None},
                 **values,
             }
+        else:
+            values = {**_MUSUBI_DEFAULTS, **values}
         if not any(name in values for name in _PICTURES):
-            self._error(levels[0][0], "it names no pictures", "give image_dir, or metadata_file")
+            self._error(levels[0][0], "it names no pictures", "give image_dir, image_directory or video_directory")
             return []
         before = len(self.findings)
-        source = self._validated(Source, values, {**{name: name for name in _ITEM}, **_SOURCE}, places)
+        if any(name in values for name in ("video_directory", "video_jsonl_file")):
+            values["kind"] = "video"
+        self._one_frame(values)
+        self._window(values, places)
+        names = {**{name: name for name in (*_ITEM, "kind", "one_frame")}, **_SOURCE, **_CLIPS}
+        source = self._validated(Source, values, names, places)
         buckets = self._validated(Buckets, values, _BUCKETS, places)
         if source is None or buckets is None or len(self.findings) > before:
             return []
@@ -157,7 +177,8 @@ class _Reading:
     ) -> list[Folder]:
         path = places[next(name for name in _PICTURES if name in values)]
         base = self.file.absolute().parent
-        listed = source.path in (values.get("metadata_file"), values.get("image_jsonl_file"))
+        lists = ("metadata_file", "image_jsonl_file", "video_jsonl_file")
+        listed = source.path in [values[name] for name in lists if name in values]
         images = resolve_path(str(values["image_dir"]), base) if listed and "image_dir" in values else None
         try:
             own = self.dataset.model_copy(update={"sources": [source]})
@@ -168,6 +189,22 @@ class _Reading:
         if not listed:
             self._captions(found, path)
         return [replace(folder, number=number, buckets=buckets) for folder in found]
+
+    def _one_frame(self, values: dict[str, Any]) -> None:
+        """musubi-tuner's keys of one-frame training as ours."""
+        given = {own: values.pop(name) for name, own in _ONE_FRAME.items() if name in values}
+        if given:
+            values["one_frame"] = given
+
+    def _window(self, values: dict[str, Any], places: Mapping[str, KeyPath]) -> None:
+        """The window stands in [model]; a dataset file may only say the same."""
+        window = values.pop("fp_latent_window_size", None)
+        own = self.run.value(("model", "latent_window_size")) or DEFAULT_WINDOW
+        if window is not None and window != own:
+            self._error(
+                places["fp_latent_window_size"], f"`fp_latent_window_size` is {window!r}, model.latent_window_size is {own}",
+                "say the same in run.toml",
+            )  # fmt: skip
 
     def _captions(self, folders: list[Folder], path: KeyPath) -> None:
         """Kohya's default ending is `.caption`; most people's captions are .txt files."""
@@ -182,9 +219,7 @@ class _Reading:
                 )  # fmt: skip
 
     def _known(self, path: KeyPath, name: str, value: Any) -> bool:
-        if name in _VIDEO:
-            self._error(path, f"`{name}` is for video models", "the families so far train on pictures")
-        elif name in _REFUSED:
+        if name in _REFUSED:
             self._error(path, f"`{name}` is not used here: {_REFUSED[name]}", "take it out")
         elif name in _ONE_VALUE:
             if value not in _ONE_VALUE[name]:
@@ -194,8 +229,8 @@ class _Reading:
                 self.validation.add(float(value))
             else:
                 self._error(path, f"`validation_split` must be a number from 0 to below 1, not {value!r}")
-        elif name not in _IDLE and name not in _ITEM and name not in _SOURCE and name not in _BUCKETS:
-            self._error(path, f"unknown key `{name}`", f"keys are {', '.join(sorted([*_ITEM, *_SOURCE, *_BUCKETS]))}")
+        elif name not in _IDLE and name not in _ITEM and name not in _KNOWN and name not in _BUCKETS:
+            self._error(path, f"unknown key `{name}`", f"keys are {', '.join(sorted([*_ITEM, *_KNOWN, *_BUCKETS]))}")
         else:
             return name not in _IDLE
         return False

@@ -21,11 +21,12 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Uses that may share a batch: of one bucket and one batch size."""
+    """Uses that may share a batch: of one bucket, one batch size and one layout in time."""
 
     bucket: Size
     batch_size: int
     uses: tuple[Use, ...]
+    layout: str = ""
 
 
 def count_batches(uses: int, batch_size: int) -> int:
@@ -60,19 +61,20 @@ def epoch_batches(groups: Sequence[Group], seed: int, epoch: int) -> list[tuple[
 
 
 def group_items(
-    buckets: Sequence[Size], batch_sizes: Sequence[int], repeats: Sequence[int], items: Sequence[int]
-) -> list[Group]:
-    """Groups the items with these numbers; the three sequences are indexed by item."""
-    found: dict[tuple[Size, int], list[Use]] = {}
+    buckets: Sequence[Size], batch_sizes: Sequence[int], repeats: Sequence[int], items: Sequence[int],
+    layouts: Sequence[str] = (),
+) -> list[Group]:  # fmt: skip
+    """Groups the items with these numbers; the other sequences are indexed by item."""
+    found: dict[tuple[Size, int, str], list[Use]] = {}
     for item in items:
-        uses = found.setdefault((buckets[item], batch_sizes[item]), [])
+        uses = found.setdefault((buckets[item], batch_sizes[item], layouts[item] if layouts else ""), [])
         uses += [Use(item, occurrence) for occurrence in range(repeats[item])]
-    return [Group(bucket, size, tuple(uses)) for (bucket, size), uses in sorted(found.items())]
+    return [Group(bucket, size, tuple(uses), layout) for (bucket, size, layout), uses in sorted(found.items())]
 
 
-def bucket_counts(groups: Sequence[Group]) -> list[tuple[Size, int]]:
-    """Items (not uses) in each bucket, by size."""
-    counts: Counter[Size] = Counter()
+def bucket_counts(groups: Sequence[Group]) -> list[tuple[Size, str, int]]:
+    """(size, layout in time, items) of each bucket; items are counted, not uses."""
+    counts: Counter[tuple[Size, str]] = Counter()
     for group in groups:
-        counts[group.bucket] += len({use.item for use in group.uses})
-    return sorted(counts.items())
+        counts[group.bucket, group.layout] += len({use.item for use in group.uses})
+    return sorted((size, layout, count) for (size, layout), count in counts.items())

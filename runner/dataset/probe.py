@@ -14,6 +14,7 @@ from PIL import Image
 from runner.store.index import FileContent
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts"})
 MAX_CAPTION_BYTES = 1_000_000
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError,
@@ -48,6 +49,36 @@ def probe_image(path: Path) -> FileContent:
     if turned:
         width, height = height, width
     return FileContent(digest, width, height)
+
+
+def probe_video(path: Path) -> FileContent:
+    """Decodes the whole video, one frame at a time, and counts its frames (`text`): what containers say of their length
+    is often wrong. A video that breaks off is not used."""
+    try:
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return FileContent("", problem=f"cannot be read: {error.strerror}")
+    import av
+
+    count, size = 0, (0, 0)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return FileContent(digest, problem="has no video stream")
+            stream_of = container.streams.video[0]
+            stream_of.thread_type = "AUTO"
+            for frame in container.decode(stream_of):
+                if count == 0:
+                    turned = abs(frame.rotation) % 180 == 90
+                    size = (frame.height, frame.width) if turned else (frame.width, frame.height)
+                count += 1
+    except (av.FFmpegError, ValueError, MemoryError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return FileContent(digest, problem=f"cannot be decoded after frame {count}: {reason}")
+    if count == 0:
+        return FileContent(digest, problem="has no frames")
+    return FileContent(digest, *size, str(count))
 
 
 def probe_caption(path: Path) -> FileContent:

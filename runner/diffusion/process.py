@@ -16,11 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noisy:
-    """A training example: the noisy latents, what the denoiser should answer, and the signal-to-noise ratio [B]."""
+    """A training example: the noisy latents, what the denoiser should answer, the signal-to-noise ratio [B], and the
+    timestep that the denoiser is told [B]."""
 
     x_t: Tensor
     target: Tensor
     snr: Tensor
+    t: Tensor
 
 
 class Process(Protocol):
@@ -56,7 +58,7 @@ class DiscreteProcess:
         spread = (1 - abar).sqrt().view(-1, *[1] * (x_0.dim() - 1))
         x_t = signal * x_0 + spread * (noise if input_noise is None else input_noise)
         target = noise if self.prediction_type == "epsilon" else signal * noise - spread * x_0
-        return Noisy(x_t, target, abar / (1 - abar))
+        return Noisy(x_t, target, abar / (1 - abar), t)
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ class FlowProcess:
 
     prediction_type: str = "flow"
     num_timesteps: int = 1000
+    offset: float = 0.0
+    """What is added to the timestep that the denoiser is told in training (HunyuanVideo's: 1)."""
 
     def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
         sigma = (t.to(x_0.device, torch.float32) / self.num_timesteps).clamp(0, 1)
         wide = sigma.view(-1, *[1] * (x_0.dim() - 1))
         x_t = (1 - wide) * x_0 + wide * (noise if input_noise is None else input_noise)
-        return Noisy(x_t, noise - x_0, ((1 - sigma) / sigma.clamp(min=1e-6)) ** 2)
+        snr = ((1 - sigma) / sigma.clamp(min=1e-6)) ** 2
+        return Noisy(x_t, noise - x_0, snr, t.to(x_0.device) + self.offset if self.offset else t)
 
 
 def make_process(schedule: Mapping[str, Any], prediction_type: str, zero_terminal_snr: bool) -> DiscreteProcess:

@@ -241,6 +241,12 @@ class Apply:
         graph, seed = self.graph, self.graph.train.seed
         sample = graph.sample
         which = candidates(sample.steps, sample.ema, with_base=True)
+        videos = [
+            sample.key(p, *candidate)
+            for candidate in which
+            for p in sample.prompts
+            if p.seed is not None and p.is_video
+        ]
         keys = {
             "latents": [
                 graph.latents.encoder.key(item.picture, view, graph.runtime.latent_batch_size)
@@ -251,6 +257,7 @@ class Apply:
                 for text in wanted_texts(graph.train, graph.select, seed)
             ],
             "samples": [sample.key(p, *candidate) for candidate in which for p in sample.prompts if p.seed is not None],
+            **dict.fromkeys(("videos", "settings"), videos),
             "scores": [graph.select.score_key(*candidate) for candidate in which],
         }
         record = {

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from runner.atomic import new_file, write_bytes
-from runner.config.prompts import ReadyPrompt
+from runner.config.ready import ReadyPrompt
 from runner.core.events import Events
 from runner.core.precision import DTYPES
 from runner.core.process import prepare_torch
+from runner.data.images import to_picture
 from runner.execute.checkpoint import find_checkpoint, load_weights
 from runner.execute.export import whole_model
 from runner.families.registry import family
 from runner.formats.adapters import read_lora
-from runner.formats.tensors import write_hashed_tensors
+from runner.formats.tensors import tensor_bytes, write_hashed_tensors
 from runner.networks.merge import merge_into
 from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
 from runner.stages.encode import load_text_encoders, tile
-from runner.stages.modules import Trained, build, merge_base_weights
-from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
+from runner.stages.modules import Trained, build, merge_base_weights, swap_blocks
+from runner.stages.pictures import decode, encode_prompts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
 from runner.store.training import TrainFolder
 
@@ -46,8 +48,15 @@ class LoraFile:
 class Sampling:
     """Holds what is loaded; `keep_loaded` keeps the models between calls, else each has its phase and goes."""
 
-    def __init__(self, prepared: Prepared, checkpoint: str, keep_loaded: bool, loras: Sequence[LoraFile] = ()) -> None:
-        self.prepared, self.keep_loaded = prepared, keep_loaded
+    def __init__(
+        self,
+        prepared: Prepared,
+        checkpoint: str,
+        keep_loaded: bool,
+        loras: Sequence[LoraFile] = (),
+        output: str = "media",
+    ) -> None:
+        self.prepared, self.keep_loaded, self.output = prepared, keep_loaded, output
         self.graph = current_graph(prepared)
         self.chosen = find_checkpoint(prepared.store, self.graph, checkpoint)
         self.label = " + ".join([self.chosen.label, *(lora.label for lora in loras)])
@@ -64,6 +73,8 @@ class Sampling:
         self.encoders: dict[str, nn.Module] | None = None
         self.vae: nn.Module | None = None
         self.count = 0
+        self.saves = False
+        """The weights are wanted whole, for a file."""
 
     def make(self, prompts: Sequence[ReadyPrompt], folder: Path) -> Iterator[Path]:
         """Makes and writes the pictures, one prompt at a time; no file is overwritten by another picture."""
@@ -78,21 +89,45 @@ class Sampling:
         if not self.keep_loaded:
             self.trained = None
             self.context.free()
-        if self.vae is None:
-            self.vae = self.context.load("vae")
-            tile(self.vae, self.graph.sample.tile_size)
         for prompt, latent in zip(prompts, latents, strict=True):
-            picture = png_bytes(decode(self.context, self.vae, latent), prompt, self.label)
             stem = sample_stem(self.chosen.step, self.chosen.weights, self.chosen.label, prompt.index)
-            path = free_name(folder / f"{stem}.png", picture)
-            write_bytes(path, picture)
+            if self.output in ("latent", "both", "latent_images"):
+                yield self._write(folder / f"{stem}.latent.safetensors", self._latent_file(latent, prompt))
+            if self.output != "latent":
+                yield from self._media(folder, stem, latent, prompt)
             self.count += 1
-            yield path
         if not self.keep_loaded:
             self.vae = None
 
+    def _media(self, folder: Path, stem: str, latent: Tensor, prompt: ReadyPrompt) -> Iterator[Path]:
+        if self.vae is None:
+            self.vae = self.context.load("vae")
+            tile(self.vae, self.graph.sample.tile_size, self.context.runtime.sample_chunk)
+        pixels = decode(self.context, self.vae, latent, prompt)
+        if pixels.dim() == 4 and self.output in ("images", "latent_images"):
+            for number, frame in enumerate(pixels.unbind(1)):
+                picture = png_bytes(to_picture(frame), prompt, self.label)
+                yield self._write(folder / stem / f"{number:04d}.png", picture)
+            return
+        made = media(pixels, prompt, self.label)
+        path = self._write(folder / f"{stem}{'.png' if made.mp4 is None else '.mp4'}", made.mp4 or made.png)
+        if made.settings is not None:
+            write_bytes(path.with_suffix(".json"), made.settings)
+        yield path
+
+    def _write(self, path: Path, content: bytes) -> Path:
+        """Writes a file under a name that no other content has."""
+        path = free_name(path, content)
+        write_bytes(path, content)
+        return path
+
+    def _latent_file(self, latent: Tensor, prompt: ReadyPrompt) -> bytes:
+        settings = json.dumps({**prompt.facts(), "checkpoint": self.label}, sort_keys=True, ensure_ascii=False)
+        return tensor_bytes({"latent": latent.cpu()}, {"format": "pt", "runner": settings})
+
     def save_merged(self, file: Path) -> None:
         """The whole model with the checkpoint and all LoRA files merged, as one file in the family's original layout."""
+        self.saves = True
         modules = {**self._modules(), **self._text_encoders()}
         assert self.trained is not None
         state = {name: parameter.detach() for name, parameter in self.trained.parameters.items()}
@@ -123,4 +158,6 @@ class Sampling:
             if weights is not None:
                 self.trained.assign(weights)
             self._merge(self.trained.modules)
+            if not self.saves:
+                swap_blocks(self.context, self.trained, self.context.runtime.sample_swap)
         return self.trained.modules

@@ -14,7 +14,7 @@ from runner.plan.compile import Graph
 from runner.plan.prepare import Prepared
 from runner.report.write import write_report
 from runner.store.published import Published
-from runner.store.run_folder import checkpoint_name, sample_name, show
+from runner.store.run_folder import checkpoint_name, show, show_sample
 from runner.store.training import TrainFolder
 from schemas.selection import Publish
 
@@ -64,9 +64,7 @@ def _checkpoints(graph: Graph, trained: TrainFolder, output: Path) -> None:
 def _samples(prepared: Prepared, graph: Graph, output: Path) -> None:
     for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
         for prompt in graph.sample.prompts:
-            file = prepared.store.item("samples", graph.sample.key(prompt, step, weights))
-            if file.is_file():
-                show(file, output / "samples" / sample_name(step, weights, prompt.index))
+            show_sample(prepared.store, graph.sample.key(prompt, step, weights), output, step, weights, prompt)
 
 
 def _drop_others(folder: Path, wanted: set[str]) -> None:

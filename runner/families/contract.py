@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.config.ready import ReadyPrompt
+from runner.data.images import PictureRequest
+from runner.dataset.encodings import TrainItem
 from runner.diffusion.process import Process
 from runner.families.spec import FamilySpec, Model
 from runner.inputs import Numerics
@@ -31,6 +34,29 @@ class LoadOptions:
     """The weights will be written to."""
     quantization: str = "none"
     """How the linear layers of its blocks are held (networks/quantize.py)."""
+    split_attention: bool = False
+    """One sample after the other, where they have text of different lengths."""
+
+
+Texts = Callable[[str], Conditioning]
+"""A prompt's or a section's text → its conditioning, without the batch's dimension."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a family makes samples that does not go the common way of stages/pictures.py.
+
+    encode_pictures(picture parts, prompt, device, dtype) → what is known of a prompt's pictures, on the CPU.
+    generate(denoise(x, t, conditioning), denoiser, prompt, texts, pictures, model, device) → latents fp32 [1, C, T, h, w].
+    decode(vae, latents, prompt, model) → pixels [3, T, H, W] in -1..1.
+    """
+
+    encode_pictures: Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], Conditioning]
+    generate: Callable[
+        [Callable[[Tensor, Tensor, Conditioning], Tensor], Any, ReadyPrompt, Texts, Conditioning, Model, torch.device],
+        Tensor,
+    ]
+    decode: Callable[[nn.Module, Tensor, ReadyPrompt, Model], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,7 @@ class Family:
     load_tokenizers(model) → text encoder → its tokenizer.
     encode_images(vae, pixels [B, 3, H, W] in -1..1, generators or None for the mode) → latents [B, C, h, w] in model space.
     encode_texts(encoders, tokenizers, texts, numerics, weighting) → conditioning of the texts; encoders by component.
+        Those with a system prompt take another one as `system`.
     decode_latents(vae, latents) → pixels [B, 3, H, W] in -1..1.
     process(numerics) → the noise process.
     denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
@@ -48,6 +75,10 @@ class Family:
     save_pipeline(folder, model, state dicts by component, prediction type) → a whole directory in diffusers' layout.
     single_file(model, state dicts by component) → the state dict of one checkpoint in the original layout.
     denoiser_file(model, the denoiser's state dict) → the same for the denoiser alone, as ComfyUI loads it.
+    picture_parts: the components that encode pictures.
+    encode_more(picture parts, request, its pixels, device, dtype) → what is kept of a picture beside its latents.
+    cut(item, its encoding) → what is trained of it: {"latents", "cond.<name>"}; None: all of it.
+    made: how samples are made where it is not the common way.
     size_conditioning(original size, corner of the crop, size) → conditioning of one picture's size, each (width, height);
         None where the denoiser is not told.
     """
@@ -56,7 +87,7 @@ class Family:
     load: Callable[[Model, str, LoadOptions], nn.Module]
     load_tokenizers: Callable[[Model], Mapping[str, Any]]
     encode_images: Callable[[nn.Module, Tensor, Sequence[torch.Generator] | None], Tensor]
-    encode_texts: Callable[[Mapping[str, nn.Module], Mapping[str, Any], Sequence[str], Numerics, bool], Conditioning]
+    encode_texts: Callable[..., Conditioning]
     decode_latents: Callable[[nn.Module, Tensor], Tensor]
     process: Callable[[Numerics], Process]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
@@ -65,3 +96,9 @@ class Family:
     single_file: Callable[[Model, Mapping[str, Mapping[str, Tensor]]], dict[str, Tensor]]
     denoiser_file: Callable[[Model, Mapping[str, Tensor]], dict[str, Tensor]]
     size_conditioning: Callable[[tuple[int, int], tuple[int, int], tuple[int, int]], Conditioning] | None = None
+    picture_parts: tuple[str, ...] = ("vae",)
+    encode_more: (
+        Callable[[Mapping[str, nn.Module], PictureRequest, Tensor, torch.device, torch.dtype], dict[str, Tensor]] | None
+    ) = None
+    cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
+    made: Made | None = None

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 FAMILIES = {
     "sd15": ("runner.families.sd.spec:SD15", "runner.families.sd.model:SD15"),
     "sdxl": ("runner.families.sd.spec:SDXL", "runner.families.sd.model:SDXL"),
+    "hunyuan_video": (
+        "runner.families.hunyuan_video.spec:HUNYUAN_VIDEO",
+        "runner.families.hunyuan_video.model:HUNYUAN_VIDEO",
+    ),
+    "framepack": ("runner.families.framepack.spec:FRAMEPACK", "runner.families.framepack.model:FRAMEPACK"),
     "sd3": ("runner.families.sd3.spec:SD3", "runner.families.sd3.model:SD3"),
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from runner.dataset.clips import ClipRule
 from runner.families.parts.layers import Origin
 from schemas import RunConfig
 
@@ -61,6 +62,27 @@ class Model:
     text_extra: int
     """Numbers of one caption beside its tokens (pooled embeddings)."""
     label: str
+    frame_factor: int = 0
+    """Frames of one latent frame; 0: the family makes stills."""
+    variant: str = ""
+    """What the denoiser is used for, where its family has several uses (framepack)."""
+    window: int = 0
+    """Latent frames of one section (framepack)."""
+    history: float = 0.0
+    """What the denoiser sees beside the frames that it makes, in latent frames of full resolution (framepack)."""
+    image_tokens: int = 0
+    """Tokens of an image's embedding beside those of the text (framepack)."""
+
+    @property
+    def makes_video(self) -> bool:
+        return self.frame_factor > 0
+
+    def latent_shape(self, size: tuple[int, int], frames: int = 1) -> tuple[int, ...]:
+        """[C, h, w] of a picture of (width, height), [C, T, h, w] of so many latent frames of a video."""
+        height, width = size[1] // self.latent_factor, size[0] // self.latent_factor
+        if not self.makes_video:
+            return self.latent_channels, height, width
+        return self.latent_channels, frames, height, width
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -69,6 +91,15 @@ class Model:
 
 
 Adapter = Literal["lora", "dora", "loha", "lokr", "oft"]
+
+
+class Alias(NamedTuple):
+    """Another module's name in files, and which of its rows a layer is there (as in `Target`)."""
+
+    module: str
+    part: tuple[int, int] = (0, 1)
+    span: int = 1
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,18 +124,38 @@ class Target:
     adapter: Adapter = "lora"
     part: tuple[int, int] = (0, 1)
     """Which of the equal blocks of rows of Kohya's module this layer is: its q, k and v are one."""
+    span: int = 1
+    """How many of those blocks it takes."""
     swapped: bool = False
     """The halves of the rows stand the other way round in Kohya's module."""
     tied: bool = False
     """The layers of one module of Kohya's share their first factor."""
+    aliases: tuple[Alias, ...] = field(default=(), compare=False, repr=False)
+    """What other tools call it."""
 
     @property
     def full_name(self) -> str:
         return f"{self.component}.{self.name}"
 
+    def facts(self) -> list[Any]:
+        """What decides the training of its adapter."""
+        left_out = {"aliases"} if self.span != 1 else {"aliases", "span"}
+        return [value for name, value in self.__dict__.items() if name not in left_out]
+
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in Kohya's module."""
+        unit = self.outputs // self.span
+        return slice(self.part[0] * unit, (self.part[0] + self.span) * unit)
+
+    @property
+    def module_outputs(self) -> int:
+        """Rows of Kohya's module."""
+        return self.outputs // self.span * self.part[1]
 
 
 @dataclass(frozen=True)
@@ -122,6 +173,14 @@ class Defaults:
     max_token_length: int = 75
     timestep_sampling: str = "uniform"
     timestep_shift: float = 1.0
+    resolution: tuple[int, int] | None = None
+    """Of the dataset, where it is not the model's own size."""
+    sample_size: int | None = None
+    """Side of samples, where it is not the model's own size."""
+    embedded_guidance: float | None = None
+    """The guidance that a distilled denoiser is told while sampling; None: it is told none."""
+    fps: float = 0.0
+    """Frames a second of the videos that it is trained on and makes; 0: stills."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +225,15 @@ class MemoryQuestion:
     activation_offload: bool = False
     optimizer_offload: bool = False
     vae_tile: int | None = None
+    vae_chunk: int | None = None
+    frames: int = 1
+    """Latent frames that are trained of an item."""
+    clip_frames: int = 1
+    """Frames that are encoded at once."""
+    sample_frames: int = 1
+    """Latent frames of a sample that are made at once."""
+    decoded_frames: int = 1
+    """Frames that are decoded at once."""
 
     @property
     def whole(self) -> bool:
@@ -182,6 +250,28 @@ class MemoryAnswer:
     @property
     def peak(self) -> int:
         return max(self.phases.values(), default=0)
+
+
+@dataclass(frozen=True)
+class SwapRule:
+    """What blocks_to_swap means for a denoiser."""
+
+    most: int
+    blocks: Callable[[int], int]
+    """blocks_to_swap → blocks that wait on the host."""
+
+
+STILLS_REFUSED = {
+    "model.variant": "it belongs to FramePack",
+    "model.latent_window_size": "it belongs to FramePack",
+    "model.image_encoder": "it belongs to FramePack",
+    "model.split_attention": "its text has one length",
+    "caching.vae_chunk_size": "its autoencoder has no convolutions over time",
+    "sampling.vae_chunk_size": "its autoencoder has no convolutions over time",
+    "training.embedded_guidance": "its denoiser is told no guidance",
+    "training.raw_embedded_guidance": "its denoiser is told no guidance",
+}
+"""Keys that families of stills cannot use."""
 
 
 @dataclass(frozen=True)
@@ -206,5 +296,16 @@ class FamilySpec:
     samplers: tuple[str, ...]
     token_lengths: tuple[int, ...]
     """What max_token_length may be."""
+    clips: Callable[[Model], ClipRule] | None = None
+    """What it makes of videos; None: it makes stills."""
+    swap: Callable[[Model, bool], SwapRule] | None = None
+    """(model, whether it trains) → what blocks_to_swap means; None: so many blocks, of which one stays."""
+
+    def swap_rule(self, model: Model, trains: bool) -> SwapRule:
+        """How many blocks wait on the host for a value of blocks_to_swap, and the largest one."""
+        if self.swap is not None:
+            return self.swap(model, trains)
+        return SwapRule(len(self.blocks(model)) - 1, lambda wanted: wanted)
+
     refused_keys: Mapping[str, str] = field(default_factory=dict)
     """Dotted key → why this family cannot use it."""

@@ -7,7 +7,7 @@ diffusers and peft: `<module>.lora_A.weight`, `.lora_B.weight`, `.lora_magnitude
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from runner.families.spec import Adapter, Target
@@ -106,6 +106,12 @@ def parse(keys: Iterable[str], layers: Sequence[Target]) -> Parsed:
         if found is not None:
             used.add(found)
             entries[target.full_name] = Entry(target, found, modules[found], found in fused)
+            continue
+        alias = next((alias for alias in target.aliases if alias.module in modules), None)
+        if alias is not None:
+            used.add(alias.module)
+            known = replace(target, kohya=alias.module, part=alias.part, span=alias.span, swapped=alias.swapped)
+            entries[target.full_name] = Entry(known, alias.module, modules[alias.module], alias.part[1] > 1)
     return Parsed(entries, sorted(modules.keys() - used), unknown)
 
 
@@ -155,7 +161,7 @@ def _lora_misfit(tensors: Tensors, entry: Entry) -> str | None:
     if rank != target.rank and not (entry.fused and rank == target.rank * target.part[1]):
         return f"{entry.keys['lora_A']} has rank {rank}, [network] gives this layer {target.rank}"
     inputs, outputs = (down[1] if len(down) > 1 else 0), (up[0] if up else 0)
-    wanted = target.outputs * (target.part[1] if entry.fused else 1)
+    wanted = target.module_outputs if entry.fused else target.outputs
     if (inputs, outputs) != (target.inputs, wanted):
         return f"{entry.keys['lora_A']} is for a layer of {inputs} → {outputs}, this one has {target.inputs} → {wanted}"
     return None

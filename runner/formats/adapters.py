@@ -150,20 +150,18 @@ def _unfused(
 ) -> tuple[dict[str, Tensor], int, float]:
     """One layer's share of a module whose rows are several layers'. `split`: where each part has a first factor of its
     own, alpha is meant for the rank of one part (Kohya's split_qkv), not for that of the whole tensor."""
-    index, parts = target.part
-    up = tensors["lora_B"].chunk(parts)[index]
+    up = tensors["lora_B"][target.rows]
     down = tensors["lora_A"]
     found = dict(tensors)
-    if parts > 1 and rank % parts == 0:
-        own = slice(index * rank // parts, (index + 1) * rank // parts)
-        others = torch.ones(rank, dtype=torch.bool)
-        others[own] = False
-        if not bool(up.flatten(1)[:, others].any()):  # each part has a first factor of its own
-            up, down = up[:, own], down[own]
-            scale, rank = (scale * parts if split else scale), rank // parts
+    used = up.flatten(1).any(dim=0).nonzero().flatten().tolist()
+    width = used[-1] - used[0] + 1 if used else rank
+    if width < rank and rank % width == 0 and used[0] % width == 0:  # each part has a first factor of its own
+        own = slice(used[0], used[-1] + 1)
+        up, down = up[:, own], down[own]
+        scale, rank = (scale * (rank // width) if split else scale), width
     found |= {"lora_A": down, "lora_B": _halves_swapped(up) if target.swapped else up}
     if "lora_magnitude_vector" in found:
-        magnitude = found["lora_magnitude_vector"].reshape(-1).chunk(parts)[index]
+        magnitude = found["lora_magnitude_vector"].reshape(-1)[target.rows]
         found["lora_magnitude_vector"] = _halves_swapped(magnitude) if target.swapped else magnitude
     return found, rank, scale
 
@@ -233,9 +231,8 @@ def _fused(group: Sequence[Target], layers: Mapping[str, Mapping[str, Tensor]]) 
     downs = [layers[target.full_name]["lora_A"] for target in group]
     alpha = first.alpha
     if len(group) == 1 and first.part[1] > 1:  # the others have no adapter: their rows are zero
-        down, parts = downs[0], [torch.zeros_like(ups[0])] * first.part[1]
-        parts[first.part[0]] = ups[0]
-        up = torch.cat(parts)
+        down, up = downs[0], ups[0].new_zeros(first.module_outputs, *ups[0].shape[1:])
+        up[first.rows] = ups[0]
     elif first.tied or len(group) == 1:
         down, up = downs[0], torch.cat(ups)
     else:
@@ -251,14 +248,11 @@ def _fused(group: Sequence[Target], layers: Mapping[str, Mapping[str, Tensor]]) 
 
 def _block_diagonal(group: Sequence[Target], downs: list[Tensor], ups: list[Tensor]) -> tuple[Tensor, Tensor, float]:
     """Parts with ranks and scales of their own as one adapter whose scale is 1."""
-    parts = group[0].part[1]
     rank = sum(target.rank for target in group)
-    outputs = group[0].outputs
-    up = torch.zeros(parts * outputs, rank)
+    up = torch.zeros(group[0].module_outputs, rank)
     column = 0
     for target, own in zip(group, ups, strict=True):
-        rows = slice(target.part[0] * outputs, (target.part[0] + 1) * outputs)
-        up[rows, column : column + target.rank] = own.cpu() * target.scale
+        up[target.rows, column : column + target.rank] = own.cpu() * target.scale
         column += target.rank
     return torch.cat([down.cpu() for down in downs]), up, float(rank)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from runner.dataset.encodings import TrainItem
@@ -29,6 +30,7 @@ from runner.plan.fingerprint import fingerprint, identity
 from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
 from runner.seeding import lot
+from schemas import RunConfig
 
 STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 EVALUATED_TRAINING_ITEMS = (8, 32)
@@ -81,15 +83,21 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     assert training.mixed_precision is not None
     prediction_type = prepared.spec.defaults.prediction_type or config.model.prediction_type
     assert prediction_type is not None
-    assert config.model.max_token_length is not None
     numerics = Numerics(
         config.model.family, config.model.dtype, _vae_dtype(prepared), training.mixed_precision, prediction_type,
         training.loss.zero_terminal_snr, {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
-        config.model.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
+        config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
         prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
+        _guidance(prepared), f"{prepared.model.variant} {prepared.model.window}" if prepared.model.variant else None,
     )  # fmt: skip
+    pictures = [weights[name] for name in ("vae", "image_encoder") if name in prepared.model.components]
     latent_encoder = LatentEncoder(
-        weights["vae"], numerics.vae_dtype, caching.latent_draw, seed, caching.dtype, caching.vae_tile_size
+        pictures[0] if len(pictures) == 1 else identity("pictures", *pictures),
+        numerics.vae_dtype,
+        caching.latent_draw,
+        seed,
+        caching.dtype,
+        caching.vae_tile_size,
     )
     encoders = {name: weights[name] for name in prepared.model.text_encoders}
     text_encoder = TextEncoder(
@@ -112,15 +120,15 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     has_ema = training.ema is not None
     sample = SampleInputs(
         trajectory, base, steps, has_ema, tuple(prepared.prompts), numerics,
-        {name: weights[name] for name in ("vae", *encoders, "tokenizer")}, config.sampling.prompt_weighting,
+        {name: weights[name] for name in ("vae", *encoders, "tokenizer", *(["image_encoder"] if "image_encoder" in weights else []))}, config.sampling.prompt_weighting,
         config.sampling.vae_tile_size or caching.vae_tile_size,
     )  # fmt: skip
     selection = config.selection
-    pictures = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
+    similar = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
     select = SelectInputs(
         trajectory, base, steps, has_ema, seed, selection.strategy, tuple(selection.metrics), selection.step, pinned,
         selection.veto, tuple(collection.held_out), tuple(compared), numerics,
-        (latent_encoder.identity, text_encoder.identity), pictures,
+        (latent_encoder.identity, text_encoder.identity), similar,
     )  # fmt: skip
 
     nodes: dict[str, Node] = {}
@@ -195,6 +203,20 @@ def _train_inputs(
     )
 
 
+def _guidance(prepared: Prepared) -> float | None:
+    """The guidance that the denoiser is told in training, in its own unit: thousandths of a scale of 1."""
+    if prepared.spec.defaults.embedded_guidance is None:
+        return None
+    training = prepared.config.training
+    return training.embedded_guidance * (1.0 if training.raw_embedded_guidance else 1000.0)
+
+
+def _sample_swap(config: RunConfig) -> int:
+    """blocks_to_swap of `runner sample`."""
+    own = config.sampling.blocks_to_swap
+    return config.training.memory.blocks_to_swap if own is None else own
+
+
 def _vae_dtype(prepared: Prepared) -> str:
     """The autoencoder's precision: fp32 in place of fp16 where its activations overflow fp16, as in diffusers."""
     dtype = prepared.config.model.dtype
@@ -234,6 +256,7 @@ def _runtime(prepared: Prepared) -> Runtime:
     assert checkpoints.state_every_n_steps is not None
     assert caching.latents is not None
     assert caching.text is not None
+    swap = partial(prepared.spec.swap_rule, prepared.model)
     return Runtime(
         model=prepared.model,
         base_folder=prepared.folder,
@@ -242,16 +265,21 @@ def _runtime(prepared: Prepared) -> Runtime:
         device=config.run.device,
         deterministic=config.run.deterministic,
         attention=config.model.attention,
+        split_attention=config.model.split_attention,
         compile=training.compile,
         gradient_checkpointing=training.memory.gradient_checkpointing,
         fused_backward=training.memory.fused_backward,
         optimizer_offload=training.memory.optimizer_offload,
-        blocks_to_swap=training.memory.blocks_to_swap,
+        blocks_to_swap=swap(True).blocks(training.memory.blocks_to_swap),
+        sample_swap=swap(False).blocks(_sample_swap(config)),
         activation_offload=training.memory.activation_offload,
         latents=caching.latents,
         texts=caching.text,
         latent_batch_size=caching.latent_batch_size,
         text_batch_size=caching.text_batch_size,
+        vae_chunk_size=caching.vae_chunk_size,
+        sample_tile=config.sampling.vae_tile_size or caching.vae_tile_size,
+        sample_chunk=config.sampling.vae_chunk_size or caching.vae_chunk_size,
         workers=config.dataset.workers,
         checkpoint_every=checkpoints.every_n_steps,
         keep=checkpoints.keep,

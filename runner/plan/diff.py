@@ -128,9 +128,16 @@ class _Diff:
             texts = [graph.texts.encoder.key(text, runtime.text_batch_size) for text in captions]
         needed = train is not None or select is not None
         return (
-            self._cache("cache.latents", "latents", latents, needed, ("picture", "pictures")),
+            self._cache("cache.latents", "latents", latents, needed, self._nouns()),
             self._cache("cache.text", "text", texts, needed, ("caption", "captions")),
         )
+
+    def _nouns(self) -> tuple[str, str]:
+        """What the items are, one and several."""
+        kinds = {item.clip is not None for item in self.graph.train.items}
+        if kinds == {True}:
+            return "clip", "clips"
+        return ("picture", "pictures") if kinds <= {False} else ("picture or clip", "pictures and clips")
 
     def _cache(self, node: str, kind: str, keys: list[str] | None, needed: bool, nouns: tuple[str, str]) -> Action:
         if keys is None:
@@ -234,8 +241,10 @@ class _Diff:
         if prompts == 0:
             return Action("sample", "=", "no prompts")
         total = prompts * checkpoints
+        moving = {prompt.is_video for prompt in inputs.prompts}
+        made = "videos" if moving == {True} else "pictures" if moving == {False} else "pictures and videos"
         if any(prompt.seed is None for prompt in inputs.prompts):
-            return Action("sample", "+", f"make {total} pictures; seeds of -1 are drawn", total=total, missing=total)
+            return Action("sample", "+", f"make {total} {made}; seeds of -1 are drawn", total=total, missing=total)
         present = self.store.index.item_keys("samples")
         wanted = [(0, "raw")] + [
             (step, kind) for step in inputs.steps for kind in (("raw", "ema") if inputs.ema else ("raw",))
@@ -244,7 +253,7 @@ class _Diff:
             1 for step, kind in wanted for prompt in inputs.prompts if inputs.key(prompt, step, kind) not in present
         )
         if missing == 0:
-            return Action("sample", "=", f"all {total} pictures are made", total=total)
+            return Action("sample", "=", f"all {total} {made} are made", total=total)
         reasons = []
         if self.applied is not None and not train.pending:
             reasons = config_reasons(self.applied.record.get("config", {}), self.config, ["sample"])
@@ -253,7 +262,7 @@ class _Diff:
         return Action(
             "sample",
             "+" if missing == total else "~",
-            f"make {missing} of {total} pictures{reuse}: {listed}",
+            f"make {missing} of {total} {made}{reuse}: {listed}",
             reasons,
             total,
             missing,

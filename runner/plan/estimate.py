@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -30,8 +31,8 @@ class Figures:
     held_out: int
     regularization: int
     excluded: list[tuple[str, str]]
-    buckets: list[tuple[tuple[int, int], int]]
-    batches_per_epoch: list[tuple[tuple[int, int], int]]
+    buckets: list[tuple[tuple[int, int], str, int]]
+    batches_per_epoch: list[tuple[tuple[int, int], str, int]]
     steps: int
     steps_per_epoch: int
     epochs: float
@@ -50,8 +51,10 @@ class Figures:
             "held_out": self.held_out,
             "regularization": self.regularization,
             "excluded": [{"name": name, "reason": reason} for name, reason in self.excluded],
-            "buckets": [{"size": list(size), "items": count} for size, count in self.buckets],
-            "batches_per_epoch": [{"size": list(size), "batches": count} for size, count in self.batches_per_epoch],
+            "buckets": [_bucket(size, layout, items=count) for size, layout, count in self.buckets],
+            "batches_per_epoch": [
+                _bucket(size, layout, batches=count) for size, layout, count in self.batches_per_epoch
+            ],
             "steps": self.steps,
             "steps_per_epoch": self.steps_per_epoch,
             "epochs": round(self.epochs, 4),
@@ -64,14 +67,18 @@ class Figures:
         }
 
 
+def _bucket(size: tuple[int, int], layout: str, **count: int) -> dict[str, Any]:
+    return {"size": list(size), **({"layout": layout} if layout else {}), **count}
+
+
 def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
     """The figures of a plan. `seconds_per_step` is what was measured on this machine, if anything was."""
     prepared, graph = plan.prepared, plan.graph
     collection, config = prepared.collection, prepared.config
     trainable, layers = trained_numbers(plan)
-    per_bucket: dict[tuple[int, int], int] = {}
+    per_bucket: Counter[tuple[tuple[int, int], str]] = Counter()
     for group in collection.groups:
-        per_bucket[group.bucket] = per_bucket.get(group.bucket, 0) + -(-len(group.uses) // group.batch_size)
+        per_bucket[group.bucket, group.layout] += -(-len(group.uses) // group.batch_size)
     every = config.training.checkpoints.every_n_steps
     assert every is not None
     train = plan.actions["train"]
@@ -81,7 +88,7 @@ def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
         regularization=sum(1 for item in collection.items if item.settings.regularization),
         excluded=[(item.name, item.reason) for item in collection.bad],
         buckets=bucket_counts(collection.groups),
-        batches_per_epoch=sorted(per_bucket.items()),
+        batches_per_epoch=sorted((size, layout, count) for (size, layout), count in per_bucket.items()),
         steps=prepared.length.steps,
         steps_per_epoch=prepared.length.steps_per_epoch,
         epochs=prepared.length.epochs,
@@ -139,12 +146,31 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         quantization=numerics.quantization,
         text_encoder_quantization=numerics.text_encoder_quantization,
         vae_tile=graph.latents.encoder.tile_size,
+        vae_chunk=runtime.vae_chunk_size,
+        **_video_question(plan, size),
         optimizer_offload=runtime.optimizer_offload,
         latents_cached=runtime.latents != "off",
         text_cached=runtime.texts != "off",
         targets={f"{target.component}.{target.name}": target.rank for target in train.targets or ()},
         device="cuda" if on_gpu(runtime.device) else "cpu",
     )
+
+
+def _video_question(plan: Plan, size: tuple[int, int]) -> dict[str, int]:
+    """Frames that are trained, encoded, made and decoded at once."""
+    model, items = plan.prepared.model, plan.graph.train.items
+    if not model.makes_video:
+        return {}
+    factor = model.frame_factor
+    prompts = plan.graph.sample.prompts
+    made = max((prompt.latent_frames(factor, model.window) for prompt in prompts), default=1)
+    longest = max((prompt.frames for prompt in prompts), default=1)
+    return {
+        "frames": max(item.latent_frames(factor) for item in items if item.fit.bucket == size),
+        "clip_frames": max(item.clip.length if item.clip else 1 for item in items),
+        "sample_frames": made,
+        "decoded_frames": longest if not model.window else min(longest, 2 * factor * model.window + 1),
+    }
 
 
 def on_gpu(device: str) -> bool:
@@ -154,8 +180,12 @@ def on_gpu(device: str) -> bool:
 
 def _largest_batch(train: TrainInputs) -> tuple[int, tuple[int, int]]:
     """The batch that needs most memory: its length and its bucket."""
-    candidates = [(min(group.batch_size, len(group.uses)), group.bucket) for group in train.groups]
-    return max(candidates, key=lambda item: (item[0] * prod(item[1]), item))
+    candidates = [
+        (min(group.batch_size, len(group.uses)), group.bucket, train.items[group.uses[0].item].latent_frames(4))
+        for group in train.groups
+    ]
+    batch, bucket, _ = max(candidates, key=lambda item: (item[0] * prod(item[1]) * item[2], item))
+    return batch, bucket
 
 
 def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
@@ -191,8 +221,12 @@ def _latent_bytes(plan: Plan, stored: int) -> int:
     missing = plan.actions["cache.latents"].missing
     if not missing or not items:
         return 0
-    area = sum(prod(item.fit.bucket) for item in items) / len(items)
-    return int(missing * (area / model.latent_factor**2 * model.latent_channels * stored + ITEM_OVERHEAD))
+    frames = {id(item): (item.clip.length - 1) // model.frame_factor + 1 for item in items if item.clip is not None}
+    area = sum(prod(item.fit.bucket) * frames.get(id(item), 1) for item in items) / len(items)
+    image = (
+        model.image_tokens * int(model.components["image_encoder"].config["hidden_size"]) if model.image_tokens else 0
+    )
+    return int(missing * ((area / model.latent_factor**2 * model.latent_channels + image) * stored + ITEM_OVERHEAD))
 
 
 def _text_bytes(plan: Plan, stored: int) -> int:

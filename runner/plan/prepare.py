@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from runner.config.load import Loaded
-from runner.config.prompts import ReadyPrompt, read_prompt_file, ready_prompts
+from runner.config.prompts import read_prompt_file
+from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
+from runner.dataset.folders import Folder, SourceProblem, held_out_folder, source_folders
 from runner.dataset.kohya import options_of, read_dataset_file
-from runner.dataset.scan import BadItem, Folder, Progress, SourceProblem, held_out_folder, scan, source_folders
+from runner.dataset.scan import BadItem, Progress, known_pictures, scan
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
@@ -107,10 +111,14 @@ class _Preparation:
         config, derived = resolve(self.config, self.spec, model, self.folder, self.options)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
         assert config.run.output_dir is not None
-        ready, notes = ready_prompts(
-            prompts, config.sampling, config.run.seed, model.native_size, model.size_multiple,
-            self.drawn_seeds(Path(config.run.output_dir)),
+        readying = Readying(
+            config.sampling, self.spec, model, config.run.seed, self.drawn_seeds(Path(config.run.output_dir)),
+            partial(prompt_file, self.store, self.folder), config.sampling.dialect,
         )  # fmt: skip
+        ready = self._ready(readying, prompts)
+        notes = [*readying.notes, *collection.notes]
+        if any(finding.severity == "error" for finding in self.findings):
+            raise InvalidConfig(self.findings)
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, ready, warnings, notes,
@@ -135,6 +143,33 @@ class _Preparation:
         except ModelProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
             return []
+
+    def _ready(self, readying: Readying, prompts: list[Prompt]) -> list[ReadyPrompt]:
+        """The prompts with nothing left open; what is wrong is shown where the key stands."""
+        ready = []
+        for index, prompt in enumerate(prompts):
+            try:
+                ready.append(readying.ready(index, prompt))
+            except PromptProblem as problem:
+                self._prompt_finding(index, len(prompts), problem)
+        for index, warning in readying.warnings:
+            self._prompt_finding(index, len(prompts), warning)
+        return ready
+
+    def _prompt_finding(self, index: int, count: int, problem: PromptProblem) -> None:
+        number = index - (count - len(self.config.sampling.prompts))
+        own: tuple[str | int, ...] = ("sampling", "prompts", number)
+        shared = ("sampling", problem.key)
+        severity: Literal["warning", "error"] = "warning" if problem.warns else "error"
+        if number >= 0 and self.source.value((*own, problem.key)) is not None:
+            places = self.source.value_places((*own, problem.key))
+        elif self.source.value(shared) is not None:
+            places = self.source.value_places(shared)
+        else:
+            places = (
+                self.source.header_places(own) if number >= 0 else self.source.value_places(("sampling", "prompt_file"))
+            )
+        self.findings.append(Diagnostic(f"prompt {index + 1}: {problem}", places, problem.hint, severity))
 
     def _prompts(self) -> list[Prompt]:
         prompts: list[Prompt] = []
@@ -201,13 +236,18 @@ class _Preparation:
 
     def _blocks(self, model: Model | None) -> None:
         """More blocks to swap than there are."""
-        wanted = self.config.training.memory.blocks_to_swap
-        if model is None or not wanted:
-            return
-        count = len(self.spec.blocks(model))
-        if wanted >= count:
-            key = ("training", "memory", "blocks_to_swap")
-            self._error(key, f"the denoiser has {count} blocks; one must stay", f"blocks_to_swap = {count - 1} at most")
+        memory, sampling = self.config.training.memory, self.config.sampling
+        keys: list[tuple[tuple[str, ...], int, bool]] = [
+            (("training", "memory", "blocks_to_swap"), memory.blocks_to_swap, True),
+            (("sampling", "blocks_to_swap"), sampling.blocks_to_swap or 0, False),
+        ]
+        for key, wanted, trains in keys:
+            if model is None or not wanted:
+                continue
+            count, most = len(self.spec.blocks(model)), self.spec.swap_rule(model, trains).most
+            if wanted > most:
+                staying = "one must stay" if self.spec.swap is None else "some must stay"
+                self._error(key, f"the denoiser has {count} blocks; {staying}", f"blocks_to_swap = {most} at most")
 
     def _refused_keys(self) -> None:
         """Keys that this family cannot use, and values that it does not know."""
@@ -268,6 +308,7 @@ class _Preparation:
             folders = self._folders()
             if folders is None:
                 return None
+            self._kinds(folders, model)
             self.options = options_of(folders)
             scanned = scan(folders, self.store.index, self.progress)
             apart = held_out_folder(dataset, self.folder)
@@ -288,8 +329,9 @@ class _Preparation:
             )
         try:
             collection = collect(
-                scanned, scanned_apart, dataset.buckets, self.held_out, model.native_size,
-                model.bucket_step, self.config.run.seed,
+                scanned, scanned_apart, dataset.buckets, self.held_out,
+                list(self.spec.defaults.resolution) if self.spec.defaults.resolution else model.native_size,
+                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None,
             )  # fmt: skip
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
@@ -299,6 +341,42 @@ class _Preparation:
         elif not any(not item.settings.regularization for item in collection.items):
             self._error(("dataset", "sources"), "no usable item is left to train on")
         return collection
+
+    def _kinds(self, folders: list[Folder], model: Model | None) -> None:
+        """Sources of a kind that the family does not train on, and keys of a source that do not go together."""
+        rule = self.spec.clips(model) if self.spec.clips is not None and model is not None else None
+        for folder in folders:
+            number, listed = folder.number, folder.listing or {}
+            if folder.kind == "video" and self.spec.clips is None:
+                self._source_error(number, "kind", f"{self.spec.title} trains on pictures, not on videos")
+            elif folder.kind == "image" and rule is not None and not rule.stills:
+                self._source_error(
+                    number, "kind", f"{rule.name} trains on videos, and this source holds pictures",
+                    'set kind = "video"; pictures are trained with model.variant = "one_frame"',
+                )  # fmt: skip
+            one = rule is not None and rule.window is not None and rule.stills and folder.kind == "image"
+            controls = folder.controls is not None or any(entry.controls for entry in listed.values())
+            if one and not controls:
+                self._source_error(
+                    number, "path", "one-frame training needs control images, and this source has none",
+                    'set control_path = "folder of pictures of the same names"',
+                )  # fmt: skip
+            elif not one and (controls or folder.one_frame is not None):
+                key = "control_path" if controls else "one_frame"
+                self._source_error(
+                    number, key, f"`{key}` belongs to one-frame training", 'pictures with model.variant = "one_frame" of family framepack'
+                )  # fmt: skip
+            if folder.kind == "video" and folder.options.alpha_mask:
+                self._source_error(number, "alpha_mask", "videos have no transparency", "use mask_path")
+
+    def _source_error(self, number: int, key: str, message: str, hint: str | None = None) -> None:
+        """An error at a key of a source, or at the source where the key is not written."""
+        own: tuple[str | int, ...] = ("dataset", "sources", number, key)
+        if number < 0 or self.config.dataset.config_file is not None:
+            own = ("dataset", "held_out", "path") if number < 0 else ("dataset", "config_file")
+        elif self.source.value(own) is None:
+            own = ("dataset", "sources", number, "path")
+        self._error(own, message, hint)
 
     def _source_key(self, number: int) -> tuple[str | int, ...]:
         """Where run.toml names a source."""
@@ -318,6 +396,17 @@ class _Preparation:
                 key, f"{len(items)} {noun} cannot be used:{listed}{more}",
                 'mend or remove them, or set dataset.on_bad_item = "skip" to leave them out',
             )  # fmt: skip
+
+
+def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
+    """The picture that a prompt names. Raises `PromptProblem`."""
+    path = resolve_path(name, folder)
+    if not path.is_file():
+        raise PromptProblem("image", f"there is no picture {path}")
+    content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
+    if content.problem is not None:
+        raise PromptProblem("image", f"{path} {content.problem}")
+    return PromptFile(str(path), content.digest)
 
 
 def as_number(text: str) -> float | None:

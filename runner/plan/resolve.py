@@ -60,12 +60,16 @@ def resolve(
         config = replaced(config, {"run.output_dir": str(resolve_path(config.run.output_dir, folder))})
     if config.model.dtype is None:
         derive("model.dtype", dtype, family)
+    if model.makes_video and spec.name == "framepack":
+        for name, value in (("variant", model.variant), ("latent_window_size", model.window)):
+            if getattr(config.model, name) is None:
+                derive(f"model.{name}", value, family)
     if config.model.prediction_type is None and spec.defaults.prediction_type is None:
         stated = model.scheduler.get("prediction_type", "epsilon")
         derive("model.prediction_type", stated, "the checkpoint's scheduler")
     if config.model.clip_skip is None and "model.clip_skip" not in spec.refused_keys:
         derive("model.clip_skip", spec.defaults.clip_skip, family)
-    if config.model.max_token_length is None:
+    if config.model.max_token_length is None and "model.max_token_length" not in spec.refused_keys:
         derive("model.max_token_length", spec.defaults.max_token_length, family)
     timesteps = config.training.timesteps
     if timesteps.sampling is None:
@@ -79,7 +83,8 @@ def resolve(
     if config.caching.dtype is None:
         derive("caching.dtype", "fp32" if precision == "no" else precision, "training.mixed_precision")
     if config.dataset.resolution is None:
-        derive("dataset.resolution", model.native_size, "the model's own size")
+        own = spec.defaults.resolution
+        derive("dataset.resolution", list(own) if own else model.native_size, family if own else "the model's own size")
     if config.dataset.buckets.step is None:
         derive("dataset.buckets.step", model.bucket_step, "the model's architecture")
     if config.network is not None and not config.network.rank_pattern:
@@ -89,14 +94,15 @@ def resolve(
             derive("network.conv_alpha", float(config.network.conv_rank), "network.conv_rank, a scale of 1")
     derived += _caching(config, options)
     sampling = config.sampling
-    for name, value, why in (
-        ("width", model.native_size, "the model's own size"),
-        ("height", model.native_size, "the model's own size"),
+    values: tuple[tuple[str, Any, str], ...] = (
+        ("width", spec.defaults.sample_size or model.native_size, "the model's own size"),
+        ("height", spec.defaults.sample_size or model.native_size, "the model's own size"),
         ("num_inference_steps", spec.defaults.num_inference_steps, family),
         ("cfg_scale", spec.defaults.cfg_scale, family),
         ("sampler", spec.defaults.sampler, family),
         ("dialect", spec.defaults.dialect, family),
-    ):
+    )
+    for name, value, why in values:
         if getattr(sampling, name) is None:
             derive(f"sampling.{name}", value, why)
     return replaced(config, {item.key: item.value for item in derived}), derived

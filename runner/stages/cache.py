@@ -22,9 +22,10 @@ def encode_pictures(
     """Key → encoding of each wanted picture. Batches hold one size; pictures are read ahead of their batch."""
     encoding = LatentEncoding(context, encoder)
     size = context.runtime.latent_batch_size
-    by_bucket: dict[tuple[int, int], list[str]] = {}
+    by_bucket: dict[tuple[tuple[int, int], int], list[str]] = {}
     for key, request in wanted.items():
-        by_bucket.setdefault(request.view.bucket, []).append(key)
+        frames = request.clip.length if request.clip is not None else 0
+        by_bucket.setdefault((request.view.bucket, frames), []).append(key)
     batches = [keys[i : i + size] for _, keys in sorted(by_bucket.items()) for i in range(0, len(keys), size)]
     with ThreadPoolExecutor(max_workers=max(1, context.runtime.workers)) as pool:
         ahead: deque[list[Future[Tensor]]] = deque()

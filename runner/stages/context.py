@@ -47,6 +47,7 @@ class Context:
             scratch_seed,
             whole is not None,
             "none" if plain or whole is not None else quantization,
+            self.runtime.split_attention,
         )
         return self.family.load(self.runtime.model, component, options)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.chunked import chunk_convolutions
 from runner.core.precision import DTYPES
 from runner.core.rng import generator
 from runner.data.images import PictureRequest
@@ -17,9 +18,14 @@ from runner.stages.context import Context
 Encoding = dict[str, Tensor]
 
 
-def tile(vae: Any, size: int | None) -> None:
-    """Has an autoencoder work in overlapping tiles of `size` pixels on a side; None: on whole pictures."""
-    if size is not None:
+def tile(vae: Any, size: int | None, chunk: int | None = None) -> None:
+    """Has an autoencoder work in overlapping tiles of `size` pixels on a side; None: on whole pictures. `chunk`: width of
+    the strips in which one of videos computes its convolutions."""
+    if chunk is not None:
+        chunk_convolutions(vae, chunk)
+    if size is not None and hasattr(vae, "tile_sample_min_height"):
+        vae.enable_tiling(size, size, None, size * 3 // 4, size * 3 // 4)
+    elif size is not None:
         vae.enable_tiling()
         vae.tile_sample_min_size = size
         vae.tile_latent_min_size = size // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -36,16 +42,16 @@ class LatentEncoding:
 
     def __init__(self, context: Context, encoder: LatentEncoder) -> None:
         self.context, self.settings = context, encoder
-        self.module: nn.Module = context.load("vae")
-        tile(self.module, encoder.tile_size)
+        self.modules = {name: context.load(name) for name in context.family.picture_parts}
+        tile(self.modules["vae"], encoder.tile_size, context.runtime.vae_chunk_size)
         self.stored = DTYPES[encoder.stored_dtype]
 
     @torch.no_grad()
     def encode(
         self, requests: Sequence[PictureRequest], pixels: Sequence[Tensor], padded_to: int = 0
     ) -> list[Encoding]:
-        """{"latents": [C, h, w]} of each picture, and its "mask" [1, h, w] where it has one, on the CPU. All views must
-        be of one size. The batch is filled up to `padded_to` with its last picture, so that an encoding does not depend
+        """{"latents": [C, h, w]} of each picture, [C, T, h, w] of each clip, its "mask" [1, h, w] where it has one, and
+        what else the family keeps of it, on the CPU. All views must be of one size and length. The batch is filled up to `padded_to` with its last picture, so that an encoding does not depend
         on how many were missing."""
         batch = torch.stack([*pixels, *[pixels[-1]] * (padded_to - len(pixels))])
         generators = None
@@ -53,14 +59,20 @@ class LatentEncoding:
             padded = [*requests, *[requests[-1]] * (padded_to - len(requests))]
             generators = [generator(self.settings.seed, "latent", item.digest, str(item.view)) for item in padded]
         dtype = DTYPES[self.settings.dtype]
-        latents = self.context.family.encode_images(self.module, batch.to(self.context.device, dtype), generators)
+        family, device = self.context.family, self.context.device
+        latents = family.encode_images(self.modules["vae"], batch.to(device, dtype), generators)
         kept = latents[: len(requests)].to("cpu", self.stored)
         found = [{"latents": row.clone() if row.dim() else row} for row in kept]
+        if family.encode_more is not None:
+            for entry, request, own in zip(found, requests, pixels, strict=False):
+                more = family.encode_more(self.modules, request, own, device, dtype)
+                entry |= {name: tensor.to("cpu", self.stored) for name, tensor in more.items()}
         for entry, request in zip(found, requests, strict=True):
             if request.mask is not None:
                 size = entry["latents"].shape[-2:]
                 mask = torch.nn.functional.interpolate(request.mask_pixels()[None], size, mode="area")[0]
-                entry["mask"] = mask.to(self.stored)
+                wide = mask if entry["latents"].dim() == 3 else mask[:, None]
+                entry["mask"] = wide.to(self.stored)
         return found
 
 
@@ -77,11 +89,13 @@ class TextEncoding:
         self.weighting = weighting
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], padded_to: int = 0) -> list[Encoding]:
-        """The conditioning of each text, on the CPU, in the stored dtype; padded like pictures."""
+    def encode(self, texts: Sequence[str], padded_to: int = 0, system: str | None = None) -> list[Encoding]:
+        """The conditioning of each text, on the CPU, in the stored dtype; padded like pictures. `system` replaces the
+        system prompt of families that have one."""
         batch = [*texts, *[texts[-1]] * (padded_to - len(texts))]
+        extra = {} if system is None else {"system": system}
         found = self.context.family.encode_texts(
-            self.modules, self.tokenizers, batch, self.context.numerics, self.weighting
+            self.modules, self.tokenizers, batch, self.context.numerics, self.weighting, **extra
         )
         return [
             {name: tensor[row].to("cpu", self.stored) for name, tensor in found.items()} for row in range(len(texts))

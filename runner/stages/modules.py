@@ -89,9 +89,14 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: 
 def build_swapped(context: Context, inputs: TrainInputs) -> Trained:
     """The same for training, sampling and scoring: with blocks that wait on the host where the run says so."""
     trained = build(context, inputs, context.runtime.init_from)
-    if context.runtime.blocks_to_swap:
+    swap_blocks(context, trained, context.runtime.blocks_to_swap)
+    return trained
+
+
+def swap_blocks(context: Context, trained: Trained, swapped: int) -> None:
+    """Has so many of the denoiser's blocks wait on the host."""
+    if swapped:
         names = context.family.spec.blocks(context.runtime.model)
         blocks = [trained.modules["denoiser"].get_submodule(name) for name in names]
-        trained.swap = BlockSwap(blocks, context.runtime.blocks_to_swap, context.device)
+        trained.swap = BlockSwap(blocks, swapped, context.device)
         context.free()
-    return trained

@@ -1,9 +1,10 @@
-"""One picture from one prompt. While training, for the strip and in `runner sample` it is made by these same calls."""
+"""One picture or video from one prompt. While training, for the strip and in `runner sample` it is made by these calls."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -11,22 +12,50 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from runner.config.prompts import ReadyPrompt
-from runner.core.precision import autocast
+from runner.config.ready import ReadyPrompt
+from runner.core.precision import DTYPES, autocast
 from runner.data.images import to_picture
+from runner.data.videos import mp4_bytes
 from runner.diffusion.samplers import make_scheduler, sample
 from runner.errors import RunFailed
+from runner.families.contract import Conditioning
 from runner.stages.context import Context
-from runner.stages.encode import Encoding, TextEncoding
+from runner.stages.encode import Encoding, TextEncoding, tile
+
+
+@dataclass
+class Encoded:
+    """What prompts say, encoded: (system prompt, text) → conditioning, and prompt's place → its pictures."""
+
+    texts: dict[tuple[str | None, str], Encoding] = field(default_factory=dict)
+    pictures: dict[int, Conditioning] = field(default_factory=dict)
+
+    def of(self, prompt: ReadyPrompt, text: str) -> Encoding:
+        return self.texts[_system(prompt), text]
+
+
+def _system(prompt: ReadyPrompt) -> str | None:
+    return prompt.video.system_prompt if prompt.video is not None else None
 
 
 def encode_prompts(
     context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoders: Mapping[str, nn.Module] | None = None
-) -> dict[str, Encoding]:
-    """Text → conditioning, for prompts and negative prompts, each encoded alone."""
+) -> Encoded:
+    """Texts, each encoded alone; then the pictures that prompts name, with the encoders of texts let go."""
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
-    texts = dict.fromkeys(text for prompt in prompts for text in (prompt.prompt, prompt.negative_prompt))
-    return {text: encoding.encode([text])[0] for text in texts}
+    wanted = dict.fromkeys((_system(prompt), text) for prompt in prompts for text in prompt.texts)
+    found = Encoded({key: encoding.encode([key[1]], system=key[0])[0] for key in wanted})
+    made = context.family.made
+    if made is None:
+        return found
+    del encoding
+    context.free()
+    modules = {name: context.load(name) for name in context.family.picture_parts}
+    tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
+    dtype = DTYPES[context.numerics.vae_dtype]
+    for prompt in prompts:
+        found.pictures[prompt.index] = made.encode_pictures(modules, prompt, context.device, dtype)
+    return found
 
 
 def _compute_dtype(context: Context) -> str:
@@ -34,42 +63,89 @@ def _compute_dtype(context: Context) -> str:
 
 
 @torch.no_grad()
-def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, encoded: dict[str, Encoding]) -> Tensor:
-    """Latents fp32 [1, C, h, w] of a prompt whose seed is known."""
+def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, encoded: Encoded) -> Tensor:
+    """Latents fp32 [1, C, h, w], of a video [1, C, T, h, w], of a prompt whose seed is known."""
     assert prompt.seed is not None
     model, numerics = context.runtime.model, context.numerics
-    scheduler = make_scheduler(prompt.sampler, model.scheduler, numerics.prediction_type, numerics.zero_terminal_snr)
-    texts = [prompt.negative_prompt, prompt.prompt] if prompt.cfg_scale > 1 else [prompt.prompt]
-    sizes: Encoding = {}
-    if context.family.size_conditioning is not None:
-        size = (prompt.width, prompt.height)
-        sizes = context.family.size_conditioning(size, (0, 0), size)
-    rows = [{**encoded[text], **sizes} for text in texts]
-    conditioning = {name: torch.stack([row[name] for row in rows]).to(context.device) for name in rows[0]}
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
+    def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         with autocast(numerics.mixed_precision, context.device):
             return context.family.denoise(denoiser, x, t.to(context.device), conditioning)
 
-    shape = (1, model.latent_channels, prompt.height // model.latent_factor, prompt.width // model.latent_factor)
-    return sample(scheduler, denoise, shape, prompt.num_inference_steps, prompt.cfg_scale, prompt.seed, context.device)
+    made = context.family.made
+    if made is not None:
+        pictures = encoded.pictures[prompt.index]
+        return made.generate(
+            call, denoiser, prompt, lambda text: encoded.of(prompt, text), pictures, model, context.device
+        )
+    conditioning = _conditioning(context, prompt, encoded)
+    shift = prompt.video.shift if prompt.video is not None else prompt.shift
+    config = model.scheduler if shift is None else {**model.scheduler, "shift": shift}
+    scheduler = make_scheduler(prompt.sampler, config, numerics.prediction_type, numerics.zero_terminal_snr)
+    frames = (prompt.frames - 1) // max(1, model.frame_factor) + 1
+    shape = (1, *model.latent_shape((prompt.width, prompt.height), frames))
+    return sample(
+        scheduler, lambda x, t: call(x, t, conditioning), shape, prompt.num_inference_steps, prompt.cfg_scale, prompt.seed,
+        context.device,
+    )  # fmt: skip
+
+
+def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Conditioning:
+    """Of (negative, positive) at once, or of the positive alone where there is no guidance."""
+    texts = [prompt.negative_prompt, prompt.prompt] if prompt.cfg_scale > 1 else [prompt.prompt]
+    extra: Encoding = {}
+    if context.family.size_conditioning is not None:
+        size = (prompt.width, prompt.height)
+        extra = context.family.size_conditioning(size, (0, 0), size)
+    if prompt.video is not None:
+        extra = {"guidance": torch.tensor(1000.0 * prompt.video.guidance)}
+    rows = [{**encoded.of(prompt, text), **extra} for text in texts]
+    return {name: torch.stack([row[name] for row in rows]).to(context.device) for name in rows[0]}
 
 
 @torch.no_grad()
-def decode(context: Context, vae: nn.Module, latents: Tensor) -> Image.Image:
-    """The picture of [1, C, h, w] latents. Raises `RunFailed` where the autoencoder gives no numbers."""
-    pixels = context.family.decode_latents(vae, latents)[0]
+def decode(context: Context, vae: nn.Module, latents: Tensor, prompt: ReadyPrompt) -> Tensor:
+    """Pixels [3, H, W] or [3, T, H, W] in -1..1. Raises `RunFailed` where the autoencoder gives no numbers."""
+    made = context.family.made
+    if made is not None:
+        pixels = made.decode(vae, latents, prompt, context.runtime.model)
+    else:
+        pixels = context.family.decode_latents(vae, latents)[0]
     if not bool(torch.isfinite(pixels).all()):
         raise RunFailed(
             "decoding a sample gave values that are not finite",
             hint='the latents or the autoencoder overflow: try model.dtype = "bf16" or "fp32", or a lower learning rate',
         )
-    return to_picture(pixels)
+    return pixels
+
+
+@dataclass(frozen=True)
+class Media:
+    """A sample's files: a PNG (of a video its middle frame), and of a video the mp4 and its settings as JSON."""
+
+    png: bytes
+    mp4: bytes | None = None
+    settings: bytes | None = None
+
+
+def media(pixels: Tensor, prompt: ReadyPrompt, label: str) -> Media:
+    """The files of a sample."""
+    if pixels.dim() == 3:
+        return Media(png_bytes(to_picture(pixels), prompt, label))
+    poster = png_bytes(to_picture(pixels[:, pixels.shape[1] // 2]), prompt, label)
+    if pixels.shape[1] == 1:
+        return Media(poster)
+    assert prompt.video is not None
+    settings = json.dumps(_settings(prompt, label), sort_keys=True, ensure_ascii=False, indent=2) + "\n"
+    return Media(poster, mp4_bytes(pixels, prompt.video.fps), settings.encode("utf-8"))
+
+
+def _settings(prompt: ReadyPrompt, label: str) -> dict[str, Any]:
+    return {**prompt.facts(), "checkpoint": label}
 
 
 def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str) -> bytes:
     """A PNG with its prompt and settings in text chunks: "parameters" as web UIs read it, "runner" as JSON."""
-    settings: dict[str, Any] = {**prompt.facts(), "checkpoint": label}
     lines = [prompt.prompt]
     if prompt.negative_prompt:
         lines.append(f"Negative prompt: {prompt.negative_prompt}")
@@ -79,7 +155,7 @@ def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str) -> bytes:
     )
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt("parameters", "\n".join(lines))
-    chunks.add_itxt("runner", json.dumps(settings, sort_keys=True, ensure_ascii=False))
+    chunks.add_itxt("runner", json.dumps(_settings(prompt, label), sort_keys=True, ensure_ascii=False))
     stream = BytesIO()
     picture.save(stream, "PNG", pnginfo=chunks)
     return stream.getvalue()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from runner.atomic import write_bytes
-from runner.config.prompts import ReadyPrompt
+from runner.config.ready import ReadyPrompt
 from runner.inputs import SampleInputs
 from runner.stages.context import Context
-from runner.stages.encode import Encoding, tile
-from runner.stages.pictures import decode, encode_prompts, make_latents, png_bytes
+from runner.stages.encode import tile
+from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media
 from runner.store.run_folder import show_sample
 
 
@@ -28,7 +28,7 @@ class Previews:
         self.prompts = [prompt for prompt in inputs.prompts if prompt.seed is not None]
         self.every = context.runtime.sample_every if self.prompts else None
         self.at_first = bool(self.prompts) and context.runtime.sample_at_first
-        self.encoded: dict[str, Encoding] = {}
+        self.encoded = Encoded()
 
     def encode(self) -> None:
         """Encodes the prompts and lets the text encoder go again; nothing to do where it trains."""
@@ -50,13 +50,18 @@ class Previews:
             encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
         vae = self.context.load("vae")
-        tile(vae, self.inputs.tile_size)
+        tile(vae, self.inputs.tile_size, self.context.runtime.sample_chunk)
         for prompt, latent in zip(missing, latents, strict=True):
-            picture = png_bytes(decode(self.context, vae, latent), prompt, label_of(step, weights))
+            made = media(decode(self.context, vae, latent, prompt), prompt, label_of(step, weights))
             key = self.inputs.key(prompt, step, weights)
-            write_bytes(store.item("samples", key), picture)
-            store.index.add_items("samples", [(key, len(picture))])
-            show_sample(store.item("samples", key), self.context.runtime.output_dir, step, weights, prompt.index)
+            if made.mp4 is not None and made.settings is not None:  # before the picture, which says that all is there
+                write_bytes(store.item("videos", key), made.mp4)
+                write_bytes(store.item("settings", key), made.settings)
+                store.index.add_items("videos", [(key, len(made.mp4))])
+                store.index.add_items("settings", [(key, len(made.settings))])
+            write_bytes(store.item("samples", key), made.png)
+            store.index.add_items("samples", [(key, len(made.png))])
+            show_sample(store, key, self.context.runtime.output_dir, step, weights, prompt)
             self.context.events.emit("sample", step=step, prompt=prompt.index, key=key, weights=weights)
         del vae
         self.context.free()

@@ -87,9 +87,12 @@ class Scorer:
         t = torch.tensor(self.levels(), device=context.device)
         rows: list[list[float]] = []
         for item in items:
-            latent = self.stored.get(self.latents.key(item.picture, still_view(item)))["latents"].float()
+            stored = self.stored.get(self.latents.key(item.picture, still_view(item)))
+            if context.family.cut is not None:
+                stored = context.family.cut(item, stored)
+            latent = stored["latents"].float()
             noise = torch.stack(
-                [normal(tuple(latent.shape), seed, "score", item.digest, level) for level in range(LEVELS)]
+                [normal(tuple(latent.shape), seed, "score", *item.identity, level) for level in range(LEVELS)]
             )
             caption = evaluation_caption(item, seed)
             if encoder is not None:
@@ -98,6 +101,9 @@ class Scorer:
                 assert self.texts is not None
                 assert self.stored_texts is not None
                 row = self.stored_texts.get(self.texts.key(caption))
+            row = row | {name.removeprefix("cond."): x for name, x in stored.items() if name.startswith("cond.")}
+            if numerics.guidance is not None:
+                row = row | {"guidance": torch.tensor(numerics.guidance)}
             if context.family.size_conditioning is not None:
                 view = still_view(item)
                 row = row | context.family.size_conditioning(item.fit.original, view.corner, view.bucket)
@@ -107,7 +113,7 @@ class Scorer:
             x_0 = latent.to(context.device).expand(LEVELS, *latent.shape)
             noisy = process.noisy(x_0, noise.to(context.device), t)
             with autocast(numerics.mixed_precision, context.device):
-                prediction = context.family.denoise(denoiser, noisy.x_t, t, conditioning)
+                prediction = context.family.denoise(denoiser, noisy.x_t, noisy.t, conditioning)
             errors: Tensor = ((prediction.float() - noisy.target) ** 2).mean(dim=list(range(1, x_0.dim())))
             rows.append([float(value) for value in errors.cpu()])
         return rows

@@ -84,7 +84,8 @@ class DiffusionTask:
             )
         offload = saved_on_host(self.device, self.weights) if self.context.runtime.activation_offload else nullcontext()
         with autocast(self.inputs.numerics.mixed_precision, self.device), offload:
-            prediction = self.context.family.denoise(self.denoiser, noisy.x_t, t, self._conditioning(batch, tensors))
+            conditioning = self._conditioning(batch, tensors)
+            prediction = self.context.family.denoise(self.denoiser, noisy.x_t, noisy.t, conditioning)
         settings = self.inputs.loss
         mask = tensors.get("mask") if settings.masked is not False else None
         losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps, mask)
@@ -96,6 +97,9 @@ class DiffusionTask:
 
     def _conditioning(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Conditioning:
         given = {name.removeprefix("cond."): tensor for name, tensor in tensors.items() if name.startswith("cond.")}
+        guidance = self.inputs.numerics.guidance
+        if guidance is not None:
+            given["guidance"] = torch.full((len(batch.names),), guidance, device=self.device)
         if self.text_encoders is None:
             return given
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
@@ -105,4 +109,7 @@ class DiffusionTask:
 
     def _encoded(self, batch: Batch, pixels: Tensor) -> dict[str, Tensor]:
         assert self.latents is not None
-        return on_device(batch_latents(self.latents.encode(batch.requests, list(pixels))), self.device)
+        rows = self.latents.encode(batch.requests, list(pixels))
+        if self.loader.sources.cut is not None:
+            rows = [self.loader.sources.cut(item, row) for item, row in zip(batch.items, rows, strict=True)]
+        return on_device(batch_latents(rows), self.device)

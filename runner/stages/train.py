@@ -20,6 +20,7 @@ from runner.core.process import prepare_torch
 from runner.core.state import State, load_newest, save_state
 from runner.core.writer import Writer
 from runner.data.loader import Sources, StepLoader
+from runner.dataset.encodings import TrainItem
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, TextEncoder, TrainInputs
 from runner.optim.build import build_optimizer, parameter_groups
@@ -153,11 +154,11 @@ class TrainStage:
 
         discrete = context.family.process(context.numerics).prediction_type != "flow"
 
-        def shape(size: tuple[int, int]) -> tuple[int, int, int]:
-            return model.latent_channels, size[1] // model.latent_factor, size[0] // model.latent_factor
+        def shape(item: TrainItem) -> tuple[int, ...]:
+            return model.latent_shape(item.fit.bucket, item.latent_frames(model.frame_factor))
 
-        sizes = context.family.size_conditioning
-        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete), live
+        sizes, cut = context.family.size_conditioning, context.family.cut
+        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete, cut), live
 
     def _fit(
         self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runner.atomic import copy_file, write_json
+from runner.store.store import Store
 
 
 def sample_name(step: int, weights: str, prompt: int) -> str:
-    """`step-00000050-prompt-01.png`; the average's pictures have `-ema` behind the step."""
+    """`step-00000050-prompt-01`; the average's pictures have `-ema` behind the step."""
     suffix = "" if weights == "raw" else f"-{weights}"
-    return f"step-{step:08d}{suffix}-prompt-{prompt + 1:02d}.png"
+    return f"step-{step:08d}{suffix}-prompt-{prompt + 1:02d}"
 
 
 def checkpoint_name(step: int, weights: str) -> str:
@@ -21,11 +22,26 @@ def checkpoint_name(step: int, weights: str) -> str:
     return f"step-{step:08d}{suffix}.safetensors"
 
 
-def show_sample(picture: Path, output_dir: Path, step: int, weights: str, prompt: int) -> Path:
-    """Shows a picture of the store in the run's folder."""
-    place = output_dir / "samples" / sample_name(step, weights, prompt)
-    show(picture, place)
-    return place
+class Shown(Protocol):
+    """What naming a sample needs of its prompt."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def is_video(self) -> bool: ...
+
+
+def sample_files(store: Store, key: str, prompt: Shown) -> list[Path]:
+    """The files of a sample that people look at: a picture, or a video and its settings."""
+    return [store.item(kind, key) for kind in (("videos", "settings") if prompt.is_video else ("samples",))]
+
+
+def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: str, prompt: Shown) -> None:
+    """Shows a sample of the store in the run's folder."""
+    for file in sample_files(store, key, prompt):
+        if file.is_file():
+            show(file, output_dir / "samples" / f"{sample_name(step, weights, prompt.index)}{file.suffix}")
 
 
 def show(source: Path, place: Path) -> None:
@@ -82,7 +98,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 def sample_stem(step: int | None, weights: str, label: str, prompt: int) -> str:
     """The name of a picture made by `runner sample`; weights from a file are called by the file's name."""
     if step is not None:
-        return sample_name(step, weights, prompt).removesuffix(".png")
+        return sample_name(step, weights, prompt)
     return f"{Path(label).stem}-prompt-{prompt + 1:02d}"
 
 

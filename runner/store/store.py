@@ -17,7 +17,14 @@ from runner.store.index import Index
 
 ENVIRONMENT = "RUNNER_STORE"
 FOLDER = ".runner"
-EXTENSIONS = {"latents": ".safetensors", "text": ".safetensors", "samples": ".png", "scores": ".json"}
+EXTENSIONS = {
+    "latents": ".safetensors",
+    "text": ".safetensors",
+    "samples": ".png",
+    "videos": ".mp4",
+    "settings": ".json",
+    "scores": ".json",
+}
 
 
 def find_store(folder: Path) -> Store:

@@ -17,7 +17,7 @@ def encode_images(vae: Any, pixels: Tensor, generators: Sequence[torch.Generator
     if generators is not None:
         noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
         latents = distribution.mean + distribution.std * noise.to(latents.device, latents.dtype)
-    scaled: Tensor = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    scaled: Tensor = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
     return scaled
 
 
@@ -25,6 +25,6 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Pixels in -1..1 (not clipped)."""
     dtype = next(vae.parameters()).dtype
     pixels: Tensor = vae.decode(
-        (latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).to(dtype)
+        (latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)).to(dtype)
     ).sample
     return pixels

@@ -18,7 +18,7 @@ from runner.families.spec import FamilySpec, Model
 
 def bundle(
     spec: FamilySpec, finder: Finder, load_tokenizers: Callable[[Model], Mapping[str, Any]], encode_texts: Any,
-    process: Any, denoise: Any, tiny: Callable[[Path], None], size_conditioning: Any = None,
+    process: Any, denoise: Any, tiny: Callable[[Path], None], **more: Any,
 ) -> Family:  # fmt: skip
     """A family whose components are those of its finder."""
     parts = {part.name: part for part in finder.parts}
@@ -31,20 +31,18 @@ def bundle(
 
     def denoiser_file(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = parts["denoiser"]
-        return original_component(part, model, state, Naming("", layers=part.saved.layers))
+        return original_component(part, model, state, Naming("", layers=part.saved.layers if part.saved else None))
 
     return Family(
         spec=spec,
         load=load,
         load_tokenizers=load_tokenizers,
-        encode_images=encode_images,
         encode_texts=encode_texts,
-        decode_latents=decode_latents,
         process=process,
         denoise=denoise,
         tiny=tiny,
         save_pipeline=save,
         single_file=lambda model, states: single_file(finder, model, states),
         denoiser_file=denoiser_file,
-        size_conditioning=size_conditioning,
+        **{"encode_images": encode_images, "decode_latents": decode_latents, **more},
     )

@@ -54,14 +54,22 @@ class Part:
     block: re.Pattern[str] = re.compile(r"(encoder\.(layers|block)\.\d+)\.")
     """What the name of a layer inside one of its repeated blocks begins with; the first group is the block's."""
 
+    wide: re.Pattern[str] | None = None
+    """Linear layers inside the blocks that quantization leaves as they are."""
+
+    def packs(self, layer: str) -> bool:
+        """Whether quantization packs a linear layer."""
+        return self.block_of(layer) is not None and not (self.wide and self.wide.search(layer))
+
     def block_of(self, layer: str) -> str | None:
         """The repeated block that a layer is in, by name; blocks are quantized, checkpointed, swapped and compiled."""
         match = self.block.search(layer)
         return match.group(1) if match is not None else None
 
     @property
-    def saved(self) -> Naming:
-        return next(naming for naming in self.namings if naming.layout == "original")
+    def saved(self) -> Naming | None:
+        """How single files are written; None: they do not hold this part."""
+        return next((naming for naming in self.namings if naming.layout == "original"), None)
 
 
 @dataclass(frozen=True)
@@ -232,7 +240,7 @@ class Finder:
                 raise ModelProblem(
                     CHECKPOINT, f"{place} is a {kind}, not of family {self.family}", "name the family that it is of"
                 )
-        file = place / part.folder / "config.json"
+        file = _sub_folder(part, place) / "config.json"
         if file.is_file():
             return read_json(file)
         if part.optional:
@@ -246,7 +254,7 @@ class Finder:
         config = self._config(part, place)
         if config is None:
             return None
-        sub = place / part.folder
+        sub = _sub_folder(part, place)
         weights = weight_files(sub)
         if not weights and fresh:
             layers = self._make_layers(part, config, CHECKPOINT)
@@ -319,6 +327,13 @@ class Finder:
         raise ModelProblem(CHECKPOINT, f"{file} has no {part.folder.replace('_', ' ')} ({part.name})", hint)
 
 
+def _sub_folder(part: Part, place: Path) -> Path:
+    """A part's folder in a pipeline's; a folder of the denoiser alone is taken as it is."""
+    own = place / part.folder
+    alone = part.name == "denoiser" and not own.is_dir() and (place / "config.json").is_file()
+    return place if alone else own
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A component's configuration. Raises `ModelProblem`."""
     try:
@@ -382,8 +397,14 @@ def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) ->
                 key, f"{found} is no tokenizer: it needs tokenizer.json, spiece.model, or vocab.json and merges.txt"
             )
         return found
-    own = place / ("tokenizer" if number == 1 else f"tokenizer_{number}")
-    return own if place.is_dir() and tokenizer_files(own) else None
+    name = "tokenizer" if number == 1 else f"tokenizer_{number}"
+    beside = getattr(config.model, f"text_encoder_{number}")
+    places = [locate_model(beside, folder, None, BUILTIN, key)] if beside is not None else []
+    for candidate in (*places, *(entry.parent for entry in places), place):
+        own = candidate / name
+        if candidate.is_dir() and tokenizer_files(own):
+            return own
+    return None
 
 
 def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:

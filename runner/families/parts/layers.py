@@ -20,13 +20,14 @@ Layers = Callable[[Config], "list[Layer]"]
 class Origin:
     """Where a tensor of a module comes from: a key, or some rows of it.
 
-    `part` of `parts`: which of the equal blocks of rows (a fused q, k, v). `swapped`: the halves of the rows change
+    `part` of `parts`: which of the equal blocks of rows (a fused q, k, v), and `span`: how many of them. `swapped`: the halves of the rows change
     places (shift, scale → scale, shift). `transposed`: OpenCLIP's projection.
     """
 
     key: str
     part: int = 0
     parts: int = 1
+    span: int = 1
     swapped: bool = False
     transposed: bool = False
     identity: bool = False
@@ -56,15 +57,21 @@ class Layer:
     suffix: str = ".{}"
     """What the original name of a parameter adds to the layer's: "" where it is the parameter itself."""
     part: tuple[int, int] = (0, 1)
+    """Which of the equal blocks of rows of the original tensor it is, and of how many."""
+    span: int = 1
+    """How many of those blocks it takes."""
     swapped: bool = False
     transposed: bool = False
     identity: bool = False
     """A file without it means the identity."""
+    depth: int = 0
+    """Frames that a convolution over time sees; 0: it is one over pictures."""
 
     def parameters(self) -> Iterator[tuple[str, Shape]]:
         """(name below the layer, shape) of each parameter, in diffusers' layout."""
         if self.kind == "conv":
-            yield "weight", (self.outputs, self.inputs, self.kernel, self.kernel)
+            frames = (self.depth,) if self.depth else ()
+            yield "weight", (self.outputs, self.inputs, *frames, self.kernel, self.kernel)
         elif self.kind == "norm":
             yield "weight", (self.outputs,)
         elif self.kind == "table":
@@ -81,13 +88,13 @@ class Layer:
     def origin(self, parameter: str, prefix: str) -> Origin:
         """Where the parameter is in a file of the original layout."""
         key = prefix + self.original + self.suffix.format(parameter)
-        return Origin(key, *self.part, swapped=self.swapped, transposed=self.transposed)
+        return Origin(key, *self.part, self.span, swapped=self.swapped, transposed=self.transposed)
 
     def original_shape(self, parameter: str, shape: Shape) -> Shape:
         """The shape of the whole tensor in a file of the original layout."""
         if self.transposed:
             return shape[::-1]
-        fused = (shape[0] * self.part[1], *shape[1:]) if self.kind != "table" else shape
+        fused = (shape[0] // self.span * self.part[1], *shape[1:]) if self.kind != "table" else shape
         return (*fused, 1, 1) if self.original_is_conv and parameter == "weight" else fused
 
 

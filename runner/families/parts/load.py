@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -19,21 +20,33 @@ from runner.families.spec import Component, Model
 from runner.formats.tensors import read_tensors
 from runner.networks.quantize import quantize
 
-_TEXT_CLASSES = {
+_TRANSFORMERS = {
     "CLIPTextModel": "CLIPTextConfig",
     "CLIPTextModelWithProjection": "CLIPTextConfig",
     "T5EncoderModel": "T5Config",
+    "LlamaModel": "LlamaConfig",
+    "SiglipVisionModel": "SiglipVisionConfig",
 }
+_OWN = {
+    "HunyuanVideoTransformer3DModel": "runner.families.hunyuan_video.transformer:HunyuanVideoTransformer",
+    "HunyuanVideoFramepackTransformer3DModel": "runner.families.framepack.transformer:FramepackTransformer",
+}
+"""Classes of diffusers that are loaded with a forward pass of ours."""
 
 
 def make_module(cls: str, config: Mapping[str, Any]) -> nn.Module:
     """The module of a class of diffusers or transformers, with weights as it draws them."""
     content: dict[str, Any] = json.loads(json.dumps(dict(config)))
     module: nn.Module
-    if cls in _TEXT_CLASSES:
+    if cls in _TRANSFORMERS:
         import transformers
 
-        module = getattr(transformers, cls)(getattr(transformers, _TEXT_CLASSES[cls])(**content))
+        if cls == "SiglipVisionModel":
+            content["vision_use_head"] = False
+        module = getattr(transformers, cls)(getattr(transformers, _TRANSFORMERS[cls])(**content))
+    elif cls in _OWN:
+        address, _, name = _OWN[cls].partition(":")
+        module = getattr(import_module(address), name).from_config(content)
     else:
         import diffusers
 
@@ -75,7 +88,7 @@ def _quantized(part: Part, model: Model, options: LoadOptions) -> nn.Module:
     """Loaded to the host and packed layer by layer: the device never holds the wide weights."""
     host = replace(options, device=torch.device("cpu"), quantization="none")
     module = load_part(part, model, host)
-    quantize(module, options.quantization, lambda name: part.block_of(name) is not None, options.device)
+    quantize(module, options.quantization, part.packs, options.device)
     return module.to(options.device).requires_grad_(False).eval()
 
 
@@ -101,13 +114,16 @@ def read_component(component: Component, shapes: Mapping[str, torch.Size], optio
 def from_origin(tensor: Tensor, origin: Origin) -> Tensor:
     """A module's tensor from the one in the file."""
     if origin.parts > 1:
-        tensor = tensor.chunk(origin.parts)[origin.part]
+        unit = tensor.shape[0] // origin.parts
+        tensor = tensor[origin.part * unit : (origin.part + origin.span) * unit]
     if origin.swapped:
         tensor = torch.cat(tensor.chunk(2)[::-1])
     return tensor.T.contiguous() if origin.transposed else tensor
 
 
 def _finished(module: Any, part: Part, options: LoadOptions) -> nn.Module:
+    if part.cls == "LlamaModel":  # its angles are in no file
+        module.rotary_emb = type(module.rotary_emb)(module.config).to(options.device)
     for buffer_name, buffer in list(module.named_buffers()):
         if buffer.is_meta:  # position_ids: not part of any file
             owner, _, last = buffer_name.rpartition(".")
@@ -115,7 +131,13 @@ def _finished(module: Any, part: Part, options: LoadOptions) -> nn.Module:
             module.get_submodule(owner).register_buffer(last, positions, persistent=False)
     if part.cls == "UNet2DConditionModel" and options.device.type == "cuda":  # on a CPU it only takes a copy
         module.to(memory_format=torch.channels_last)
-    if options.attention == "eager":
+    if part.cls == "AutoencoderKLHunyuanVideo":  # pieces of time would be other numbers than the whole
+        module.use_framewise_encoding = module.use_framewise_decoding = False
+    if part.cls in _OWN:
+        from runner.families.hunyuan_video.transformer import Attention, set_attention
+
+        set_attention(module, Attention(options.attention == "eager", options.split_attention))
+    elif options.attention == "eager":
         _plain_attention(module, part)
     finished: nn.Module = module.requires_grad_(False).eval()
     return finished

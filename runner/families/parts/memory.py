@@ -14,6 +14,8 @@ from math import prod
 from runner.families.parts.autoencoder import vae_layers
 from runner.families.parts.clip import clip_layers, t5_layers
 from runner.families.parts.layers import Config, Layer
+from runner.families.parts.llama import llama_layers
+from runner.families.parts.video_autoencoder import video_vae_layers
 from runner.families.spec import Component, MemoryAnswer, MemoryQuestion
 
 BASE = 30_000_000
@@ -26,6 +28,10 @@ GUIDED = 2
 """Rows of a guided denoising step: with the prompt and without."""
 LIVE_VAE = 5.0
 """Tensors of the autoencoder's widest layer that live at once; its convolutions keep reordered copies."""
+LIVE_VAE_CHUNKED = 3.5
+"""The same where convolutions over time are computed in strips; an estimate."""
+PATCH_AREA = 4
+"""Latent positions of one token of a transformer."""
 LIVE_BACKWARD = 2.0
 """Tensors of the widest layer's output that the backward pass needs at a time."""
 HEAP = 0.5
@@ -53,6 +59,8 @@ class Use:
     text_grad: bool = False
     eager: bool = False
     heads: int = 8
+    width: int = 0
+    """Numbers of one token inside a transformer."""
 
     def positions(self, layer: Layer) -> int:
         return self.batch * max(1, self.area // 4**layer.level)
@@ -69,6 +77,8 @@ class DenoiserMemory:
     """Bytes of a forward pass without gradients."""
     block_of: Callable[[str], str | None]
     """The block that gradient checkpointing runs again, and that swapping moves, as one."""
+    packs: Callable[[str], bool]
+    """Whether quantization packs a linear layer."""
 
 
 def predict(denoiser: DenoiserMemory, ask: MemoryQuestion) -> MemoryAnswer:
@@ -88,7 +98,8 @@ class _Prediction:
         area = prod(ask.size)
         phases: dict[str, float] = {}
         if ask.encodes_latents:
-            phases["cache.latents"] = self._vae() + self._vae_working(area, ask.latent_batch, "encoder")
+            working = self._vae_working(area, ask.latent_batch, "encoder", ask.clip_frames)
+            phases["cache.latents"] = self._vae() + self._image_encoder() + working
         if ask.encodes_text:
             phases["cache.text"] = sum(self._frozen(name) for name in self.encoders) + self._text_working()
         weights = self._resident()
@@ -102,7 +113,9 @@ class _Prediction:
         if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
             everything = sum(part.parameters for part in parts.values())
             phases["publish"] = (2 * sum(weights.values()) if ask.device == "cpu" else 0) + 2 * everything
-        phases["select"] = denoiser + self.denoiser.forward(self.layers, self._use(SCORED_TOGETHER, area))
+        phases["select"] = denoiser + self.denoiser.forward(
+            self.layers, self._use(SCORED_TOGETHER, area, self._seen(ask.frames))
+        )
         return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
     # --- weights ------------------------------------------------------------------------------------------------------
@@ -120,7 +133,7 @@ class _Prediction:
     def _packable(self, name: str) -> int:
         """Weights in the linear layers of a component's blocks."""
         layers = self.layers if name == "denoiser" else _text_layers(self.parts[name])
-        inside = self.denoiser.block_of if name == "denoiser" else lambda layer: "encoder." in layer or None
+        inside = self.denoiser.packs if name == "denoiser" else lambda layer: "encoder." in layer or "layers." in layer
         return sum(layer.inputs * layer.outputs for layer in layers if layer.kind == "linear" and inside(layer.name))
 
     def _vae(self) -> float:
@@ -165,7 +178,7 @@ class _Prediction:
             ask.compute_bytes < ask.whole_bytes
         ):  # autocast keeps a copy of each weight that is wider, until the step ends
             held += sum(parts[name].parameters * ask.compute_bytes for name in weights if ask.trains.get(name))
-        use = self._use(ask.batch, prod(ask.size))
+        use = self._use(ask.batch, prod(ask.size), self._seen(ask.frames))
         step = self._backward(use)
         for name in self.encoders:
             if name in ask.trains:
@@ -175,14 +188,25 @@ class _Prediction:
             picture = self._picture(ask.sample_size)
         return held + max(step, picture)
 
-    def _use(self, batch: int, pixels: int) -> Use:
+    def _seen(self, frames: int) -> float:
+        """Latent frames that the denoiser sees, its history among them."""
+        return frames + self.ask.model.history
+
+    def _image_encoder(self) -> float:
+        part = self.parts.get("image_encoder")
+        return 0.0 if part is None else float(part.parameters * self.ask.frozen_bytes)
+
+    def _use(self, batch: int, pixels: int, frames: float = 1.0) -> Use:
+        """Pictures of so many pixels, or so many latent frames of a video."""
         ask = self.ask
         config = self.parts["denoiser"].config
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        width = heads * config.get("attention_head_dim", 0) if isinstance(heads, int) else 0
+        tokens = ask.text_tokens + ask.model.image_tokens
         return Use(
-            batch, pixels // ask.model.latent_factor**2, ask.text_tokens, ask.compute_bytes,
+            batch, int(pixels * frames / ask.model.latent_factor**2), tokens, ask.compute_bytes,
             bool(ask.trains.get("denoiser")), ask.targets, any(name in ask.trains for name in self.encoders),
-            ask.eager_attention, heads if isinstance(heads, int) else max(heads),
+            ask.eager_attention, heads if isinstance(heads, int) else max(heads), width,
         )  # fmt: skip
 
     def _backward(self, use: Use) -> float:
@@ -218,32 +242,49 @@ class _Prediction:
         for block in blocks.values():
             first = block[0][0]
             inside = self.denoiser.block_of(first.name) is not None
-            size = first.inputs * use.positions(first) * use.number * share if inside else block[0][1]
+            entering = first.inputs * use.positions(first)
+            if self.ask.model.makes_video:  # both streams' tokens
+                entering = use.width * use.batch * (use.area // PATCH_AREA + use.tokens)
+            size = entering * use.number * share if inside else block[0][1]
             pieces.append((sum(_weights(layer) for layer, _ in block), size))
         largest = max(sum(size for _, size in block) for block in blocks.values())
         return [*pieces, (0.0, largest)]
 
     # --- pictures and text --------------------------------------------------------------------------------------------
 
-    def _vae_working(self, pixels: int, batch: int, half: str) -> float:
-        """Encoding or decoding `batch` pictures of `pixels`."""
+    def _vae_working(self, pixels: int, batch: int, half: str, frames: int = 1) -> float:
+        """Encoding or decoding `batch` pictures of `pixels`, or clips of so many frames."""
+        video = self.ask.model.makes_video
+        whole = 3.0 * 4 * pixels * frames * batch if video else 0.0  # the clip itself, in fp32
         if self.ask.vae_tile:
             pixels, batch = min(pixels, self.ask.vae_tile**2), 1
-        layers = [layer for layer in vae_layers(self.parts["vae"].config) if layer.name.startswith(half)]
-        widest = max(max(layer.inputs, layer.outputs) * pixels / 4**layer.level for layer in layers)
+        layers = (video_vae_layers if video else vae_layers)(self.parts["vae"].config)
+        sizes = (
+            max(layer.inputs, layer.outputs) * pixels / 4**layer.level * _frames_at(layer, frames)
+            for layer in layers
+            if layer.name.startswith(half)
+        )
         number = 4 if self.ask.device == "cpu" else self.ask.vae_bytes  # a CPU's convolutions work in fp32
-        return LIVE_VAE * widest * batch * number
+        live = LIVE_VAE_CHUNKED if self.ask.vae_chunk else LIVE_VAE
+        return live * max(sizes) * batch * number + whole
 
     def _picture(self, size: tuple[int, int]) -> float:
         """Making one picture beside the denoiser: the larger of denoising and decoding."""
         pixels = prod(size)
-        decoding = self._vae() + self._vae_working(pixels, 1, "decoder")
-        return max(self.denoiser.forward(self.layers, self._use(GUIDED, pixels)), decoding)
+        decoding = self._vae() + self._vae_working(pixels, 1, "decoder", self.ask.decoded_frames)
+        together = 1 if self.ask.model.makes_video else GUIDED  # true guidance is off where it is embedded
+        use = self._use(together, pixels, self._seen(self.ask.sample_frames))
+        return max(self.denoiser.forward(self.layers, use), decoding)
 
     def _text_working(self) -> float:
         """Encoding a padded batch of captions: the tensors around one layer."""
         widest = max(layer.outputs for name in self.encoders for layer in _text_layers(self.parts[name]) if layer.kind == "linear")  # fmt: skip
         return 4.0 * self.ask.text_batch * self.ask.text_tokens * widest * self.ask.frozen_bytes
+
+
+def _frames_at(layer: Layer, frames: int) -> int:
+    """Frames that a layer of the video autoencoder sees: halved at the second and third halving of the sides."""
+    return -(-frames // 2 ** max(0, min(2, layer.level - 1)))
 
 
 def _weights(layer: Layer) -> float:
@@ -252,6 +293,8 @@ def _weights(layer: Layer) -> float:
 
 
 def _text_layers(component: Component) -> list[Layer]:
+    if "num_key_value_heads" in component.config:
+        return llama_layers(component.config)
     return (clip_layers if "hidden_size" in component.config else t5_layers)(component.config)
 
 

@@ -17,7 +17,12 @@ from runner.formats.tensors import write_tensors
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Component → state dict in diffusers' names."""
-_MODEL_TYPES = {"CLIPTextModel": "clip_text_model", "CLIPTextModelWithProjection": "clip_text_model", "T5EncoderModel": "t5"}  # fmt: skip
+_MODEL_TYPES = {
+    "CLIPTextModel": "clip_text_model", "CLIPTextModelWithProjection": "clip_text_model", "T5EncoderModel": "t5",
+    "LlamaModel": "llama", "SiglipVisionModel": "siglip_vision_model",
+}  # fmt: skip
+_OUTER = {"CLIPTextModel": "text_model.", "SiglipVisionModel": "vision_model."}
+"""What the names in files of transformers 4 begin with, which every reader knows."""
 
 
 def save_pipeline(
@@ -35,8 +40,7 @@ def save_pipeline(
         else:
             config["_class_name"] = part.cls
         _write_json(sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")})  # fmt: skip
-        if part.cls == "CLIPTextModel":  # files use the names of transformers 4, which every reader knows
-            state = {f"text_model.{key}": tensor for key, tensor in state.items()}
+        state = {_OUTER.get(part.cls, "") + key: tensor for key, tensor in state.items()}
         if part.cls == "T5EncoderModel":
             state = {key: tensor for key, tensor in state.items() if key != "encoder.embed_tokens.weight"}
         write_tensors(sub / ("model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"), state, {"format": "pt"})  # fmt: skip
@@ -59,7 +63,7 @@ def single_file(finder: Finder, model: Model, modules: States) -> dict[str, Tens
     """The state dict of one file in the original layout."""
     found: dict[str, Tensor] = {}
     for part in finder.parts:
-        if part.name in modules:
+        if part.name in modules and part.saved is not None:
             found |= original_component(part, model, modules[part.name], part.saved)
     return found
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from runner.families.parts.checkpoint import Part, layers_of
-from runner.families.parts.layers import Layer
-from runner.families.spec import Model, ModelProblem, Target
+from runner.families.parts.layers import Layer, Layers
+from runner.families.spec import Alias, Model, ModelProblem, Target
 from schemas import RunConfig
 from schemas.network import Network
 
@@ -47,6 +47,8 @@ class Adaptable:
     example: str
     """A layer's name, for messages."""
     convolutional: bool = field(default=False)
+    sister: Layers | None = None
+    """The denoiser's layers with the original names of a related family, whose adapters fit this one too."""
 
     def targets(self, config: RunConfig, model: Model) -> list[Target]:
         """The layers that get adapters: the default set, a preset, or those whose names match. Raises `ModelProblem`."""
@@ -78,16 +80,36 @@ class Adaptable:
     def layers(self, model: Model) -> list[Target]:
         """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
         return [
-            self._target(part.name, layer, "lora", 1, 1.0, False)
+            replace(self._target(part.name, layer, "lora", 1, 1.0, False), aliases=aliases.get(layer.name, ()))
             for part in self.parts
             if part.name in model.components
+            for aliases in (self._aliases(part, model),)
             for layer in self._layers(part, model)
         ]
+
+    def _aliases(self, part: Part, model: Model) -> dict[str, tuple[Alias, ...]]:
+        """Layer → its names in files of other tools and of the related family."""
+        if self.sister is None or part.name != "denoiser":
+            return {}
+        config = model.components[part.name].config
+        sisters = {layer.name: layer for layer in self.sister(config)}
+        found = {}
+        for layer in self._layers(part, model):
+            own = Alias(f"diffusion_model.{layer.original}", layer.part, layer.span, layer.swapped)
+            plain = (Alias(f"lora_unet_{layer.name.replace('.', '_')}"), Alias(f"diffusion_model.{layer.name}"))
+            other = sisters.get(layer.name)
+            related: tuple[Alias, ...] = ()
+            if other is not None:
+                rows = (other.part, other.span, other.swapped)
+                names = (f"lora_unet_{other.original.replace('.', '_')}", f"diffusion_model.{other.original}")
+                related = tuple(Alias(name, *rows) for name in names)
+            found[layer.name] = (own, *plain, *related)
+        return found
 
     def _layers(self, part: Part, model: Model) -> list[Layer]:
         layers = layers_of(part, model.components[part.name])
         if part.name == "denoiser":
-            return [layer for layer in layers if layer.kind in ("linear", "conv")]
+            return [layer for layer in layers if layer.kind in ("linear", "conv") and not layer.depth]
         return [layer for layer in layers if _TEXT.search(layer.name)]
 
     def _chosen(self, layers: list[Layer], network: Network) -> tuple[list[Layer], bool]:
@@ -139,5 +161,6 @@ class Adaptable:
         return Target(
             component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
             names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
-            layer.part if names.by_original else (0, 1), names.by_original and layer.swapped, fused and layer.part[1] > 1,
+            layer.part if names.by_original else (0, 1), layer.span if names.by_original else 1,
+            names.by_original and layer.swapped, fused and layer.part[1] > 1,
         )  # fmt: skip

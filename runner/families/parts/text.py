@@ -46,7 +46,7 @@ def load_tokenizers(model: Model, pads: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
     folder, config = model.tokenizers[name], model.components[name].config
-    is_clip = "max_position_embeddings" in config
+    is_clip = "max_position_embeddings" in config and "num_key_value_heads" not in config
     try:
         if folder is None:
             tokenizer = _builtin_clip(pad)

@@ -76,5 +76,5 @@ SD15 = bundle(
 )
 SDXL = bundle(
     SDXL_SPEC, SDXL_FINDER, partial(load_tokenizers, pads=_SDXL_PADS), encode_texts_sdxl, process, denoise,
-    write_tiny_sdxl, size_conditioning,
+    write_tiny_sdxl, size_conditioning=size_conditioning,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
 from runner.families.sd.memory import forward, saved
-from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import STILLS_REFUSED, Component, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
 ALL_SAMPLERS = (
@@ -156,7 +156,7 @@ _SDXL_ADAPTABLE = Adaptable(
     },
     _PRESETS, _EXAMPLE, True,
 )  # fmt: skip
-_MEMORY = partial(predict, DenoiserMemory(unet_layers, saved, forward, _UNET.block_of))
+_MEMORY = partial(predict, DenoiserMemory(unet_layers, saved, forward, _UNET.block_of, _UNET.packs))
 _NO_FLOW = {
     "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
 }
@@ -175,6 +175,7 @@ SD15 = FamilySpec(
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={
+        **STILLS_REFUSED,
         **_NO_FLOW,
         **{f"model.{name}": "Stable Diffusion 1.5 has one text encoder" for name in ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3")},
         **{f"training.components.{name}": "Stable Diffusion 1.5 has one text encoder" for name in ("text_encoder_2", "text_encoder_3")},
@@ -196,6 +197,7 @@ SDXL = FamilySpec(
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
     refused_keys={
+        **STILLS_REFUSED,
         **_NO_FLOW,
         **dict.fromkeys(("model.text_encoder_3", "model.tokenizer_3", "training.components.text_encoder_3"), "SDXL has two text encoders"),
     },

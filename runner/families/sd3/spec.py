@@ -19,7 +19,7 @@ from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.sd3.architecture import mmdit_layers
 from runner.families.sd3.memory import forward, saved
-from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
 FINDER = Finder(
@@ -106,7 +106,9 @@ _ADAPTABLE = Adaptable(
     },
     "transformer_blocks.0.attn.to_q",
 )  # fmt: skip
-_MEMORY = partial(predict, DenoiserMemory(mmdit_layers, saved, forward, FINDER.parts[0].block_of))
+_MEMORY = partial(
+    predict, DenoiserMemory(mmdit_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)
+)
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 
 SD3 = FamilySpec(
@@ -126,6 +128,7 @@ SD3 = FamilySpec(
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(77, 128, 154, 256, 512),
     refused_keys={
+        **STILLS_REFUSED,
         "model.prediction_type": "Stable Diffusion 3 predicts the flow's velocity",
         "model.clip_skip": "Stable Diffusion 3 always takes the last but one layer of CLIP",
         "training.loss.min_snr_gamma": _DISCRETE,

@@ -1,0 +1,329 @@
+"""Prompts with nothing left to derive: sizes, lengths, seeds, shifts and the files that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runner.config.sections import SectionProblem, parse_sections
+from runner.dataset.clips import whole
+from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
+from runner.families.spec import FamilySpec, Model
+from runner.seeding import derive
+from schemas.sampling import OneFrameInference, Prompt, Sampling
+
+DEFAULT_SECONDS = 5.0
+"""Length of a video in FramePack's own dialect."""
+STILLS = "this family makes stills"
+VIDEO_KEYS = (
+    "frames", "seconds", "sections", "fps", "embedded_guidance", "guidance_rescale", "flow_shift", "image", "end_image",
+    "image_mask", "control_images", "control_masks", "one_frame", "latent_paddings", "custom_system_prompt",
+    "rope_scaling_factor", "rope_scaling_timestep_threshold", "bulk_decode",
+)  # fmt: skip
+_FRAMEPACK = (
+    "sections", "guidance_rescale", "image", "end_image", "image_mask", "control_images", "control_masks", "one_frame",
+    "latent_paddings", "rope_scaling_factor", "rope_scaling_timestep_threshold", "bulk_decode",
+)  # fmt: skip
+_ONE_FRAME = ("image_mask", "control_images", "control_masks", "one_frame")
+
+
+class PromptProblem(Exception):
+    """A prompt that its family cannot make; `key` is the key of the prompt that is wrong."""
+
+    def __init__(self, key: str, message: str, hint: str | None = None, warns: bool = False) -> None:
+        super().__init__(message)
+        self.key, self.hint, self.warns = key, hint, warns
+
+
+class PromptFile(NamedTuple):
+    """A picture that a prompt names; its content counts, not its place."""
+
+    path: str
+    digest: str
+
+
+Files = Callable[[str], PromptFile]
+"""The file behind a name. Raises `PromptProblem`."""
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """What a prompt for a video model says beside its text."""
+
+    guidance: float
+    rescale: float
+    shift: float | None
+    fps: float
+    sections: int = 0
+    texts: tuple[str, ...] = ()
+    """Prompt of each section, in time."""
+    images: tuple[PromptFile, ...] = ()
+    """Start image of each section, in time; one for the others."""
+    end_image: PromptFile | None = None
+    controls: tuple[PromptFile, ...] = ()
+    masks: tuple[PromptFile | None, ...] = ()
+    one_frame: OneFrame | None = None
+    paddings: tuple[int, ...] | None = None
+    system_prompt: str | None = None
+    rope_scaling: tuple[float, float] | None = None
+    """(timestep, factor)."""
+    bulk_decode: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        def digest(file: PromptFile | None) -> str | None:
+            return None if file is None else file.digest
+
+        found = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("images", "end_image", "controls", "masks")
+        }
+        found["one_frame"] = None if self.one_frame is None else list(self.one_frame)
+        return found | {
+            "images": [digest(file) for file in self.images], "end_image": digest(self.end_image),
+            "controls": [digest(file) for file in self.controls], "masks": [digest(file) for file in self.masks],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadyPrompt:
+    """One picture or video to make, nothing left to derive. `seed` is None while a drawn one (-1) has not been drawn."""
+
+    index: int
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    cfg_scale: float
+    sampler: str
+    seed: int | None
+    frames: int = 1
+    video: VideoSettings | None = None
+    shift: float | None = None
+    """Of a family of stills that moves its noise levels."""
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a file of several frames."""
+        return self.frames > 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that have to be encoded."""
+        own = self.video.texts if self.video is not None and self.video.texts else (self.prompt,)
+        return tuple(dict.fromkeys((*own, self.negative_prompt)))
+
+    def latent_frames(self, factor: int, window: int) -> int:
+        """Latent frames that are made at once."""
+        return window if window and self.is_video else (self.frames - 1) // max(1, factor) + 1
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the picture, for its key."""
+        found = {
+            name: value for name, value in self.__dict__.items() if name not in ("index", "frames", "video", "shift")
+        }
+        if self.video is not None:
+            found |= {"frames": self.frames, "video": self.video.facts()}
+        return found if self.shift is None else found | {"shift": self.shift}
+
+
+@dataclass
+class Readying:
+    """Fills in what prompts leave open; `sampling` has its family's defaults."""
+
+    sampling: Sampling
+    spec: FamilySpec
+    model: Model
+    seed: int
+    drawn: Mapping[int, int]
+    files: Files
+    dialect: str | None = None
+    notes: list[str] = field(default_factory=list)
+    warnings: list[tuple[int, PromptProblem]] = field(default_factory=list)
+
+    def ready(self, index: int, prompt: Prompt) -> ReadyPrompt:
+        """Raises `PromptProblem`."""
+        options, model = merged(prompt, self.sampling), self.model
+        self._refused(options)
+        multiple = model.size_multiple
+        width, height = options.width, options.height
+        floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
+        if floored != (width, height):
+            self.notes.append(
+                f"prompt {index + 1}: {width}x{height} is made as {floored[0]}x{floored[1]} (multiples of {multiple})"
+            )
+        chosen = options.seed if options.seed is not None else derive(self.seed, "prompt", index) & 0xFFFFFFFF
+        frames, video = 1, None
+        if model.makes_video:
+            frames, video = self._video(index, options)
+        return ReadyPrompt(
+            index, options.prompt, options.negative_prompt or "", *floored, options.num_inference_steps, options.cfg_scale,
+            options.sampler, self.drawn.get(index) if chosen == -1 else chosen, frames, video,
+            None if model.makes_video else options.flow_shift,
+        )  # fmt: skip
+
+    def _refused(self, options: Any) -> None:
+        """Keys that the family cannot use."""
+        name, variant = self.spec.name, self.model.variant
+        given = [key for key in VIDEO_KEYS if getattr(options, key) is not None]
+        for key in given:
+            why = None
+            if not self.model.makes_video:
+                why = None if key == "flow_shift" and name == "sd3" else STILLS
+            elif name != "framepack" and key in _FRAMEPACK:
+                why = "it belongs to FramePack"
+            elif variant != "one_frame" and key in _ONE_FRAME and name == "framepack":
+                why = 'it belongs to model.variant = "one_frame"'
+            elif variant == "one_frame" and key in ("frames", "seconds", "sections", "end_image", "latent_paddings"):
+                why = "one-frame inference makes one picture"
+            if why is not None:
+                raise PromptProblem(key, f"family {name} cannot use `{key}`: {why}", "take it out")
+        lengths = [key for key in ("frames", "seconds", "sections") if key in given]
+        if len(lengths) > 1:
+            raise PromptProblem(lengths[1], f"`{lengths[0]}` and `{lengths[1]}` say the same thing", "keep one of them")
+
+    def _video(self, index: int, options: Any) -> tuple[int, VideoSettings]:
+        defaults = self.spec.defaults
+        guidance = options.embedded_guidance if options.embedded_guidance is not None else defaults.embedded_guidance
+        shift = options.flow_shift
+        if shift is None and self.spec.name == "hunyuan_video":
+            shift = 7.0 if options.num_inference_steps >= 50 else 14.5 if options.num_inference_steps >= 20 else 17.0
+        common: dict[str, Any] = {
+            "guidance": guidance, "rescale": options.guidance_rescale or 0.0, "shift": shift,
+            "fps": options.fps or defaults.fps, "system_prompt": options.custom_system_prompt,
+        }  # fmt: skip
+        if self.spec.name != "framepack":
+            asked = options.frames or (round(options.seconds * defaults.fps) if options.seconds else 1)
+            frames = whole(max(1, asked), self.model.frame_factor)
+            if frames != asked:
+                self.notes.append(f"prompt {index + 1}: {asked} frames are made as {frames} (4n + 1)")
+            return frames, VideoSettings(**common)
+        if options.rope_scaling_timestep_threshold is not None:
+            common["rope_scaling"] = (options.rope_scaling_timestep_threshold, options.rope_scaling_factor or 0.5)
+        common["bulk_decode"] = bool(options.bulk_decode)
+        if self.model.variant == "one_frame":
+            return 1, self._one_frame(options, common)
+        return self._sections(index, options, common)
+
+    def _one_frame(self, options: Any, common: dict[str, Any]) -> VideoSettings:
+        given = options.one_frame or OneFrameInference()
+        window = self.model.window
+        target = given.target_index if given.target_index is not None else window
+        controls = options.control_images or ([options.image] if options.image else [])
+        if not controls:
+            raise PromptProblem("control_images", "one-frame inference needs control images", 'set control_images = ["…"], or image')  # fmt: skip
+        if len(controls) != len(given.control_index):
+            raise PromptProblem(
+                "one_frame", f"there are {len(controls)} control images, but {len(given.control_index)} positions in control_index",
+                "say one position for each",
+            )  # fmt: skip
+        masks = options.control_masks or ([options.image_mask] if options.image_mask else [])
+        if len(masks) > len(controls):
+            raise PromptProblem("control_masks", f"there are {len(masks)} masks for {len(controls)} control images")
+        found = [self._file("control_masks", name) for name in masks]
+        image = options.image or controls[0]
+        return VideoSettings(
+            **common, images=(self._file("image", image),),
+            controls=tuple(self._file("control_images", name) for name in controls),
+            masks=(*found, *[None] * (len(controls) - len(found))),
+            one_frame=OneFrame(target, tuple(given.control_index), given.no_post, given.no_2x, given.no_4x, window),
+        )  # fmt: skip
+
+    def _sections(self, index: int, options: Any, common: dict[str, Any]) -> tuple[int, VideoSettings]:
+        window, factor = self.model.window, self.model.frame_factor
+        if options.sections is not None:
+            count = options.sections
+        elif options.seconds is not None:
+            count = sections_for_seconds(options.seconds, window)
+        elif options.frames is None and self.dialect == "framepack":
+            count = sections_for_seconds(DEFAULT_SECONDS, window)
+        else:
+            count = max(1, count_sections(options.frames or 1, window, factor))
+        frames = frames_of(count, window, factor)
+        if options.frames is not None and options.frames != frames:
+            self.notes.append(
+                f"prompt {index + 1}: {options.frames} frames are made as {frames} ({count} whole sections)"
+            )
+        if options.image is None:
+            raise PromptProblem(
+                "image", "FramePack makes videos from a picture, and this prompt has none", 'set image = "start.png"'
+            )
+        texts = self._for_sections("prompt", options.prompt, count)
+        images = [self._file("image", name) for name in self._for_sections("image", options.image, count)]
+        forward = self.model.variant == "f1"
+        end, paddings = options.end_image, options.latent_paddings
+        for key, value in (("end_image", end), ("latent_paddings", paddings)):
+            if forward and value is not None:
+                self.warnings.append(
+                    (index, PromptProblem(key, f'`{key}` is ignored with variant = "f1", which goes forward', "take it out", True))
+                )  # fmt: skip
+        if paddings is not None and not forward and len(paddings) != count:
+            raise PromptProblem(
+                "latent_paddings", f"there are {len(paddings)} latent_paddings for {count} sections", "give one for each section"
+            )  # fmt: skip
+        return frames, VideoSettings(
+            **common, sections=count, texts=tuple(texts), images=tuple(images),
+            end_image=self._file("end_image", end) if end is not None and not forward else None,
+            paddings=tuple(paddings) if paddings is not None and not forward else None,
+        )  # fmt: skip
+
+    def _for_sections(self, key: str, text: str, count: int) -> list[str]:
+        try:
+            said = parse_sections(text)
+            said.check(count)
+        except SectionProblem as problem:
+            raise PromptProblem(key, f"`{key}`: {problem}") from None
+        found = [said.of(section, count) for section in range(count)]
+        return [text if value is None else value for value in found]
+
+    def _file(self, key: str, name: str) -> PromptFile:
+        try:
+            return self.files(name)
+        except PromptProblem as problem:
+            raise PromptProblem(key, str(problem), problem.hint) from None
+
+
+def merged(prompt: Prompt, sampling: Sampling) -> Any:
+    """A prompt with what [sampling] says where it says nothing itself. A length of its own leaves that of [sampling]."""
+    values = {name: value for name in Prompt.model_fields if (value := getattr(prompt, name)) is not None}
+    lengths = ("frames", "seconds", "sections")
+    for name in type(sampling).model_fields:
+        value = getattr(sampling, name)
+        if name not in Prompt.model_fields or name in values or value is None:
+            continue
+        if name in lengths and any(other in values for other in lengths):
+            continue
+        values[name] = value
+    return Prompt.model_construct(**{**dict.fromkeys(Prompt.model_fields), **values})
+
+
+def located(prompt: Any, base: Path, keys: Collection[str] | None = None) -> Any:
+    """A prompt (or the defaults of prompts) whose files are named from the folder of the file that it stands in; only
+    under `keys`, where they are given."""
+    changes: dict[str, Any] = {}
+    for key in ("image", "end_image", "image_mask"):
+        value = getattr(prompt, key)
+        if value is not None and (keys is None or key in keys):
+            changes[key] = _located(value, base) if key == "image" else _absolute(value, base)
+    for key in ("control_images", "control_masks"):
+        value = getattr(prompt, key)
+        if value is not None and (keys is None or key in keys):
+            changes[key] = [_absolute(name, base) for name in value]
+    return prompt.model_copy(update=changes) if changes else prompt
+
+
+def _located(text: str, base: Path) -> str:
+    try:
+        said = parse_sections(text)
+    except SectionProblem:
+        return text  # said where it is used
+    if set(said.specs.values()) <= {"0"} and len(said.values) == 1:
+        return _absolute(next(iter(said.values.values())), base)
+    return ";;;".join(f"{number}:{_absolute(value, base)}" for number, value in said.values.items())
+
+
+def _absolute(name: str, base: Path) -> str:
+    return str(base / Path(name).expanduser())

@@ -1,0 +1,96 @@
+"""Videos through PyAV: clips to pixels, one frame at a time, and pixels to mp4."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from runner.data.images import to_pixels, transformed
+from runner.dataset.buckets import View
+from runner.dataset.clips import Clip, kept_frames
+from runner.dataset.folders import is_media
+from runner.errors import RunFailed
+
+LARGE = 2**31 - 1
+
+
+def read_clip(path: str, digest: str, clip: Clip, view: View) -> Tensor:
+    """fp32 [3, T, H, W] in -1..1. Frames are resized as they come: memory grows with the clip, not with the video.
+
+    Raises `RunFailed` where the file is no longer the one that was planned with.
+    """
+    wanted = set()
+    for place, index in enumerate(kept_frames(LARGE, clip.source_fps, clip.target_fps)):
+        if place >= clip.start + clip.length:
+            break
+        if place >= clip.start:
+            wanted.add(index)
+    last = max(wanted)
+    frames: list[Tensor] = []
+    for index, frame in enumerate(_frames(path, digest)):
+        if index in wanted:
+            frames.append(to_pixels(transformed(frame, view)))
+        if index >= last:
+            break
+    if len(frames) != clip.length:
+        raise RunFailed(f"{path} has only {len(frames)} of the {clip.length} frames of its clip", hint="apply again")
+    return torch.from_numpy(np.stack([frame.numpy() for frame in frames], axis=1))
+
+
+def _frames(path: str, digest: str) -> Iterator[Image.Image]:
+    """The frames of a video or of a folder of pictures, upright."""
+    if os.path.isdir(path):
+        yield from _sequence(path, digest)
+        return
+    import av
+
+    try:
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                raise RunFailed(f"{path} changed while the run was going on", hint="apply again: the plan takes the new content")  # fmt: skip
+        with av.open(path) as container:
+            video = container.streams.video[0]
+            video.thread_type = "AUTO"
+            for frame in container.decode(video):
+                picture = frame.to_image()
+                yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+    except (OSError, av.FFmpegError) as error:
+        raise RunFailed(f"{path} cannot be read any more: {error}", hint="apply again") from None
+
+
+def _sequence(folder: str, digest: str) -> Iterator[Image.Image]:
+    names = sorted(name for name in os.listdir(folder) if is_media(name, "image"))
+    contents = [hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() for name in names]
+    if hashlib.sha256("\n".join(contents).encode()).hexdigest() != digest:
+        raise RunFailed(f"{folder} changed while the run was going on", hint="apply again: the plan takes the new content")  # fmt: skip
+    for name in names:
+        with Image.open(Path(folder, name)) as picture:
+            yield picture
+
+
+def mp4_bytes(pixels: Tensor, fps: float) -> bytes:
+    """H.264 of [3, T, H, W] in -1..1 (clipped). One thread and no date, so that equal pixels give equal bytes."""
+    import av
+
+    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    stream = BytesIO()
+    with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        video.width, video.height, video.pix_fmt = values.shape[2], values.shape[1], "yuv420p"
+        video.options = {"crf": "16", "threads": "1"}
+        video.thread_count = 1
+        for frame in values:
+            for packet in video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+                container.mux(packet)
+        for packet in video.encode():
+            container.mux(packet)
+    return stream.getvalue()

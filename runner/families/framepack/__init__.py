@@ -1,0 +1,1 @@
+"""FramePack: I2V, F1 and one frame."""

@@ -1,0 +1,98 @@
+"""FramePack's pictures and clips: what is kept of them, and the sections that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runner.data.images import PictureRequest
+from runner.dataset.encodings import TrainItem
+from runner.dataset.sections import ZERO, Layout
+from runner.families.parts.video_vae import encode_images
+
+KNOWN = ("clean", "clean_2x", "clean_4x")
+"""Names of the known frames: at full, half and a quarter of the resolution."""
+
+
+def embed_picture(encoder: Any, picture: Tensor) -> Tensor:
+    """SigLIP's tokens [M, V] of a picture [3, H, W] in -1..1, which is resized to the encoder's square."""
+    side = encoder.config.image_size
+    weight = encoder.embeddings.patch_embedding.weight
+    square = F.interpolate(
+        picture[None].float(), (side, side), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(-1, 1)
+    hidden: Tensor = encoder(pixel_values=square.to(weight.device, weight.dtype)).last_hidden_state
+    return hidden[0]
+
+
+def masked_latents(vae: nn.Module, picture: Tensor, alpha: Tensor | None, device: Any, dtype: Any) -> Tensor:
+    """[C, 1, h, w] of one picture [3, H, W]; its transparency [1, H, W] takes places out."""
+    latents = encode_images(vae, picture[None].to(device, dtype), None)[0]
+    if alpha is None:
+        return latents
+    return latents * shrunk(alpha, latents.shape[-2], latents.shape[-1]).to(latents)
+
+
+def shrunk(alpha: Tensor, height: int, width: int) -> Tensor:
+    """A mask [1, H, W] in 0..1 at the size of latents, by Lanczos' filter as musubi-tuner does."""
+    levels = Image.fromarray((alpha[0].numpy() * 255).round().astype(np.uint8), "L")
+    small = levels.resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32) / 255)[None]
+
+
+def encode_more(
+    modules: Mapping[str, nn.Module], request: PictureRequest, pixels: Tensor, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """{"image": [M, V]} of the first frame; of a picture with control images that of the first of them, and their
+    latents {"controls": [C, N, h, w]}."""
+    controls = request.control_pictures()
+    first = controls[0][0] if controls else pixels if pixels.dim() == 3 else pixels[:, 0]
+    found = {"image": embed_picture(modules["image_encoder"], first)}
+    if controls:
+        rows = [masked_latents(modules["vae"], picture, alpha, device, dtype) for picture, alpha in controls]
+        found["controls"] = torch.cat(rows, dim=1)
+    return found
+
+
+def cut(item: TrainItem, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One section of a clip, or one frame with its control images: {"latents", "cond.<name>"}."""
+    latents = encoding["latents"]
+    if item.one_frame is not None:
+        layout = item.one_frame.layout()
+        empty = latents.new_zeros(latents.shape[0], 1, *latents.shape[2:])
+        post = [] if item.one_frame.no_post else [empty]
+        known = {
+            "clean": torch.cat([encoding["controls"], *post], dim=1),
+            "clean_2x": empty.expand(-1, len(layout.clean_2x), -1, -1),
+            "clean_4x": empty.expand(-1, len(layout.clean_4x), -1, -1),
+        }
+        found = {"latents": latents}
+    else:
+        assert item.section is not None
+        section = item.section.frames()
+        layout = section.layout
+        known = {name: chosen_frames(latents, getattr(section, name)) for name in KNOWN}
+        found = {"latents": chosen_frames(latents, section.target)}
+    if "mask" in encoding:
+        found["mask"] = encoding["mask"]
+    named = {**{name: part for name, part in known.items() if part.shape[1]}, **positions(layout), "image": encoding["image"]}  # fmt: skip
+    return found | {f"cond.{name}": tensor.contiguous() for name, tensor in named.items()}
+
+
+def chosen_frames(latents: Tensor, frames: Sequence[int]) -> Tensor:
+    """[C, N, h, w]: frames of [C, T, h, w], zeros where one is not there."""
+    picked = latents[:, [max(frame, 0) for frame in frames]]
+    there = torch.tensor([frame != ZERO for frame in frames]).view(1, -1, 1, 1)
+    return picked * there.to(latents)
+
+
+def positions(layout: Layout) -> dict[str, Tensor]:
+    """Positions as the denoiser takes them, those of absent frames left out."""
+    places = {"positions": layout.target, **{f"{name}_positions": getattr(layout, name) for name in KNOWN}}
+    return {name: torch.tensor(at) for name, at in places.items() if at}

@@ -1,0 +1,226 @@
+"""How FramePack makes a video: section after section, each from what is already known; and one frame from others.
+
+Inverted anti-drifting makes the last section first, so that what is known are frames of the future; F1 goes forward. The
+order of frames and the blending of decoded sections are those of the published program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from runner.config.ready import PromptFile, ReadyPrompt, VideoSettings
+from runner.data.images import has_alpha, to_mask, to_pixels, transformed, upright_size
+from runner.dataset.buckets import Fit, cover
+from runner.dataset.sections import Layout, forward_layout, inverted_layout, paddings, section_order
+from runner.diffusion.unipc import sample, sigmas
+from runner.errors import RunFailed
+from runner.families.contract import Conditioning, Made, Texts
+from runner.families.framepack.encoding import KNOWN, embed_picture, masked_latents, positions
+from runner.families.parts.autoencode import decode_latents
+from runner.families.spec import Model
+
+HISTORY = 19
+"""Known frames beside the start: 1 + 2 + 16."""
+TOKEN_AREA = 4
+Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode_pictures(
+    modules: Mapping[str, nn.Module], prompt: ReadyPrompt, device: torch.device, dtype: torch.dtype
+) -> Conditioning:
+    """What is known of a prompt's pictures, on the CPU: `start.N` latents and `image.N` embeddings of each section, `end`,
+    and `controls`."""
+    video = prompt.video
+    assert video is not None
+    found: dict[str, Tensor] = {}
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    for number, file in enumerate(video.images):
+        if file.digest not in made:
+            picture, _ = _picture(file, prompt, None)
+            latents = masked_latents(modules["vae"], picture, None, device, dtype)
+            made[file.digest] = latents, embed_picture(modules["image_encoder"], picture)
+        found[f"start.{number}"], found[f"image.{number}"] = made[file.digest]
+    if video.end_image is not None:
+        found["end"] = masked_latents(modules["vae"], _picture(video.end_image, prompt, None)[0], None, device, dtype)
+    if video.controls:
+        rows = []
+        for file, mask in zip(video.controls, video.masks, strict=True):
+            picture, alpha = _picture(file, prompt, mask)
+            rows.append(masked_latents(modules["vae"], picture, alpha, device, dtype))
+        found["controls"] = torch.cat(rows, dim=1)
+    return {name: tensor.float().cpu() for name, tensor in found.items()}
+
+
+def _picture(file: PromptFile, prompt: ReadyPrompt, mask: PromptFile | None) -> tuple[Tensor, Tensor | None]:
+    """(pixels [3, H, W], what counts of them [1, H, W]: of the mask's file, else its own transparency)."""
+    try:
+        with Image.open(file.path) as picture:
+            pixels = to_pixels(transformed(ImageOps.exif_transpose(picture), _view(picture, prompt)))
+            alpha = to_mask(picture, _view(picture, prompt), True) if mask is None and has_alpha(picture) else None
+        if mask is not None:
+            with Image.open(mask.path) as shape:
+                alpha = to_mask(shape, _view(shape, prompt), False)
+    except OSError as error:
+        raise RunFailed(f"{file.path} cannot be read any more: {error}", hint="apply again") from None
+    return pixels, alpha
+
+
+def _view(picture: Image.Image, prompt: ReadyPrompt) -> Any:
+    size = upright_size(picture)
+    bucket = (prompt.width, prompt.height)
+    return Fit(bucket, cover(size, bucket), size, True).centre
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate(
+    call: Denoise,
+    denoiser: Any,
+    prompt: ReadyPrompt,
+    texts: Texts,
+    pictures: Conditioning,
+    model: Model,
+    device: torch.device,
+) -> Tensor:
+    """Latents fp32 [1, C, T, h, w]: of all sections with the start frame, or of one frame."""
+    video = prompt.video
+    assert video is not None
+    assert prompt.seed is not None
+    denoiser.rope_scale = video.rope_scaling
+    maker = _Maker(call, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device)
+    try:
+        if video.one_frame is not None:
+            return maker.one_frame()
+        return maker.forward() if model.variant == "f1" else maker.inverted()
+    finally:
+        denoiser.rope_scale = None
+
+
+class _Maker:
+    def __init__(
+        self, call: Denoise, prompt: ReadyPrompt, video: VideoSettings, texts: Texts, pictures: Conditioning, model: Model,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.call, self.prompt, self.video, self.texts, self.pictures = call, prompt, video, texts, pictures
+        self.model, self.device, self.window = model, device, model.window
+        self.generator = torch.Generator().manual_seed(prompt.seed or 0)  # goes on from section to section
+        self.size = model.latent_shape((prompt.width, prompt.height))
+
+    def inverted(self) -> Tensor:
+        """The last section first: each knows the start and the frames that come after it."""
+        sections, zeros = self.video.sections, self._zeros(HISTORY)
+        ahead = self.video.paddings or paddings(sections)
+        made = zeros[:, :, :0]
+        for turn, index in enumerate(section_order(sections, False)):
+            future = torch.cat([made, zeros], dim=2)[:, :, :HISTORY]
+            if turn == 0 and "end" in self.pictures:
+                future = torch.cat([self.pictures["end"][None], future[:, :, 1:]], dim=2)
+            start = self.pictures[f"start.{index}"][None]
+            known = (torch.cat([start, future[:, :, :1]], dim=2), future[:, :, 1:3], future[:, :, 3:])
+            frames = self._section(index, known, inverted_layout(ahead[turn], self.window), self.window)
+            made = torch.cat([frames, made], dim=2)
+        return torch.cat([self.pictures["start.0"][None], made], dim=2)
+
+    def forward(self) -> Tensor:
+        """F1: in order of time, each section knows the start and the frames before it."""
+        history = torch.cat([self._zeros(HISTORY), self.pictures["start.0"][None]], dim=2)
+        for index in section_order(self.video.sections, True):
+            past = history[:, :, -HISTORY:]
+            start = self.pictures[f"start.{index}"][None]
+            known = (torch.cat([start, past[:, :, 18:]], dim=2), past[:, :, 16:18], past[:, :, :16])
+            frames = self._section(index, known, forward_layout(self.window), self.window)
+            history = torch.cat([history, frames], dim=2)
+        return history[:, :, HISTORY:]
+
+    def one_frame(self) -> Tensor:
+        """One picture; beside the control images everything is empty."""
+        settings = self.video.one_frame
+        assert settings is not None
+        layout = settings.layout()
+        controls = self.pictures["controls"][None]
+        clean = controls if settings.no_post else torch.cat([controls, self._zeros(1)], dim=2)
+        known = (clean, self._zeros(len(layout.clean_2x)), self._zeros(len(layout.clean_4x)))
+        return self._section(0, known, layout, 1)
+
+    def _zeros(self, frames: int) -> Tensor:
+        return torch.zeros(1, self.size[0], frames, *self.size[2:], device=self.device)
+
+    def _section(self, index: int, known: tuple[Tensor, Tensor, Tensor], layout: Layout, frames: int) -> Tensor:
+        """Latents [1, C, frames, h, w] of one section."""
+        shape = (1, self.size[0], frames, *self.size[2:])
+        noise = torch.randn(shape, generator=self.generator).to(self.device)
+        text = self.video.texts[index] if self.video.texts else self.prompt.prompt
+        shared: Conditioning = {
+            **{name: at[None] for name, at in positions(layout).items()},
+            **{name: x for name, x in zip(KNOWN, known, strict=True) if x.shape[2]},
+            "image": self.pictures[f"image.{index}"][None],
+            "guidance": torch.tensor([1000.0 * self.video.guidance]),
+        }
+        shared = {name: x.to(self.device) for name, x in shared.items()}
+        told = {**shared, **self._text(text)}
+        untold = {**shared, **self._text(self.prompt.negative_prompt)}
+        scale = self.prompt.cfg_scale
+
+        def velocity(x: Tensor, timestep: float) -> Tensor:
+            t = torch.tensor([timestep], device=self.device)
+            positive = self.call(x, t, told)
+            if scale == 1:
+                return positive
+            negative = self.call(x, t, untold)
+            return rescaled(negative + scale * (positive - negative), positive, self.video.rescale)
+
+        tokens = frames * self.size[-2] * self.size[-1] // TOKEN_AREA
+        return sample(velocity, noise, sigmas(self.prompt.num_inference_steps, tokens, self.video.shift))
+
+    def _text(self, text: str) -> Conditioning:
+        return {name: x[None].to(self.device) for name, x in self.texts(text).items()}
+
+
+def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
+    """Part of the guided prediction brought back to the spread of the unguided one (arXiv 2305.08891, section 3.4)."""
+    if share == 0:
+        return guided
+    dims = list(range(1, guided.dim()))
+    back = guided * (positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+    return share * back + (1 - share) * guided
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: Tensor, prompt: ReadyPrompt, model: Model) -> Tensor:
+    """Pixels [3, T, H, W] in -1..1. Sections are decoded with the next one behind them and blended where they meet."""
+    video, w = prompt.video, model.window
+    assert video is not None
+    if video.bulk_decode or video.sections <= 1:
+        return decode_latents(vae, latents)[0]
+    whole: Tensor | None = None
+    for index in range(video.sections):
+        part = latents[:, :, : 2 * w + 1] if index == 0 else latents[:, :, index * w + 1 : index * w + 1 + 2 * w]
+        pixels = decode_latents(vae, part)[0].float().cpu()
+        whole = pixels if whole is None else blended(whole, pixels, 4 * w - 3)
+    assert whole is not None
+    return whole
+
+
+def blended(earlier: Tensor, later: Tensor, overlap: int) -> Tensor:
+    """[3, T, H, W] of both, the earlier faded into the later over so many frames."""
+    fade = torch.from_numpy(np.linspace(1, 0, overlap, dtype=np.float32)).view(1, -1, 1, 1).to(earlier)
+    mixed = fade * earlier[:, -overlap:] + (1 - fade) * later[:, :overlap]
+    return torch.cat([earlier[:, :-overlap], mixed, later[:, overlap:]], dim=1)
+
+
+MADE = Made(encode_pictures, generate, decode)

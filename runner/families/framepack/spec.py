@@ -1,0 +1,104 @@
+"""FramePack, torch-free: what a checkpoint holds, its variants, defaults, adapter targets."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from runner.dataset.clips import ClipRule
+from runner.families.framepack.architecture import framepack_layers
+from runner.families.hunyuan_video.architecture import BLOCK, hunyuan_layers
+from runner.families.hunyuan_video.memory import forward, saved
+from runner.families.hunyuan_video.spec import (
+    CLIP,
+    LLAMA,
+    PLAIN,
+    REFUSED,
+    TEXT_TOKENS,
+    VAE,
+    WIDE,
+    swap_rule,
+    video_model,
+)
+from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part
+from runner.families.parts.llama import siglip_layers
+from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
+from schemas import RunConfig
+
+WINDOW = 9
+FINDER = Finder(
+    "framepack", "FramePack", CONFIGS / "framepack",
+    (
+        Part(
+            "denoiser", "transformer", "HunyuanVideoFramepackTransformer3DModel", framepack_layers, (PLAIN, Naming("")),
+            block=re.compile(BLOCK), wide=WIDE,
+        ),
+        VAE, LLAMA, CLIP,
+        Part(
+            "image_encoder", "image_encoder", "SiglipVisionModel", siglip_layers,
+            (Naming("vision_model.", "diffusers"), PLAIN), ("model", "image_encoder"),
+        ),
+    ),
+    ("HunyuanVideoFramepackPipeline",),
+)  # fmt: skip
+
+
+def inspect(config: RunConfig, folder: Path) -> Model:
+    """Reads headers and configurations only. Raises `ModelProblem`."""
+    place, components = FINDER.components(config, folder)
+    transformer, vision = components["denoiser"].config, components["image_encoder"].config
+    if vision["hidden_size"] != transformer["image_proj_dim"]:
+        raise ModelProblem(
+            ("model", "image_encoder") if config.model.image_encoder else CHECKPOINT,
+            f"the image encoder gives {vision['hidden_size']} numbers, the transformer takes {transformer['image_proj_dim']}",
+        )  # fmt: skip
+    window = config.model.latent_window_size or WINDOW
+    one = config.model.variant == "one_frame"
+    return video_model(
+        config, folder, place, components, FINDER, variant=config.model.variant or "i2v", window=window,
+        history=2.5 if not one else 3.0, image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
+    )  # fmt: skip
+
+
+def clips(model: Model) -> ClipRule:
+    """One frame trains pictures, and videos as I2V does; the others videos alone."""
+    return ClipRule(
+        30.0, model.frame_factor, model.window, model.variant == "f1", model.variant == "one_frame",
+        name=f'FramePack with variant = "{model.variant}"',
+    )  # fmt: skip
+
+
+_ADAPTABLE = Adaptable(
+    FINDER.parts[:1],
+    {"denoiser": Names("lora_unet_", "transformer.")},
+    {
+        "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)")),
+        "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
+    },
+    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers,
+)  # fmt: skip
+
+FRAMEPACK = FamilySpec(
+    name="framepack",
+    title="FramePack",
+    architecture="framepack",
+    base_version="framepack",
+    defaults=Defaults(
+        dtype="bf16", num_inference_steps=25, cfg_scale=1.0, sampler="unipc", dialect="musubi", prediction_type="flow",
+        max_token_length=TEXT_TOKENS, timestep_sampling="shift", timestep_shift=3.0, resolution=(640, 640), sample_size=640, embedded_guidance=10.0,
+        fps=30.0,
+    ),
+    inspect=inspect,
+    targets=_ADAPTABLE.targets,
+    layers=_ADAPTABLE.layers,
+    memory=partial(predict, DenoiserMemory(framepack_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)),
+    blocks=FINDER.blocks,
+    samplers=("unipc",),
+    token_lengths=(TEXT_TOKENS,),
+    clips=clips,
+    swap=swap_rule,
+    refused_keys={**REFUSED, "training.raw_embedded_guidance": "FramePack is told 1000 times the guidance in every tool"},
+)  # fmt: skip

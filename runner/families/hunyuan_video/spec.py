@@ -1,0 +1,175 @@
+"""HunyuanVideo text to video, torch-free: what a checkpoint holds, defaults, adapter targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runner.dataset.clips import ClipRule
+from runner.families.hunyuan_video.architecture import BLOCK, hunyuan_layers
+from runner.families.hunyuan_video.memory import forward, saved
+from runner.families.locate import KeyPath
+from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part
+from runner.families.parts.clip import clip_layers
+from runner.families.parts.llama import llama_layers
+from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.parts.video_autoencoder import video_vae_layers
+from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
+from schemas import RunConfig
+
+PLAIN = Naming("", "diffusers")
+VAE = Part(
+    "vae", "vae", "AutoencoderKLHunyuanVideo", video_vae_layers, (PLAIN, Naming("vae.", "diffusers")), ("model", "vae"),
+)  # fmt: skip
+LLAMA = Part(
+    "text_encoder_1", "text_encoder", "LlamaModel", llama_layers,
+    (PLAIN, Naming("model.", "diffusers"), Naming("language_model.model.", "diffusers")), ("model", "text_encoder_1"),
+    block=re.compile(r"^(layers\.\d+)\."),
+)  # fmt: skip
+CLIP = Part(
+    "text_encoder_2", "text_encoder_2", "CLIPTextModel", clip_layers,
+    (PLAIN, Naming("text_model.", "diffusers")), ("model", "text_encoder_2"),
+)  # fmt: skip
+WIDE = re.compile(r"\.norm")
+"""Modulations: small, and they decide much."""
+FINDER = Finder(
+    "hunyuan_video", "HunyuanVideo", CONFIGS / "hunyuan_video",
+    (
+        Part(
+            "denoiser", "transformer", "HunyuanVideoTransformer3DModel", hunyuan_layers,
+            (PLAIN, Naming(""), Naming("model.model."), Naming("model.diffusion_model.")),
+            block=re.compile(BLOCK), wide=WIDE,
+        ),
+        VAE, LLAMA, CLIP,
+    ),
+    ("HunyuanVideoPipeline",),
+)  # fmt: skip
+TEXT_TOKENS = 256
+
+
+def inspect(config: RunConfig, folder: Path) -> Model:
+    """Reads headers and configurations only. Raises `ModelProblem`."""
+    place, components = FINDER.components(config, folder)
+    return video_model(config, folder, place, components, FINDER)
+
+
+def video_model(
+    config: RunConfig, folder: Path, place: Path, components: Mapping[str, Component], finder: Finder, **extra: Any
+) -> Model:
+    """The model of HunyuanVideo's components, after checking that they belong together. Raises `ModelProblem`."""
+    transformer, vae = components["denoiser"].config, components["vae"].config
+    llama, clip = components["text_encoder_1"].config, components["text_encoder_2"].config
+    for name, own, wanted in (
+        ("text_encoder_1", llama["hidden_size"], transformer["text_embed_dim"]),
+        ("text_encoder_2", clip["hidden_size"], transformer["pooled_projection_dim"]),
+    ):
+        if own != wanted:
+            key: KeyPath = ("model", name) if getattr(config.model, name) else CHECKPOINT
+            raise ModelProblem(key, f"{name} gives {own} numbers a token, the transformer takes {wanted}")
+    if vae["latent_channels"] != transformer["in_channels"]:
+        raise ModelProblem(
+            CHECKPOINT, f"the transformer takes {transformer['in_channels']} channels, the autoencoder has {vae['latent_channels']}",
+            "an image-to-video model of HunyuanVideo takes more; it is no family here" if transformer["in_channels"] > 16 else None,
+        )  # fmt: skip
+    tokenizers = finder.tokenizers(config, folder, place, components)
+    if tokenizers.places["text_encoder_1"] is None:
+        raise ModelProblem(
+            ("model", "tokenizer_1") if config.model.tokenizer_1 else CHECKPOINT,
+            "the LLaMA text encoder needs its tokenizer, which no weights file holds",
+            "name its folder (tokenizer.json, tokenizer_config.json) with model.tokenizer_1",
+        )
+    factor = int(vae.get("spatial_compression_ratio", 8))
+    return Model(
+        family=finder.family,
+        components=components,
+        tokenizers=tokenizers.places,
+        tokenizer_files=tokenizers.files,
+        scheduler=finder.scheduler(place),
+        native_size=640,
+        latent_factor=factor,
+        latent_channels=int(vae["latent_channels"]),
+        bucket_step=factor * int(transformer["patch_size"]),
+        size_multiple=factor * int(transformer["patch_size"]),
+        text_tokens=TEXT_TOKENS,
+        text_width=int(transformer["text_embed_dim"]),
+        text_extra=int(transformer["pooled_projection_dim"]) + TEXT_TOKENS,
+        label=place.name,
+        frame_factor=int(vae.get("temporal_compression_ratio", 4)),
+        **extra,
+    )
+
+
+_DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
+REFUSED = {
+    "model.prediction_type": "HunyuanVideo predicts the flow's velocity",
+    "model.clip_skip": "its texts are LLaMA's last but two layer and CLIP's pooled output",
+    "model.max_token_length": "its text is 256 tokens long",
+    "training.loss.min_snr_gamma": _DISCRETE,
+    "training.loss.debiased_estimation": _DISCRETE,
+    "training.loss.zero_terminal_snr": _DISCRETE,
+    "training.loss.scale_v_pred_loss_like_noise_pred": _DISCRETE,
+    "training.loss.v_pred_like_loss": _DISCRETE,
+    "training.components.text_encoder_1": "its text encoders do not train, in no tool; only the transformer does",
+    "training.components.text_encoder_2": "its text encoders do not train, in no tool; only the transformer does",
+    "network.conv_rank": "the transformer has no residual convolutions",
+    "network.conv_alpha": "the transformer has no residual convolutions",
+    "sampling.prompt_weighting": "LLaMA reads sentences; weights of words are for CLIP alone",
+}
+"""Keys that neither HunyuanVideo nor FramePack can use."""
+
+
+def swap_rule(model: Model, trains: bool) -> SwapRule:
+    """As in musubi-tuner: half as many double-stream blocks, and twice the rest and one of the single-stream ones. One
+    block of each kind stays; while training, where the next one is on its way, two."""
+    config = model.components["denoiser"].config
+    kept = 2 if trains else 1
+    doubles, singles = config["num_layers"] - kept, config["num_single_layers"] - kept
+
+    def swapped(wanted: int) -> tuple[int, int]:
+        return wanted // 2, 2 * (wanted - wanted // 2) + 1
+
+    fitting = [n for n in range(1, 2 * doubles + 2) if swapped(n)[0] <= doubles and swapped(n)[1] <= singles]
+    return SwapRule(max(fitting, default=0), lambda wanted: sum(swapped(wanted)) if wanted else 0)
+
+
+_FRAMEPACK = "it belongs to FramePack"
+_ADAPTABLE = Adaptable(
+    FINDER.parts[:1],
+    {"denoiser": Names("lora_unet_", "transformer.", True)},
+    {
+        "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)"), fused=True),
+        "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
+    },
+    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers,
+)  # fmt: skip
+
+HUNYUAN_VIDEO = FamilySpec(
+    name="hunyuan_video",
+    title="HunyuanVideo",
+    architecture="hunyuan-video",
+    base_version="hunyuan_video",
+    defaults=Defaults(
+        dtype="bf16", num_inference_steps=20, cfg_scale=1.0, sampler="euler", dialect="musubi", prediction_type="flow",
+        max_token_length=TEXT_TOKENS, timestep_sampling="shift", timestep_shift=7.0, resolution=(960, 544), sample_size=256, embedded_guidance=6.0,
+        fps=24.0,
+    ),
+    inspect=inspect,
+    targets=_ADAPTABLE.targets,
+    layers=_ADAPTABLE.layers,
+    memory=partial(predict, DenoiserMemory(hunyuan_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)),
+    blocks=FINDER.blocks,
+    samplers=("euler", "heun", "dpm++_2m", "unipc"),
+    token_lengths=(TEXT_TOKENS,),
+    swap=swap_rule,
+    clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),
+    refused_keys={
+        **REFUSED,
+        **{
+            f"model.{name}": _FRAMEPACK for name in ("variant", "latent_window_size", "image_encoder")
+        },
+    },
+)  # fmt: skip
