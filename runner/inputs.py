@@ -346,6 +346,7 @@ class Runtime:
             "model.attention": self.attention,
             **({"model.split_attention": True} if self.split_attention else {}),
             **({"caching.vae_chunk_size": self.vae_chunk_size} if self.vae_chunk_size else {}),
+            **({"sampling.vae_chunk_size": self.sample_chunk} if self.sample_chunk else {}),
             "training.compile": self.compile,
             "training.memory.gradient_checkpointing": self.gradient_checkpointing,
             "training.memory.fused_backward": self.fused_backward,

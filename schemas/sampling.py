@@ -147,7 +147,7 @@ class Sampling(PromptOptions):
     vae_chunk_size: int | None = key(None, effect="bits", stage="sample", ge=8, le=1024)
     """Decodes videos with convolutions in strips so many numbers wide: less memory, the same result. Unset: as caching.vae_chunk_size."""
 
-    blocks_to_swap: int | None = key(None, effect="bits", ge=0)
+    blocks_to_swap: int | None = key(None, effect="none", ge=0)
     """So many of the denoiser's blocks wait in the host's memory while `runner sample` makes pictures. Unset: as training.memory.blocks_to_swap."""
 
     vae_tile_size: int | None = key(None, effect="trajectory", stage="sample", ge=64, le=8192, multiple_of=8)

@@ -43,7 +43,11 @@ FAMILY: dict[str, dict[str, Any]] = {
     "framepack": {
         "model": {"variant": "one_frame", "latent_window_size": 2},
         "dataset": {"resolution": [32, 32], "sources": [{"path": "pics", "control_path": "pics"}]},
-        "sampling": {"width": 32, "height": 32, "prompts": [{"prompt": "a red circle", "control_images": ["pics/0.png"]}]},
+        "sampling": {
+            "width": 32,
+            "height": 32,
+            "prompts": [{"prompt": "a red circle", "control_images": ["pics/0.png"]}],
+        },
     },
 }
 """What a run.toml on pictures needs for a family's tiny model."""

@@ -19,6 +19,7 @@ from runner.plan.compile import compile_graph
 from schemas.walk import Key, leaf_keys
 from tests.inprocess import prepared, trained_bytes
 from tests.support import Place, draw_pictures, merged, new_place
+from tests.test_video_effects import VIDEO_KEYS
 from tools.draw_shapes import drawn_at_random
 
 # A configuration in which every key can be flipped alone.
@@ -103,7 +104,14 @@ BESIDE: dict[str, dict[str, Any]] = {
     "selection.step": {"selection": {"strategy": "manual", "step": 4}},
     "selection.metrics": {"selection": {"strategy": "last"}},
 }  # fmt: skip
-ONE_VALUE = {"schema_version", "model.family", "sampling.dialect", "dataset.config_file"}
+ONE_VALUE = {
+    "schema_version",
+    "model.family",
+    "sampling.dialect",
+    "dataset.config_file",
+    "dataset.sources.kind",
+    *VIDEO_KEYS,
+}
 """Keys that have one value only, or none that could be flipped alone: each family has tests of its own."""
 KEYS = [key for key in leaf_keys() if key.dotted not in ONE_VALUE]
 
