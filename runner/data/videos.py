@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -77,8 +78,15 @@ def _sequence(folder: str, digest: str) -> Iterator[Image.Image]:
             yield picture
 
 
+_FROM_RGB = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
+"""BT.601 of a television's range."""
+_SMPTE170M = 6
+
+
 def mp4_bytes(pixels: Tensor, fps: float) -> bytes:
-    """H.264 of [3, T, H, W] in -1..1 (clipped). One thread and no date, so that equal pixels give equal bytes."""
+    """H.264 of [3, T, H, W] in -1..1 (clipped); sides are even. One thread and no date, so that equal pixels give equal
+    bytes; for the same reason colours are converted here (swscale rounds by where its memory lies) and x264 does without
+    its macroblock tree (small pictures come out differently from one time to the next)."""
     import av
 
     values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
@@ -86,11 +94,24 @@ def mp4_bytes(pixels: Tensor, fps: float) -> bytes:
     with av.open(stream, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width, video.height, video.pix_fmt = values.shape[2], values.shape[1], "yuv420p"
-        video.options = {"crf": "16", "threads": "1"}
+        video.options = {"crf": "16", "x264-params": "threads=1:no-mbtree=1"}
         video.thread_count = 1
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _SMPTE170M
+        context.color_range = 1
         for frame in values:
-            for packet in video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
+            for packet in video.encode(av.VideoFrame.from_ndarray(_yuv420(frame), format="yuv420p")):
                 container.mux(packet)
         for packet in video.encode():
             container.mux(packet)
     return stream.getvalue()
+
+
+def _yuv420(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[H * 3 / 2, W]: the planes of brightness and of both colours below each other, from RGB [H, W, 3]."""
+    height, width, _ = frame.shape
+    wide = frame.astype(np.float64) @ _FROM_RGB.T
+    light = wide[..., 0] + 16
+    colours = wide[..., 1:].reshape(height // 2, 2, width // 2, 2, 2).mean(axis=(1, 3)) + 128
+    planes = [light.reshape(-1), colours[..., 0].reshape(-1), colours[..., 1].reshape(-1)]
+    return np.concatenate(planes).round().astype(np.uint8).reshape(height * 3 // 2, width)

@@ -92,7 +92,8 @@ def _below(file: Path, place: str, name: str, folder: Path, kind: str) -> str:
     relative = os.path.relpath(whole, folder)
     if relative.startswith(os.pardir) or os.path.isabs(relative):
         raise MetadataProblem(
-            f"{file.name}, {place}: {name} lies outside of {folder}", f"put the list into the folder of its {'videos' if kind == 'video' else 'pictures'}"
+            f"{file.name}, {place}: {name} lies outside of {folder}",
+            f"put the list into the folder of its {'videos' if kind == 'video' else 'pictures'}",
         )
     endings = VIDEO_EXTENSIONS if kind == "video" else IMAGE_EXTENSIONS
     if os.path.splitext(whole)[1].lower() in endings or (kind == "video" and os.path.isdir(whole)):
