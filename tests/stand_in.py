@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,11 +24,16 @@ def write_stand_in(
     """A safetensors file in fp16 of exactly the family's keys, less those that contain one of `without`."""
     shapes: dict[str, list[int]] = json.loads((DATA / f"{KEY_LISTS[family]}.json").read_text())
     shapes = {key: shape for key, shape in shapes.items() if not any(part in key for part in without)} | (extra or {})
+    return write_shapes(path, shapes)
+
+
+def write_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
+    """A safetensors file in fp16 of these keys, all zeros."""
     header: dict[str, object] = {}
     offset = 0
     for key, shape in shapes.items():
         size = 2 * prod(shape)
-        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
+        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     encoded = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +41,40 @@ def write_stand_in(
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
         stream.truncate(8 + len(encoded) + offset)
     return path
+
+
+def write_video(folder: Path, family: str) -> None:
+    """The files of a video model under the names that the recipes use, and a tokenizer folder."""
+    from runner.families.hunyuan_video.tiny import write_llama_tokenizer
+    from runner.families.parts.checkpoint import CONFIGS
+    from runner.families.parts.clip import clip_layers
+    from runner.families.parts.layers import parameters
+    from runner.families.parts.llama import llama_layers, siglip_layers
+
+    def shapes(part: str, layers: Callable[[Any], list[Any]], prefix: str) -> dict[str, tuple[int, ...]]:
+        config = json.loads((CONFIGS / "framepack" / part / "config.json").read_text())
+        return {prefix + key: shape for key, shape in parameters(layers(config)).items()}
+
+    def listed(name: str) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = json.loads((DATA / f"{name}.json").read_text())["keys"]
+        return found
+
+    if family == "hunyuan_video":
+        write_shapes(folder / "hunyuan.safetensors", listed("hunyuan_dit_keys"))
+    else:
+        keys = listed("framepack_dit_keys")
+        write_shapes(folder / "FramePackI2V_HY_bf16.safetensors", keys)
+        names = sorted(keys)
+        for number in range(3):
+            own = {name: keys[name] for name in names[number::3]}
+            write_shapes(folder / f"diffusion_pytorch_model-{number + 1:05d}-of-00003.safetensors", own)
+    write_shapes(folder / "hunyuan-video-vae.safetensors", listed("hunyuan_vae_keys"))
+    write_shapes(folder / "llava_llama3_fp16.safetensors", shapes("text_encoder", llama_layers, "model."))
+    write_shapes(folder / "clip_l.safetensors", shapes("text_encoder_2", clip_layers, "text_model."))
+    write_shapes(
+        folder / "sigclip_vision_patch14_384.safetensors", shapes("image_encoder", siglip_layers, "vision_model.")
+    )
+    write_llama_tokenizer(folder / "llama-tokenizer", 128_256)
 
 
 @click.command(help=__doc__)

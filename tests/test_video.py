@@ -117,7 +117,7 @@ def test_pictures_and_clips_train_together(video_place: Make) -> None:
     place = video_place("hunyuan_video", training={"max_train_epochs": 1, "max_train_steps": None})
     plan = planned(place.file)
     layouts = {group.layout for group in plan.prepared.collection.groups}
-    assert layouts == {"", "1 frames", "13 frames"}
+    assert layouts == {"", "1 frame", "13 frames"}
     text = place.run("plan").ok().out
     assert "pictures and clips" in text
     assert "13 frames" in text

@@ -12,6 +12,8 @@ from runner.config.training_rules import conflict, training_rules
 from runner.errors import Diagnostic
 from schemas import RunConfig
 
+LENGTHS = ("frames", "seconds", "sections")
+
 
 def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
     """All findings, warnings among them."""
@@ -28,6 +30,8 @@ def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         (("training", "checkpoints"), ("every_n_steps", "every_n_epochs")),
         (("sampling",), ("every_n_steps", "every_n_epochs")),
         (("dataset", "held_out"), ("fraction", "count", "path")),
+        (("sampling",), LENGTHS),
+        *((("sampling", "prompts", index), LENGTHS) for index in range(len(config.sampling.prompts))),
     ]
     for section, names in groups:
         given = [name for name in names if source.value((*section, name)) is not None]

@@ -129,11 +129,13 @@ class TrainItem(NamedTuple):
     def layout(self) -> str:
         """What else than the size must be the same in a batch."""
         if self.one_frame is not None:
-            empty = (self.one_frame.no_post, self.one_frame.no_2x, self.one_frame.no_4x)
-            return f"one frame {len(self.one_frame.clean_indices)} {empty}"
+            left_out = [name for name in ("no_post", "no_2x", "no_4x") if getattr(self.one_frame, name)]
+            return " ".join(["one frame", f"of {len(self.one_frame.clean_indices)}", *left_out])
         if self.section is not None:
-            return f"section {self.section.window}"
-        return f"{self.clip.length} frames" if self.clip is not None else ""
+            return f"sections of {self.section.window}"
+        if self.clip is None:
+            return ""
+        return f"{self.clip.length} frame{'s' * (self.clip.length != 1)}"
 
 
 def items_digest(items: list[TrainItem]) -> str:

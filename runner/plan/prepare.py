@@ -308,8 +308,9 @@ class _Preparation:
             folders = self._folders()
             if folders is None:
                 return None
-            self._kinds(folders, model)
             self.options = options_of(folders)
+            if not self._kinds(folders, model):
+                return None
             scanned = scan(folders, self.store.index, self.progress)
             apart = held_out_folder(dataset, self.folder)
             scanned_apart = scan([apart], self.store.index, self.progress) if apart is not None else None
@@ -342,8 +343,10 @@ class _Preparation:
             self._error(("dataset", "sources"), "no usable item is left to train on")
         return collection
 
-    def _kinds(self, folders: list[Folder], model: Model | None) -> None:
-        """Sources of a kind that the family does not train on, and keys of a source that do not go together."""
+    def _kinds(self, folders: list[Folder], model: Model | None) -> bool:
+        """Sources of a kind that the family does not train on, and keys of a source that do not go together; whether all
+        is well."""
+        before = len(self.findings)
         rule = self.spec.clips(model) if self.spec.clips is not None and model is not None else None
         for folder in folders:
             number, listed = folder.number, folder.listing or {}
@@ -368,6 +371,7 @@ class _Preparation:
                 )  # fmt: skip
             if folder.kind == "video" and folder.options.alpha_mask:
                 self._source_error(number, "alpha_mask", "videos have no transparency", "use mask_path")
+        return len(self.findings) == before
 
     def _source_error(self, number: int, key: str, message: str, hint: str | None = None) -> None:
         """An error at a key of a source, or at the source where the key is not written."""

@@ -107,15 +107,21 @@ class Scorer:
             if context.family.size_conditioning is not None:
                 view = still_view(item)
                 row = row | context.family.size_conditioning(item.fit.original, view.corner, view.bucket)
-            conditioning = {
-                name: tensor.to(context.device).expand(LEVELS, *tensor.shape) for name, tensor in row.items()
-            }
-            x_0 = latent.to(context.device).expand(LEVELS, *latent.shape)
-            noisy = process.noisy(x_0, noise.to(context.device), t)
-            with autocast(numerics.mixed_precision, context.device):
-                prediction = context.family.denoise(denoiser, noisy.x_t, noisy.t, conditioning)
-            errors: Tensor = ((prediction.float() - noisy.target) ** 2).mean(dim=list(range(1, x_0.dim())))
-            rows.append([float(value) for value in errors.cpu()])
+            # A video is as large as many pictures: its levels are measured one by one.
+            together = 1 if context.runtime.model.makes_video else LEVELS
+            found: list[float] = []
+            for start in range(0, LEVELS, together):
+                own = slice(start, start + together)
+                conditioning = {
+                    name: tensor.to(context.device).expand(together, *tensor.shape) for name, tensor in row.items()
+                }
+                x_0 = latent.to(context.device).expand(together, *latent.shape)
+                noisy = process.noisy(x_0, noise[own].to(context.device), t[own])
+                with autocast(numerics.mixed_precision, context.device):
+                    prediction = context.family.denoise(denoiser, noisy.x_t, noisy.t, conditioning)
+                errors: Tensor = ((prediction.float() - noisy.target) ** 2).mean(dim=list(range(1, x_0.dim())))
+                found += [float(value) for value in errors.cpu()]
+            rows.append(found)
         return rows
 
 

@@ -12,7 +12,7 @@ from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, hunyuan_layers
 from runner.families.hunyuan_video.memory import forward, saved
 from runner.families.locate import KeyPath
-from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part
+from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part, vocabulary_size
 from runner.families.parts.clip import clip_layers
 from runner.families.parts.llama import llama_layers
 from runner.families.parts.memory import DenoiserMemory, predict
@@ -49,6 +49,8 @@ FINDER = Finder(
     ("HunyuanVideoPipeline",),
 )  # fmt: skip
 TEXT_TOKENS = 256
+SPARE_TOKENS = 1000
+"""Rows of an embedding that no token has."""
 
 
 def inspect(config: RunConfig, folder: Path) -> Model:
@@ -76,12 +78,21 @@ def video_model(
             "an image-to-video model of HunyuanVideo takes more; it is no family here" if transformer["in_channels"] > 16 else None,
         )  # fmt: skip
     tokenizers = finder.tokenizers(config, folder, place, components)
-    if tokenizers.places["text_encoder_1"] is None:
+    place_of = next(
+        (("model", name) for name in ("tokenizer_1", "text_encoder_1") if getattr(config.model, name)), CHECKPOINT
+    )
+    found = tokenizers.places["text_encoder_1"]
+    if found is None:
         raise ModelProblem(
-            ("model", "tokenizer_1") if config.model.tokenizer_1 else CHECKPOINT,
-            "the LLaMA text encoder needs its tokenizer, which no weights file holds",
+            place_of, "the LLaMA text encoder needs its tokenizer, which no weights file holds",
             "name its folder (tokenizer.json, tokenizer_config.json) with model.tokenizer_1",
-        )
+        )  # fmt: skip
+    size = vocabulary_size(found)
+    if size is not None and not llama["vocab_size"] - SPARE_TOKENS <= size <= llama["vocab_size"]:
+        raise ModelProblem(
+            place_of, f"the tokenizer in {found} has {size:,} tokens, the text encoder {llama['vocab_size']:,}",
+            "name the folder of LLaMA's own tokenizer with model.tokenizer_1",
+        )  # fmt: skip
     factor = int(vae.get("spatial_compression_ratio", 8))
     return Model(
         family=finder.family,

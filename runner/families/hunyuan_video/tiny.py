@@ -36,7 +36,7 @@ def write_encoders(folder: Path) -> None:
     ).save_pretrained(folder / "vae")
     size = write_clip_tokenizer(folder / "tokenizer_2")
     write_clip(folder / "text_encoder_2", size, projected=False)
-    words = _write_llama_tokenizer(folder / "tokenizer")
+    words = write_llama_tokenizer(folder / "tokenizer")
     LlamaModel(
         LlamaConfig(
             hidden_size=_TEXT, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
@@ -45,11 +45,13 @@ def write_encoders(folder: Path) -> None:
     ).save_pretrained(folder / "text_encoder")  # fmt: skip
 
 
-def _write_llama_tokenizer(folder: Path) -> int:
-    """A tokenizer of LLaMA-3's kind over single letters; returns the size of its vocabulary."""
+def write_llama_tokenizer(folder: Path, least: int = 0) -> int:
+    """A tokenizer of LLaMA-3's kind over single letters, filled up to `least` tokens; returns the size of its vocabulary."""
     special = ["<|begin_of_text|>", "<|eot_id|>", "<pad>", "<|start_header_id|>", "<|end_header_id|>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*special, *letters])}
+    words = [*special, *letters]
+    words += [f"unused {number}" for number in range(least - len(words))]
+    vocabulary = {token: index for index, token in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(special)

@@ -407,6 +407,18 @@ def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) ->
     return None
 
 
+def vocabulary_size(folder: Path) -> int | None:
+    """Tokens of a tokenizer.json, added ones included; None where there is no such file. Raises `ModelProblem`."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    vocabulary = content.get("model", {}).get("vocab", {})
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = [entry.get("id", -1) for entry in content.get("added_tokens", []) if isinstance(entry, dict)]
+    return max([-1, *ids, *added]) + 1
+
+
 def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:
     """The files that decide what a tokenizer does; empty where there is none."""
     if folder is None or not folder.is_dir():

@@ -113,8 +113,10 @@ class _Prediction:
         if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
             everything = sum(part.parameters for part in parts.values())
             phases["publish"] = (2 * sum(weights.values()) if ask.device == "cpu" else 0) + 2 * everything
+        together = 1 if ask.model.makes_video else SCORED_TOGETHER
+        together = 1 if ask.model.makes_video else SCORED_TOGETHER
         phases["select"] = denoiser + self.denoiser.forward(
-            self.layers, self._use(SCORED_TOGETHER, area, self._seen(ask.frames))
+            self.layers, self._use(together, area, self._seen(ask.frames))
         )
         return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
@@ -213,7 +215,7 @@ class _Prediction:
         """The highest point of a step: what is still kept and the gradients that are there already, walking back."""
         ask = self.ask
         kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
-        widest = max(layer.outputs * use.positions(layer) for layer in self.layers) * use.number * LIVE_BACKWARD
+        widest = self._widest(use) * use.number * LIVE_BACKWARD
         pieces = (
             self._checkpointed(kept, use) if ask.checkpointing else [(_weights(layer), size) for layer, size in kept]
         )
@@ -230,6 +232,13 @@ class _Prediction:
                 gradients = min(gradients, 2.0 * largest)
             top = max(top, left + gradients)
         return top + working
+
+    def _widest(self, use: Use) -> float:
+        """Numbers of the widest layer's output."""
+        if self.ask.model.makes_video:  # the MLP's inside; modulations have one row an item
+            inner = max(layer.outputs for layer in self.layers if layer.name.endswith((".net.0.proj", ".proj_mlp")))
+            return float(inner * use.batch * (use.area // PATCH_AREA + use.tokens))
+        return float(max(layer.outputs * use.positions(layer) for layer in self.layers))
 
     def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> list[tuple[float, float]]:
         """(weights, bytes kept) of each block: with gradient checkpointing only a block's input stays (nothing, where
