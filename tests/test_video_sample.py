@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.support import Place, draw_clips, family_changes
+from tests.support import Place, draw_clips, draw_pictures, family_changes
 from tests.test_video import changes_of
 
 Make = Callable[..., Place]
@@ -25,6 +25,7 @@ def done(family_place: Make) -> Callable[[str], Place]:
     def make(kind: str) -> Place:
         place = family_place("framepack")
         draw_clips(place.folder / "clips", [30, 21])
+        draw_pictures(place.folder / "controls", 10, seed=8)
         for name, number in (("start", 0), ("other", 1)):
             Image.open(place.folder / "pics" / f"{number}.png").resize((64, 48)).save(place.folder / f"{name}.png")
         place.base = family_changes("framepack")
@@ -37,7 +38,8 @@ def done(family_place: Make) -> Callable[[str], Place]:
 
 def sample(place: Place, *arguments: str, text: str | None = None) -> list[Path]:
     """The files that `runner sample` says it wrote."""
-    out = place.run("sample", *arguments, text=text).ok().out
+    which = () if "--checkpoint" in arguments else ("--checkpoint", "last")
+    out = place.run("sample", *arguments, *which, text=text).ok().out
     return [place.folder / line for line in out.splitlines()]
 
 
@@ -80,7 +82,7 @@ def test_i2v_from_the_command_line(done: Callable[[str], Place]) -> None:
         place,
         *common,
         "--seconds",
-        "0.3",
+        "0.5",
         "--output-type",
         "both",
         "--vae-chunk-size",
@@ -94,10 +96,10 @@ def test_i2v_from_the_command_line(done: Callable[[str], Place]) -> None:
     )
     assert [file.name.rpartition("-prompt-01")[2] for file in both] == [".latent.safetensors", ".mp4"]
     with safe_open(both[0], "pt") as stream:
-        assert stream.get_tensor("latent").shape == (1, 4, 3, 4, 4)
-    pictures = sample(place, *common, "--sections", "1", "--output-type", "latent_images", "--out", "f")
-    assert len([file for file in pictures if file.suffix == ".png"]) == 9
-    (latent,) = sample(place, *common, "--sections", "1", "--output-type", "latent", "--out", "g")
+        assert stream.get_tensor("latent").shape == (1, 4, 5, 4, 4)
+    pictures = sample(place, *common, "--sections", "2", "--output-type", "latent_images", "--out", "f")
+    assert len([file for file in pictures if file.suffix == ".png"]) == 17
+    (latent,) = sample(place, *common, "--sections", "2", "--output-type", "latent", "--out", "g")
     assert latent.suffix == ".safetensors"
 
 
@@ -107,7 +109,9 @@ def test_batch_files_and_interactive(done: Callable[[str], Place]) -> None:
     batch = sample(place, "--prompt-file", "batch.txt", "--dialect", "framepack", "--out", "batch")
     assert [frames_of(file) for file in batch] == [9, 17]
     lines = "a dog --i start.png --vs 1 --d 1 --s 2\na dog --x 2\na cat --i other.png --vs 2 --d 2 --s 2\n"
-    result = place.run("sample", "--interactive", "--dialect", "framepack", "--out", "typed", text=lines)
+    result = place.run(
+        "sample", "--checkpoint", "last", "--interactive", "--dialect", "framepack", "--out", "typed", text=lines
+    )
     assert result.code == 0, result.err
     typed = [place.folder / line for line in result.out.splitlines()][-2:]
     assert [file.read_bytes() for file in typed] == [file.read_bytes() for file in batch], (

@@ -134,17 +134,17 @@ REFUSED = {
 
 
 def swap_rule(model: Model, trains: bool) -> SwapRule:
-    """As in musubi-tuner: half as many double-stream blocks, and twice the rest and one of the single-stream ones. One
-    block of each kind stays; while training, where the next one is on its way, two."""
+    """As in musubi-tuner: half as many double-stream blocks, and twice the rest and one of the single-stream ones, of each
+    kind all but one at most. At most 36 of the full model while training, and 38 else."""
     config = model.components["denoiser"].config
-    kept = 2 if trains else 1
-    doubles, singles = config["num_layers"] - kept, config["num_single_layers"] - kept
+    doubles, singles = int(config["num_layers"]), int(config["num_single_layers"])
 
-    def swapped(wanted: int) -> tuple[int, int]:
-        return wanted // 2, 2 * (wanted - wanted // 2) + 1
+    def blocks(wanted: int) -> int:
+        if not wanted:
+            return 0
+        return min(wanted // 2, doubles - 1) + min(2 * (wanted - wanted // 2) + 1, singles - 1)
 
-    fitting = [n for n in range(1, 2 * doubles + 2) if swapped(n)[0] <= doubles and swapped(n)[1] <= singles]
-    return SwapRule(max(fitting, default=0), lambda wanted: sum(swapped(wanted)) if wanted else 0)
+    return SwapRule(max(1, 2 * (doubles - (2 if trains else 1))), blocks)
 
 
 _FRAMEPACK = "it belongs to FramePack"
