@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -65,13 +66,16 @@ def make(run_file: Path, checkpoint: str, wanted: Sequence[str], folder: Path, c
     """Makes the pictures of the wanted shapes with `runner sample`'s own code."""
     from runner.cli.common import prepared_run
     from runner.config.prompts import read_prompt_file
+    from runner.config.ready import Readying
     from runner.execute.sampling import Sampling
+    from runner.plan.prepare import prompt_file
 
     prepared = prepared_run(run_file, may_defer=False)
     prompts = [p for p in read_prompt_file(PROMPTS, "kohya") if p.prompt.split()[2] in wanted]
     sampling = prepared.config.sampling.model_copy(update={"cfg_scale": cfg_scale, "num_inference_steps": steps})
-    model = prepared.model
-    ready, _ = ready_prompts(prompts, sampling, prepared.config.run.seed, model.native_size, model.size_multiple, {})
+    files = partial(prompt_file, prepared.store, prepared.folder)
+    readying = Readying(sampling, prepared.spec, prepared.model, prepared.config.run.seed, {}, files)
+    ready = [readying.ready(index, prompt) for index, prompt in enumerate(prompts)]
     pictures = list(Sampling(prepared, checkpoint, keep_loaded=False).make(ready, folder))
     return quality([prompt.prompt for prompt in prompts], pictures)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runner.cli.explain import default_text, effect_text
 from runner.cli.schema import schema_text
+from runner.config.ready import VIDEO_KEYS as PROMPT_KEYS
 from runner.families.registry import FAMILIES, family_spec
 from schemas.walk import Key, all_keys
 
@@ -18,6 +19,20 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"lora": "a LoRA", "full": "a full fine-tune"}
 LEARNING_RATES = {"lora": "1e-4", "full": "1e-5"}
 """What a skeleton starts from; a full fine-tune at the adapters' rate would wreck the model."""
+
+
+SOURCE_KEYS = ("repeats", "class_tokens", "regularization", "weight")
+VIDEO_SOURCE_KEYS = (
+    "kind", "control_path", "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
+)  # fmt: skip
+VIDEO_KEYS = (*VIDEO_SOURCE_KEYS, *(key for key in PROMPT_KEYS if key != "flow_shift"))
+"""Keys that only video models use."""
+VIDEO_GIVEN = {
+    "model.vae": '"models/vae.safetensors"', "model.text_encoder_1": '"models/llama.safetensors"',
+    "model.tokenizer_1": '"models/llama-tokenizer"', "model.text_encoder_2": '"models/clip_l.safetensors"',
+    "dataset.sources.path": '"clips"', "dataset.sources.kind": '"video"',
+}  # fmt: skip
+"""Video models come in several files."""
 
 
 def generated() -> dict[Path, str]:
@@ -70,8 +85,16 @@ def skeleton(family: str, method: str) -> str:
         "run.name": '"my-run"', "model.family": f'"{family}"', "model.checkpoint": '"models/model.safetensors"',
         "dataset.sources.path": '"images"', "training.max_train_steps": "1000", "training.learning_rate": LEARNING_RATES[method],
     }  # fmt: skip
+    given |= VIDEO_GIVEN if spec.clips is not None else {}
+    given |= (
+        {"model.image_encoder": '"models/image_encoder.safetensors"', "dataset.sources.frame_extraction": '"full"'}
+        if family == "framepack"
+        else {}
+    )
     for section in all_keys().values():
         if section.section is None or (section.dotted == "network" and method == "full"):
+            continue
+        if spec.clips is None and section.dotted.endswith("one_frame"):
             continue
         required = section.dotted in ("run", "model", "network", "dataset", "dataset.sources", "training")
         brackets = f"[[{section.dotted}]]" if section.is_array_of_tables else f"[{section.dotted}]"
@@ -83,12 +106,9 @@ def skeleton(family: str, method: str) -> str:
             first = key.documentation.split(". ")[0].rstrip(".")
             if key.dotted in given:
                 lines.append(f"{key.path[-1]} = {given[key.dotted]}")
-            elif section.dotted != "dataset.sources" or key.path[-1] in (
-                "repeats",
-                "class_tokens",
-                "regularization",
-                "weight",
-            ):
+            elif spec.clips is None and (key.path[-1] in VIDEO_KEYS or ".one_frame" in key.dotted):
+                continue
+            elif section.dotted != "dataset.sources" or key.path[-1] in (*SOURCE_KEYS, *VIDEO_SOURCE_KEYS):
                 lines.append(f"# {key.path[-1]} = {_shown(key)}  # {first}")
     return "\n".join(lines) + "\n"
 
