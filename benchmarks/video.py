@@ -117,9 +117,13 @@ def ours(folder: Path, tiny: bool, steps: int, way: dict[str, Any]) -> tuple[flo
     (folder / "run.toml").write_text(tomlkit.dumps(run_toml(tiny, steps, way)), encoding="utf-8")
     runner(folder, "apply", "--target", "train", "--yes")
     log = folder / "runs" / "video" / "logs" / "events.jsonl"
-    events = [event for event in map(json.loads, log.read_text().splitlines()) if event["type"] == "step"][-steps:]
-    times = [event["seconds"] for event in events if "seconds" in event]
-    return statistics.median(times[2:] or times or [0.0]), max(float(event.get("memory", 0)) for event in events)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [event for event in events if event["type"] == "step"][-steps:]
+    times = [1 / event["steps_per_second"] for event in lines if event["steps_per_second"]]
+    reserved = [
+        float(event["device_bytes"]) for event in events if event["type"] == "memory" and event["stage"] == "train"
+    ]
+    return statistics.median(times[2:] or times), max(reserved, default=0.0)
 
 
 def bare(folder: Path, tiny: bool, steps: int) -> tuple[float, float]:

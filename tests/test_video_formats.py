@@ -164,3 +164,99 @@ def test_a_file_of_another_model_is_refused(family_place: Make, tmp_path: Path) 
     write_tensors(tmp_path / "x.safetensors", {"lora_unet_input_blocks_1.lora_down.weight": torch.zeros(2, 3)})
     with pytest.raises(Invalid, match="none of its 1 layers belongs to this model"):
         read_lora(tmp_path / "x.safetensors", run.spec.layers(run.model), 1.0)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def states(run: Prepared) -> dict[str, dict[str, Tensor]]:
+    bundle = family(run.spec.name)
+    options = LoadOptions(torch.float32, torch.device("cpu"))
+    return {name: dict(bundle.load(run.model, name, options).state_dict()) for name in run.model.components}
+
+
+def as_single_files(name: str, found: dict[str, dict[str, Tensor]], folder: Path) -> dict[str, str]:
+    """The files that people have, with the names inside that they have there; the keys of [model] for them."""
+    from runner.families.hunyuan_video.spec import FINDER
+    from runner.families.parts.save import original_component
+
+    folder.mkdir()
+    if name == "hunyuan_video":
+        part = FINDER.parts[0]
+        original = original_component(part, as_single_files.model, found["denoiser"], part.saved)  # type: ignore[attr-defined]
+        torch.save({"module": original}, folder / "mp_rank_00_model_states.pt")
+        write_tensors(folder / "flat.safetensors", original)
+        torch.save({"state_dict": {f"vae.{key}": x for key, x in found["vae"].items()}}, folder / "vae.pt")
+        checkpoint = "files/mp_rank_00_model_states.pt"
+    else:
+        keys = sorted(found["denoiser"])
+        for number in range(3):
+            own = {key: found["denoiser"][key] for key in keys[number::3]}
+            write_tensors(folder / f"diffusion_pytorch_model-{number + 1:05d}-of-00003.safetensors", own)
+        torch.save(found["vae"], folder / "vae.pt")
+        checkpoint = "files/diffusion_pytorch_model-00001-of-00003.safetensors"
+    llama = {f"model.{key}": x for key, x in found["text_encoder_1"].items()}
+    write_tensors(folder / "llama.safetensors", {**llama, "lm_head.weight": torch.zeros(3, 2)})
+    write_tensors(folder / "clip.safetensors", {f"text_model.{key}": x for key, x in found["text_encoder_2"].items()})
+    given = {
+        "checkpoint": checkpoint, "vae": "files/vae.pt", "text_encoder_1": "files/llama.safetensors",
+        "tokenizer_1": "model/tokenizer", "text_encoder_2": "files/clip.safetensors", "tokenizer_2": "model/tokenizer_2",
+    }  # fmt: skip
+    if name == "framepack":
+        vision = {f"vision_model.{key}": x for key, x in found["image_encoder"].items()}
+        write_tensors(folder / "siglip.safetensors", {**vision, "vision_model.head.probe": torch.zeros(1, 1, 3)})
+        given["image_encoder"] = "files/siglip.safetensors"
+    return given
+
+
+@pytest.mark.parametrize("name", list(FIXTURES))
+def test_single_files_hold_the_same_model(family_place: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """.pt under `module` and `state_dict`, flat safetensors, shards; LLaMA, CLIP and SigLIP as ComfyUI's files."""
+    module = __import__(f"runner.families.{name}.spec", fromlist=["FINDER"])
+    place = family_place(name)
+    run = prepared(place.file)
+    expected = states(run)
+    as_single_files.model = run.model  # type: ignore[attr-defined]
+    given = as_single_files(name, expected, place.folder / "files")
+    monkeypatch.setattr(module, "FINDER", replace(module.FINDER, shipped=place.folder / "model"))
+    checkpoints = [given["checkpoint"]] + ["files/flat.safetensors"] * (name == "hunyuan_video")
+    for checkpoint in checkpoints:
+        place.write({"model": {**given, "checkpoint": checkpoint}})
+        found = states(prepared(place.file))
+        assert set(found) == set(expected)
+        for part, tensors in expected.items():
+            assert all(torch.equal(found[part][key], tensor) for key, tensor in tensors.items()), part
+    if name == "framepack":
+        (place.folder / "files" / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+        with pytest.raises(InvalidConfig) as caught:
+            prepared(place.file)
+        assert "the shard diffusion_pytorch_model-00002-of-00003.safetensors of" in caught.value.diagnostics[0].render()
+
+
+@pytest.mark.parametrize("name", list(FIXTURES))
+def test_a_transformers_own_folder_is_a_checkpoint(family_place: Make, name: str) -> None:
+    """As FramePack is published: the folder of the transformer, the rest from a snapshot of HunyuanVideo."""
+    place = family_place(name)
+    expected = states(prepared(place.file))["denoiser"]
+    rest = dict.fromkeys(("vae", "text_encoder_1", "text_encoder_2"), "model")
+    rest |= {"image_encoder": "model"} if name == "framepack" else {}
+    place.write({"model": {"checkpoint": "model/transformer", **rest}})
+    run = prepared(place.file)
+    found = states(run)["denoiser"]
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert run.model.tokenizers["text_encoder_1"] == place.folder / "model" / "tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("used", "given"), [("hunyuan_video", "framepack"), ("framepack", "hunyuan_video"), ("sd15", "framepack")]
+)
+def test_another_familys_checkpoint_is_named(family_place: Make, tmp_path: Path, used: str, given: str) -> None:
+    family(given).tiny(tmp_path / "other")
+    place = family_place(used)
+    file = next((tmp_path / "other" / "transformer").glob("*.safetensors"))
+    place.write({"model": {"checkpoint": str(file)}})
+    with pytest.raises(InvalidConfig) as caught:
+        prepared(place.file)
+    text = "\n".join(item.render() for item in caught.value.diagnostics)
+    assert f"a {'FramePack' if given == 'framepack' else 'HunyuanVideo'} transformer" in text
+    assert f'set family = "{given}"' in text

@@ -26,7 +26,7 @@ from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
 from runner.stages.encode import load_text_encoders, tile
 from runner.stages.modules import Trained, build, merge_base_weights, swap_blocks
-from runner.stages.pictures import decode, encode_prompts, make_latents, media, png_bytes
+from runner.stages.pictures import decode, encode_prompts, load_picture_parts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
 from runner.store.training import TrainFolder
 
@@ -72,6 +72,7 @@ class Sampling:
         self.trained: Trained | None = None
         self.encoders: dict[str, nn.Module] | None = None
         self.vae: nn.Module | None = None
+        self.parts: dict[str, nn.Module] = {}
         self.count = 0
         self.saves = False
         """The weights are wanted whole, for a file."""
@@ -81,7 +82,9 @@ class Sampling:
         if not prompts:
             return
         weighting = self.prepared.config.sampling.prompt_weighting
-        encoded = encode_prompts(self.context, prompts, weighting, self._text_encoders())
+        if self.keep_loaded and not self.parts:
+            self.parts = load_picture_parts(self.context)
+        encoded = encode_prompts(self.context, prompts, weighting, self._text_encoders(), self.parts)
         if not self.keep_loaded:
             self.encoders = None
             self.context.free()
@@ -100,6 +103,8 @@ class Sampling:
             self.vae = None
 
     def _media(self, folder: Path, stem: str, latent: Tensor, prompt: ReadyPrompt) -> Iterator[Path]:
+        if self.vae is None and "vae" in self.parts:
+            self.vae = self.parts["vae"]
         if self.vae is None:
             self.vae = self.context.load("vae")
             tile(self.vae, self.graph.sample.tile_size, self.context.runtime.sample_chunk)

@@ -12,7 +12,11 @@ from runner.families.registry import FAMILIES
 from runner.families.spec import ModelProblem
 from runner.formats.headers import read_header
 
-_INDEXES = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3"}
+_INDEXES = {
+    "StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3",
+    "HunyuanVideoPipeline": "hunyuan_video", "HunyuanVideoFramepackPipeline": "framepack",
+}  # fmt: skip
+_IN_SEVERAL_FILES = {"hunyuan_video": "hunyuan-video-lora", "framepack": "framepack-lora"}
 
 
 def detect(model: str) -> tuple[str, Path]:
@@ -32,4 +36,9 @@ def detect(model: str) -> tuple[str, Path]:
         raise Invalid(str(problem), hint=problem.hint) from None
     if family is None:
         raise Invalid(f"{place} is {words}", hint=f"families are {', '.join(FAMILIES)}")
+    if family in _IN_SEVERAL_FILES:
+        raise Invalid(
+            f"{place} is {words}, and video models come in several files",
+            hint=f"start from a recipe: runner copy {_IN_SEVERAL_FILES[family]} run.toml",
+        )
     return family, place

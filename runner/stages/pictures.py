@@ -39,9 +39,11 @@ def _system(prompt: ReadyPrompt) -> str | None:
 
 
 def encode_prompts(
-    context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoders: Mapping[str, nn.Module] | None = None
-) -> Encoded:
-    """Texts, each encoded alone; then the pictures that prompts name, with the encoders of texts let go."""
+    context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoders: Mapping[str, nn.Module] | None = None,
+    parts: Mapping[str, nn.Module] | None = None,
+) -> Encoded:  # fmt: skip
+    """Texts, each encoded alone; then the pictures that prompts name, with the encoders of texts let go. `parts` are what
+    encodes pictures, where they are loaded already (`load_picture_parts`)."""
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
     wanted = dict.fromkeys((_system(prompt), text) for prompt in prompts for text in prompt.texts)
     found = Encoded({key: encoding.encode([key[1]], system=key[0])[0] for key in wanted})
@@ -50,12 +52,20 @@ def encode_prompts(
         return found
     del encoding
     context.free()
-    modules = {name: context.load(name) for name in context.family.picture_parts}
-    tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
+    modules = parts or load_picture_parts(context)
     dtype = DTYPES[context.numerics.vae_dtype]
     for prompt in prompts:
         found.pictures[prompt.index] = made.encode_pictures(modules, prompt, context.device, dtype)
     return found
+
+
+def load_picture_parts(context: Context) -> dict[str, nn.Module]:
+    """What encodes the pictures that prompts name; nothing where prompts name none."""
+    if context.family.made is None:
+        return {}
+    modules = {name: context.load(name) for name in context.family.picture_parts}
+    tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
+    return modules
 
 
 def _compute_dtype(context: Context) -> str:

@@ -16,6 +16,8 @@ from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+Seen = Tensor | tuple[int, ...] | None
+"""Which positions are looked at: a mask [B, N], how many of each sample's (they stand in front), or all."""
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines, each [B or 1, N, D] in fp32."""
 
@@ -35,7 +37,7 @@ class JointAttention:
         self.how = how
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None,
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Seen = None,
         image_rotary_emb: Rope | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         picture, text, rope = hidden_states, encoder_hidden_states, image_rotary_emb
@@ -73,11 +75,11 @@ def turned(x: Tensor, rope: Rope) -> Tensor:
     return (x.float() * cos + across.float() * sin).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: Attention) -> Tensor:
-    """[B, N, H, D] each → [B, N, H * D]; mask [B, N]: which positions are looked at (they stand in front)."""
-    if how.split and mask is not None:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Seen, how: Attention) -> Tensor:
+    """[B, N, H, D] each → [B, N, H * D]."""
+    if isinstance(mask, tuple):
         rows = []
-        for row, length in enumerate(mask.sum(1).tolist()):
+        for row, length in enumerate(mask):
             own = slice(row, row + 1)
             one = _attend(q[own, :length], k[own, :length], v[own, :length], None, how.eager)
             rows.append(F.pad(one, (0, 0, 0, q.shape[1] - length)))
@@ -132,9 +134,11 @@ def refined_text(model: Any, text: Tensor, mask: Tensor, timestep: Tensor) -> tu
 
 def joint_blocks(model: Any, picture: Tensor, text: Tensor, mask: Tensor, temb: Tensor, rope: Rope) -> Tensor:
     """Both kinds of blocks; the picture's tokens. `mask` [B, L] of the text; None is handed on where it hides nothing."""
-    whole: Tensor | None = None
+    whole: Seen = None
     if not bool(mask.all()):
         whole = torch.cat([mask.new_ones(mask.shape[0], picture.shape[1]), mask], dim=1)
+        if model.how.split:  # counted once: the device is waited for
+            whole = tuple(whole.sum(1).tolist())
     call: Callable[..., Any] = lambda block, *given: block(*given)  # noqa: E731
     if torch.is_grad_enabled() and model.gradient_checkpointing:
         call = model._gradient_checkpointing_func

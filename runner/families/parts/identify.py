@@ -29,8 +29,12 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
         return Kind("a ControlNet")
     if has("joint_blocks.", "context_embedder.weight"):
         return _sd3(tensors, has("ln_q.", "norm_q."))
+    if has("clean_x_embedder."):
+        return Kind("a FramePack transformer", "framepack")
+    if has("txt_in.individual_token_refiner.", "context_embedder.token_refiner."):
+        return Kind("a HunyuanVideo transformer", "hunyuan_video")
     if has("double_blocks.", "single_transformer_blocks."):
-        return Kind("a checkpoint of the Flux or HunyuanVideo kind")
+        return Kind("a checkpoint of the Flux kind")
     if has("cond_stage_model.model."):
         return Kind("a Stable Diffusion 2 checkpoint")
     if has("conditioner.embedders.0.model.") and not has("conditioner.embedders.1."):
@@ -39,6 +43,12 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
         return _channels(tensors, Kind("an SDXL checkpoint", "sdxl"))
     if has("diffusion_model.", "input_blocks.", "down_blocks.") and has("attn2.to_k"):
         return _channels(tensors, Kind("a Stable Diffusion 1.5 checkpoint", "sd15"))
+    if has("mlp.gate_proj."):
+        return Kind("a LLaMA text encoder only")
+    if has("vision_model.", "embeddings.patch_embedding."):
+        return Kind("an image encoder only")
+    if has("conv1.conv.weight"):
+        return Kind("a video autoencoder only")
     if has("encoder.down"):
         return Kind("an autoencoder only")
     if has("text_model.", "token_embedding", "SelfAttention"):
