@@ -76,6 +76,7 @@ def test_a_run_from_mp4_files_killed_and_resumed(video_place: Make, kind: str) -
         path.stem for path in (calm.output / "samples").glob("*.json")
     }
     assert (calm.output / "strip.png").is_file()
+    assert ("<video" in (calm.output / "report.html").read_text()) == (kind != "one_frame")
     expected = run_bytes(calm.output)
     shutil.rmtree(calm.folder / ".runner")
     shutil.rmtree(calm.output)

@@ -189,7 +189,7 @@ def _smooth(points: list[tuple[float, float]], share: float = 0.9) -> list[tuple
 
 def _column(column: Column, rows: int) -> dict[str, Any]:
     pictures = [_data_uri_of_file(column.pictures.get(row)) for row in range(rows)]
-    return {"label": column.label, "pictures": pictures}
+    return {"label": column.label, "pictures": pictures, "videos": [column.videos.get(row, "") for row in range(rows)]}
 
 
 def _data_uri_of_file(file: Path | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,11 +19,13 @@ CHOSEN = "#1a7f37"
 
 @dataclass(frozen=True)
 class Column:
-    """A checkpoint; `pictures` is prompt index → file, with a gap where one is missing."""
+    """A checkpoint; `pictures` is prompt index → file, with a gap where one is missing; `videos` prompt index → the name
+    of its video beside the report."""
 
     label: str
     pictures: dict[int, Path]
     chosen: bool = False
+    videos: dict[int, str] = field(default_factory=dict)
 
 
 def cell_size(width: int, height: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from runner.plan.history import flat_config
 from runner.plan.prepare import Prepared
 from runner.report.page import Report, label, render_report
 from runner.report.strip import Column, draw_strip
+from runner.store.run_folder import sample_name
 from runner.store.training import TrainFolder
 
 
@@ -25,7 +26,12 @@ def columns_of(prepared: Prepared, graph: Graph, selection: dict[str, Any]) -> l
             row: prepared.store.item("samples", graph.sample.key(prompt, step, weights))
             for row, prompt in enumerate(graph.sample.prompts)
         }
-        columns.append(Column(label(step, weights), pictures, (step, weights) == chosen))
+        videos = {
+            row: f"samples/{sample_name(step, weights, prompt.index)}.mp4"
+            for row, prompt in enumerate(graph.sample.prompts)
+            if prompt.is_video
+        }
+        columns.append(Column(label(step, weights), pictures, (step, weights) == chosen, videos))
     return columns
 
 
