@@ -18,7 +18,7 @@ from runner.data.videos import mp4_bytes, read_clip
 from runner.dataset.buckets import Fit
 from runner.dataset.clips import Clip
 from runner.dataset.probe import probe_video
-from tests.inprocess import applied, planned, prepared
+from tests.inprocess import applied, planned, prepared, trained_bytes
 from tests.support import Place, draw_clip, draw_clips, draw_pictures, family_changes, merged, run_bytes
 
 Make = Callable[..., Place]
@@ -208,3 +208,46 @@ def test_one_frame_masks_take_places_out(video_place: Make) -> None:
         assert not stored["controls"].any()
         assert stored["latents"].any()
         assert stored["latents"].shape[1] == 1
+
+
+def test_encoding_at_each_use_trains_the_same(video_place: Make) -> None:
+    """caching.latents = "memory" and "off" cut the same sections out of the same encodings."""
+    from safetensors.torch import load
+
+    place = video_place("i2v", sampling={"prompts": []})
+    first = load(trained_bytes(place.file))
+    for setting in ('caching.latents="memory"', 'caching.latents="off"'):
+        shutil.rmtree(place.folder / ".runner")
+        found = load(trained_bytes(place.file, setting))
+        assert all(torch.allclose(found[name], tensor, atol=1e-5) for name, tensor in first.items()), setting
+
+
+def test_an_end_image_stays_in_what_is_known(video_place: Make) -> None:
+    """It is the frame after the last one, for every section that still sees so far."""
+    from runner.config.ready import VideoSettings
+    from runner.families.framepack.sampling import generate
+
+    run = prepared(video_place("i2v").file)
+    prompt = run.prompts[0]
+    assert isinstance(prompt.video, VideoSettings)
+    seen: list[torch.Tensor] = []
+
+    def call(x: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> torch.Tensor:
+        if float(t) == 1000.0:
+            known = [conditioning["clean"][:, :, 1:], conditioning["clean_2x"], conditioning["clean_4x"]]
+            seen.append(torch.cat(known, dim=2)[0, 0, :, 0, 0])
+        return torch.zeros_like(x)
+
+    shape = run.model.latent_shape((32, 32))
+    pictures = {f"start.{n}": torch.full(shape, 5.0) for n in range(3)} | {
+        f"image.{n}": torch.zeros(4, 20) for n in range(3)
+    }
+    pictures["end"] = torch.full(shape, 7.0)
+    texts = {"text": torch.zeros(256, 24), "mask": torch.ones(256), "pooled": torch.zeros(16)}
+    latents = generate(
+        call, type("Denoiser", (), {})(), prompt, lambda _: texts, pictures, run.model, torch.device("cpu")
+    )
+    assert latents.shape[2] == 3 * 2 + 1
+    assert float(latents[0, 0, 0, 0, 0]) == 5.0
+    assert [int((row == 7.0).nonzero()[0]) for row in seen] == [0, 2, 4]
+    assert all(not row[index + 1 :].any() for row, index in zip(seen, (0, 2, 4), strict=True))

@@ -196,7 +196,7 @@ class Readying:
             "fps": options.fps or defaults.fps, "system_prompt": options.custom_system_prompt,
         }  # fmt: skip
         if self.spec.name != "framepack":
-            asked = options.frames or (round(options.seconds * defaults.fps) if options.seconds else 1)
+            asked = options.frames or (round(options.seconds * common["fps"]) if options.seconds else 1)
             frames = whole(max(1, asked), self.model.frame_factor)
             if frames != asked:
                 self.notes.append(f"prompt {index + 1}: {asked} frames are made as {frames} (4n + 1)")

@@ -24,6 +24,8 @@ class Batch:
     texts: tuple[str, ...] = ()
     requests: tuple[Any, ...] = ()
     items: tuple[Any, ...] = ()
+    clips: tuple[Tensor, ...] = ()
+    """Pixels that are not of one length, which no tensor can hold together."""
 
     def to(self, device: torch.device) -> Batch:
         """Moves the tensors without waiting; from pinned memory the copy overlaps with computation."""

@@ -58,10 +58,11 @@ class PictureRequest(NamedTuple):
         for control in self.controls:
             assert control.path is not None
             with Image.open(BytesIO(_content(control.path, control.digest))) as picture:
-                view = Fit(
+                fit = Fit(
                     self.view.bucket, cover(upright_size(picture), self.view.bucket), picture.size, self.view.area
-                ).centre
-                view = view.mirrored if self.view.flip else view
+                )
+                same = fit.resized == self.view.resized  # then it is cropped at the same place
+                view = self.view if same else replace(fit.centre, flip=self.view.flip)
                 alpha = to_mask(picture, view, True) if has_alpha(picture) else None
                 found.append((to_pixels(transformed(picture, view)), alpha))
         return found

@@ -147,7 +147,7 @@ class StepLoader:
             texts.append(
                 "" if dropped else caption_of_use(item, seed, number, inputs.texts_cached, spec.step, inputs.steps)
             )
-        tensors = self._pictures(views)
+        tensors, clips = self._pictures(views)
         shape = self.sources.latent_shape(views[0][0])
         tensors["timesteps"] = self._timesteps(shape, spec, positions)
         tensors["weights"] = torch.tensor([self._weight(item) for item, _ in views])
@@ -160,16 +160,21 @@ class StepLoader:
         tensors |= self._noise(shape, spec, positions)
         requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
-        return Batch(spec.step, names, spec.share, tensors, tuple(texts), requests, tuple(item for item, _ in views))
+        return Batch(
+            spec.step, names, spec.share, tensors, tuple(texts), requests, tuple(item for item, _ in views), clips
+        )
 
-    def _pictures(self, views: list[tuple[TrainItem, View]]) -> dict[str, Tensor]:
+    def _pictures(self, views: list[tuple[TrainItem, View]]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Encodings, or pixels: as one tensor, or clips of several lengths."""
         if self.sources.latents is not None:
             rows = [self.sources.latents.get(self.sources.latent_key(item.picture, view)) for item, view in views]
             if self.sources.cut is not None:
                 rows = [self.sources.cut(item, row) for (item, _), row in zip(views, rows, strict=True)]
-            return batch_latents(rows)
+            return batch_latents(rows), ()
         pixels = [PictureRequest.of(item, view).pixels() for item, view in views]
-        return {"pixels": torch.stack(pixels)}
+        if len({tuple(tensor.shape) for tensor in pixels}) > 1:
+            return {}, tuple(pixels)
+        return {"pixels": torch.stack(pixels)}, ()
 
     def _timesteps(self, shape: tuple[int, ...], spec: _Spec, positions: range) -> Tensor:
         """[B]: whole numbers for a discrete process, else fp32."""

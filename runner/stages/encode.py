@@ -57,7 +57,12 @@ class LatentEncoding:
         generators = None
         if self.settings.draw == "sample":
             padded = [*requests, *[requests[-1]] * (padded_to - len(requests))]
-            generators = [generator(self.settings.seed, "latent", item.digest, str(item.view)) for item in padded]
+            generators = [
+                generator(
+                    self.settings.seed, "latent", item.digest, str(item.view), *([item.clip.facts] if item.clip else [])
+                )
+                for item in padded
+            ]
         dtype = DTYPES[self.settings.dtype]
         family, device = self.context.family, self.context.device
         latents = family.encode_images(self.modules["vae"], batch.to(device, dtype), generators)

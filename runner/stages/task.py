@@ -72,7 +72,7 @@ class DiffusionTask:
     def loss(self, batch: Batch) -> Tensor:
         tensors = batch.to(self.device).tensors
         if "latents" not in tensors:
-            tensors |= self._encoded(batch, tensors["pixels"])
+            tensors |= self._encoded(batch, tensors.get("pixels"))
         latents = tensors["latents"]
         t = tensors["timesteps"]
         noisy = self.process.noisy(latents, tensors["noise"], t, tensors.get("input_noise"))
@@ -107,9 +107,13 @@ class DiffusionTask:
                 self.text_encoders, self.tokenizers, batch.texts, self.inputs.numerics, False
             )
 
-    def _encoded(self, batch: Batch, pixels: Tensor) -> dict[str, Tensor]:
+    def _encoded(self, batch: Batch, pixels: Tensor | None) -> dict[str, Tensor]:
         assert self.latents is not None
-        rows = self.latents.encode(batch.requests, list(pixels))
+        if pixels is not None:
+            rows = self.latents.encode(batch.requests, list(pixels))
+        else:
+            pairs = zip(batch.requests, batch.clips, strict=True)
+            rows = [self.latents.encode([request], [clip])[0] for request, clip in pairs]
         if self.loader.sources.cut is not None:
             rows = [self.loader.sources.cut(item, row) for item, row in zip(batch.items, rows, strict=True)]
         return on_device(batch_latents(rows), self.device)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from runner.data.images import PictureRequest
+from runner.data.images import PictureRequest, to_picture, to_pixels
 from runner.dataset.encodings import TrainItem
 from runner.dataset.sections import ZERO, Layout
 from runner.families.parts.video_vae import encode_images
@@ -21,12 +20,11 @@ KNOWN = ("clean", "clean_2x", "clean_4x")
 
 
 def embed_picture(encoder: Any, picture: Tensor) -> Tensor:
-    """SigLIP's tokens [M, V] of a picture [3, H, W] in -1..1, which is resized to the encoder's square."""
+    """SigLIP's tokens [M, V] of a picture [3, H, W] in -1..1, which Pillow resizes to the encoder's square, as SigLIP's
+    own processor does."""
     side = encoder.config.image_size
     weight = encoder.embeddings.patch_embedding.weight
-    square = F.interpolate(
-        picture[None].float(), (side, side), mode="bicubic", antialias=True, align_corners=False
-    ).clamp(-1, 1)
+    square = to_pixels(to_picture(picture).resize((side, side), Image.Resampling.BICUBIC))[None]
     hidden: Tensor = encoder(pixel_values=square.to(weight.device, weight.dtype)).last_hidden_state
     return hidden[0]
 

@@ -120,17 +120,17 @@ class _Maker:
 
     def inverted(self) -> Tensor:
         """The last section first: each knows the start and the frames that come after it."""
-        sections, zeros = self.video.sections, self._zeros(HISTORY)
+        sections, history = self.video.sections, self._zeros(HISTORY)
         ahead = self.video.paddings or paddings(sections)
-        made = zeros[:, :, :0]
+        if "end" in self.pictures:  # it stays behind what is made, as the last frame of the future
+            history = torch.cat([self.pictures["end"][None], history[:, :, 1:]], dim=2)
         for turn, index in enumerate(section_order(sections, False)):
-            future = torch.cat([made, zeros], dim=2)[:, :, :HISTORY]
-            if turn == 0 and "end" in self.pictures:
-                future = torch.cat([self.pictures["end"][None], future[:, :, 1:]], dim=2)
+            future = history[:, :, :HISTORY]
             start = self.pictures[f"start.{index}"][None]
             known = (torch.cat([start, future[:, :, :1]], dim=2), future[:, :, 1:3], future[:, :, 3:])
             frames = self._section(index, known, inverted_layout(ahead[turn], self.window), self.window)
-            made = torch.cat([frames, made], dim=2)
+            history = torch.cat([frames, history], dim=2)
+        made = history[:, :, : sections * self.window]
         return torch.cat([self.pictures["start.0"][None], made], dim=2)
 
     def forward(self) -> Tensor:
