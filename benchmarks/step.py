@@ -79,7 +79,7 @@ def write_folder_model(folder: Path, family: str) -> None:
     """A full-size model with random weights as a diffusers directory: both sides read the same. SD3 without T5."""
     import torch
 
-    from runner.families.parts.checkpoint import CONFIGS, read_json
+    from runner.families.parts.files import CONFIGS, read_json
     from runner.families.parts.load import make_module
     from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
     from runner.families.sd3.spec import FINDER as SD3

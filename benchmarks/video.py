@@ -130,7 +130,7 @@ def bare(folder: Path, tiny: bool, steps: int) -> tuple[float, float]:
     """The same of the bare loop."""
     source = folder / "model" / "transformer" / "config.json"
     if not tiny:
-        from runner.families.parts.checkpoint import CONFIGS
+        from runner.families.parts.files import CONFIGS
 
         source = CONFIGS / "framepack" / "transformer" / "config.json"
     settings = {

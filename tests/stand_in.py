@@ -46,8 +46,8 @@ def write_shapes(path: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
 def write_video(folder: Path, family: str) -> None:
     """The files of a video model under the names that the recipes use, and a tokenizer folder."""
     from runner.families.hunyuan_video.tiny import write_llama_tokenizer
-    from runner.families.parts.checkpoint import CONFIGS
     from runner.families.parts.clip import clip_layers
+    from runner.families.parts.files import CONFIGS
     from runner.families.parts.layers import parameters
     from runner.families.parts.llama import llama_layers, siglip_layers
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from runner.errors import Invalid, RunFailed
 from runner.families.contract import LoadOptions
-from runner.families.parts.checkpoint import CONFIGS, Part, match_part, read_json
+from runner.families.parts.checkpoint import Part, match_part
+from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.layers import count, original_parameters, parameters
 from runner.families.parts.load import make_module
 from runner.families.registry import family

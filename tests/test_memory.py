@@ -309,7 +309,7 @@ def test_what_blocks_to_swap_means_for_video(family_place: Callable[..., Place],
     """musubi-tuner's numbers: 36 of 20 + 40 blocks while training, 38 else; the plan predicts the full-size model."""
     from dataclasses import replace
 
-    from runner.families.parts.checkpoint import CONFIGS
+    from runner.families.parts.files import CONFIGS
 
     run = prepared(family_place(name).file)
     config = json.loads((CONFIGS / name / "transformer" / "config.json").read_text())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runner.errors import Invalid, InvalidConfig
 from runner.families.contract import LoadOptions
-from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.files import CONFIGS
 from runner.families.registry import family
 from runner.families.spec import Target
 from runner.formats.adapters import diffusers_state, kohya_state, read_adapters, read_lora

@@ -22,7 +22,7 @@ from runner.diffusion.unipc import sample, sigmas
 from runner.families.framepack.architecture import framepack_layers
 from runner.families.framepack.sampling import blended, rescaled
 from runner.families.hunyuan_video.architecture import hunyuan_layers
-from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.files import CONFIGS
 from runner.families.parts.layers import original_parameters, parameters
 from runner.families.parts.load import make_module
 from runner.families.parts.video_autoencoder import video_vae_layers

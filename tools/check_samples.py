@@ -68,7 +68,7 @@ def make(run_file: Path, checkpoint: str, wanted: Sequence[str], folder: Path, c
     from runner.config.prompts import read_prompt_file
     from runner.config.ready import Readying
     from runner.execute.sampling import Sampling
-    from runner.plan.prepare import prompt_file
+    from runner.plan.prompts import prompt_file
 
     prepared = prepared_run(run_file, may_defer=False)
     prompts = [p for p in read_prompt_file(PROMPTS, "kohya") if p.prompt.split()[2] in wanted]

@@ -189,7 +189,7 @@ def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any], diale
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
     from runner.config.prompts import sampler_name
     from runner.config.ready import PromptProblem, Readying, located
-    from runner.plan.prepare import prompt_file
+    from runner.plan.prompts import prompt_file
 
     if defaults.get("sampler"):
         try:

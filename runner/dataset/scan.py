@@ -77,11 +77,11 @@ def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items:
     controls = _Controls(folder, index)
     probe = probe_video if folder.kind == "video" else probe_image
     known = index.unchanged(location, present.union(captions))
-    known.update(_read_anew(location, [name for name in captions if name not in known], index, probe, progress))
-    if folder.kind == "video":
-        known.update(
-            {name: _sequence(f"{location}/{name}", index) for name in captions if os.path.isdir(f"{location}/{name}")}
-        )
+    sequences = folder.listing is not None and folder.kind == "video"
+    folders = {name for name in captions if sequences and os.path.isdir(f"{location}/{name}")}
+    fresh = [name for name in captions if name not in known and name not in folders]
+    known.update(_read_anew(location, fresh, index, probe, progress))
+    known.update({name: _sequence(f"{location}/{name}", index) for name in folders})
     known.update(_read_anew(location, [name for name in present if name not in known], index, probe_caption, None))
     for name, caption_name in captions.items():
         picture, caption = known[name], known.get(caption_name)
@@ -190,7 +190,6 @@ def _read_anew(
             before = (0, 0, 0, 0)
         return name, before, probe(path)
 
-    names = [name for name in names if not os.path.isdir(f"{location}/{name}")]
     if not names:
         return found
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

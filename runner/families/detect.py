@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runner.errors import Invalid
 from runner.families.locate import locate_model
-from runner.families.parts.checkpoint import BUILTIN, CHECKPOINT, read_json
+from runner.families.parts.files import BUILTIN, CHECKPOINT, read_json
 from runner.families.parts.identify import identify
 from runner.families.registry import FAMILIES
 from runner.families.spec import ModelProblem

@@ -8,18 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from runner.config.load import Loaded
-from runner.config.prompts import read_prompt_file
-from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt
+from runner.config.ready import ReadyPrompt
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
 from runner.dataset.folders import Folder, SourceProblem, held_out_folder, source_folders
 from runner.dataset.kohya import options_of, read_dataset_file
-from runner.dataset.scan import BadItem, Progress, known_pictures, scan
+from runner.dataset.scan import BadItem, Progress, scan
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
@@ -27,11 +24,11 @@ from runner.families.spec import FamilySpec, Model, ModelProblem, Target
 from runner.formats.adapter_names import check_adapter_file, parse
 from runner.formats.headers import read_header
 from runner.plan.fingerprint import canonical, identity
+from runner.plan.prompts import PromptReading
 from runner.plan.resolve import Derived, Length, resolve, resolve_length
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.dataset import ItemOptions
-from schemas.sampling import Prompt
 from schemas.walk import all_keys
 
 DEFER_DIGEST_ABOVE = 2 * 2**30
@@ -99,7 +96,7 @@ class _Preparation:
     def run(self) -> Prepared:
         model = self._model()
         targets = self._targets(model) if model is not None else []
-        prompts = self._prompts()
+        prompts, notes = self._prompts(model)
         init_from = self._init_from(targets)
         base_weights = self._base_weights(model)
         self._blocks(model)
@@ -111,18 +108,10 @@ class _Preparation:
         config, derived = resolve(self.config, self.spec, model, self.folder, self.options)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
         assert config.run.output_dir is not None
-        readying = Readying(
-            config.sampling, self.spec, model, config.run.seed, self.drawn_seeds(Path(config.run.output_dir)),
-            partial(prompt_file, self.store, self.folder), config.sampling.dialect,
-        )  # fmt: skip
-        ready = self._ready(readying, prompts)
-        notes = [*readying.notes, *collection.notes]
-        if any(finding.severity == "error" for finding in self.findings):
-            raise InvalidConfig(self.findings)
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
         prepared = Prepared(
-            self.source, config, derived + more, length, self.spec, model, targets, collection, ready, warnings, notes,
-            self.store, init_from, base_weights,
+            self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,
+            [*notes, *collection.notes], self.store, init_from, base_weights,
         )  # fmt: skip
         _digests(prepared, self.may_defer)
         return prepared
@@ -144,45 +133,15 @@ class _Preparation:
             self._error(problem.key, str(problem), problem.hint)
             return []
 
-    def _ready(self, readying: Readying, prompts: list[Prompt]) -> list[ReadyPrompt]:
-        """The prompts with nothing left open; what is wrong is shown where the key stands."""
-        ready = []
-        for index, prompt in enumerate(prompts):
-            try:
-                ready.append(readying.ready(index, prompt))
-            except PromptProblem as problem:
-                self._prompt_finding(index, len(prompts), problem)
-        for index, warning in readying.warnings:
-            self._prompt_finding(index, len(prompts), warning)
-        return ready
-
-    def _prompt_finding(self, index: int, count: int, problem: PromptProblem) -> None:
-        number = index - (count - len(self.config.sampling.prompts))
-        own: tuple[str | int, ...] = ("sampling", "prompts", number)
-        shared = ("sampling", problem.key)
-        severity: Literal["warning", "error"] = "warning" if problem.warns else "error"
-        if number >= 0 and self.source.value((*own, problem.key)) is not None:
-            places = self.source.value_places((*own, problem.key))
-        elif self.source.value(shared) is not None:
-            places = self.source.value_places(shared)
-        else:
-            places = (
-                self.source.header_places(own) if number >= 0 else self.source.value_places(("sampling", "prompt_file"))
-            )
-        self.findings.append(Diagnostic(f"prompt {index + 1}: {problem}", places, problem.hint, severity))
-
-    def _prompts(self) -> list[Prompt]:
-        prompts: list[Prompt] = []
-        if self.config.sampling.prompt_file is not None:
-            file = resolve_path(self.config.sampling.prompt_file, self.folder)
-            if not file.is_file():
-                self._error(("sampling", "prompt_file"), f"there is no prompt file {file}")
-            else:
-                try:
-                    prompts += read_prompt_file(file, self.config.sampling.dialect or self.spec.defaults.dialect)
-                except InvalidConfig as error:
-                    self.findings += error.diagnostics
-        return prompts + self.config.sampling.prompts
+    def _prompts(self, model: Model | None) -> tuple[list[ReadyPrompt], list[str]]:
+        """The prompts with nothing left open, and notes for the plan."""
+        reading = PromptReading(self.config, self.source, self.folder, self.spec, self.store, self.findings)
+        prompts = reading.read()
+        if model is None:
+            return [], []
+        config, _ = resolve(self.config, self.spec, model, self.folder, ())
+        assert config.run.output_dir is not None
+        return reading.ready(prompts, model, config.sampling, self.drawn_seeds(Path(config.run.output_dir)))
 
     def _init_from(self, targets: list[Target]) -> Path | None:
         network = self.config.network
@@ -400,17 +359,6 @@ class _Preparation:
                 key, f"{len(items)} {noun} cannot be used:{listed}{more}",
                 'mend or remove them, or set dataset.on_bad_item = "skip" to leave them out',
             )  # fmt: skip
-
-
-def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
-    """The picture that a prompt names. Raises `PromptProblem`."""
-    path = resolve_path(name, folder)
-    if not path.is_file():
-        raise PromptProblem("image", f"there is no picture {path}")
-    content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
-    if content.problem is not None:
-        raise PromptProblem("image", f"{path} {content.problem}")
-    return PromptFile(str(path), content.digest)
 
 
 def as_number(text: str) -> float | None:

@@ -21,7 +21,8 @@ from runner.families.hunyuan_video.spec import (
     swap_rule,
     video_model,
 )
-from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part
+from runner.families.parts.checkpoint import Finder, Naming, Part
+from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.llama import siglip_layers
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset

@@ -9,7 +9,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from runner.core.rng import forked
 from runner.families.hunyuan_video.tiny import TRANSFORMER, write_encoders
-from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_settings
 
 

@@ -12,11 +12,13 @@ from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, hunyuan_layers
 from runner.families.hunyuan_video.memory import forward, saved
 from runner.families.locate import KeyPath
-from runner.families.parts.checkpoint import CHECKPOINT, CONFIGS, Finder, Naming, Part, vocabulary_size
+from runner.families.parts.checkpoint import Finder, Naming, Part
 from runner.families.parts.clip import clip_layers
+from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.llama import llama_layers
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.parts.tokenizer_files import vocabulary_size
 from runner.families.parts.video_autoencoder import video_vae_layers
 from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
 from schemas import RunConfig

@@ -10,17 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.errors import Invalid
-from runner.families.locate import KeyPath, child_folder, locate_model, weights_in
+from runner.families.locate import KeyPath, child_folder, locate_model
+from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
 from runner.families.parts.identify import identify
 from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
+from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
 from runner.families.spec import Component, Model, ModelProblem
-from runner.formats.headers import Header, read_header
 from schemas import RunConfig
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-BUILTIN = Path(__file__).parent.parent / "sd" / "builtin"
-CHECKPOINT: KeyPath = ("model", "checkpoint")
 
 _DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of the autoencoder's attention layers in files written before diffusers 0.18."""
@@ -332,98 +328,3 @@ def _sub_folder(part: Part, place: Path) -> Path:
     own = place / part.folder
     alone = part.name == "denoiser" and not own.is_dir() and (place / "config.json").is_file()
     return place if alone else own
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A component's configuration. Raises `ModelProblem`."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelProblem(CHECKPOINT, f"{file} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ModelProblem(CHECKPOINT, f"{file} holds no table")
-    return content
-
-
-_SHARD = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.safetensors|\.bin)")
-
-
-def shards_of(file: Path, key: KeyPath) -> tuple[Path, ...]:
-    """The file, or all shards of which it is one. Raises `ModelProblem` where one is missing."""
-    match = _SHARD.fullmatch(file.name)
-    if match is None:
-        return (file,)
-    head, _, middle, total, tail = match.groups()
-    files = tuple(file.with_name(f"{head}{number:05d}{middle}{total}{tail}") for number in range(1, int(total) + 1))
-    for shard in files:
-        if not shard.is_file():
-            raise ModelProblem(key, f"the shard {shard.name} of {file.name} is missing", f"put it into {file.parent}")
-    return files
-
-
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weights of a component's folder: one file, or the shards of one model; empty where there are none."""
-    single = weights_in(folder)
-    if single is not None:
-        return (single,)
-    first = sorted(folder.glob("*-00001-of-*.safetensors"), key=lambda file: (len(file.name), file.name))
-    return shards_of(first[0], CHECKPOINT) if first else ()
-
-
-def header_of(file: Path, key: KeyPath) -> Header:
-    """The file's header, its problems named at a key of run.toml."""
-    try:
-        return read_header(file)
-    except Invalid as error:
-        raise ModelProblem(key, str(error), error.diagnostics[0].hint) from None
-
-
-# --- tokenizers -------------------------------------------------------------------------------------------------------
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json",
-)  # fmt: skip
-
-
-def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) -> Path | None:
-    """The folder of the tokenizer of text encoder `number`: what run.toml names, else the checkpoint's own, else None."""
-    key: KeyPath = ("model", f"tokenizer_{number}")
-    given = getattr(config.model, f"tokenizer_{number}")
-    if given is not None:
-        found = locate_model(given, folder, None, BUILTIN, key)
-        if not tokenizer_files(found):
-            raise ModelProblem(
-                key, f"{found} is no tokenizer: it needs tokenizer.json, spiece.model, or vocab.json and merges.txt"
-            )
-        return found
-    name = "tokenizer" if number == 1 else f"tokenizer_{number}"
-    beside = getattr(config.model, f"text_encoder_{number}")
-    places = [locate_model(beside, folder, None, BUILTIN, key)] if beside is not None else []
-    for candidate in (*places, *(entry.parent for entry in places), place):
-        own = candidate / name
-        if candidate.is_dir() and tokenizer_files(own):
-            return own
-    return None
-
-
-def vocabulary_size(folder: Path) -> int | None:
-    """Tokens of a tokenizer.json, added ones included; None where there is no such file. Raises `ModelProblem`."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    vocabulary = content.get("model", {}).get("vocab", {})
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = [entry.get("id", -1) for entry in content.get("added_tokens", []) if isinstance(entry, dict)]
-    return max([-1, *ids, *added]) + 1
-
-
-def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:
-    """The files that decide what a tokenizer does; empty where there is none."""
-    if folder is None or not folder.is_dir():
-        return ()
-    found = tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
-    given = {file.name for file in found}
-    complete = given & {"tokenizer.json", "spiece.model"} or {"vocab.json", "merges.txt"} <= given
-    return found if complete else ()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from runner.errors import RunFailed
-from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.files import CONFIGS
 from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
 

@@ -7,14 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from runner.families.parts.autoencoder import vae_layers
-from runner.families.parts.checkpoint import (
-    CHECKPOINT,
-    CONFIGS,
-    Finder,
-    Naming,
-    Part,
-)
+from runner.families.parts.checkpoint import Finder, Naming, Part
 from runner.families.parts.clip import clip_layers, open_clip_layers, projected_clip_layers
+from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers

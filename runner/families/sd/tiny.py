@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from runner.core.rng import forked
-from runner.families.parts.checkpoint import CONFIGS
+from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
 
 _UNET: dict[str, Any] = {

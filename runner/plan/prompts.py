@@ -1,0 +1,90 @@
+"""The prompts of a run: read, filled in, and what is wrong with them shown where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from runner.config.prompts import read_prompt_file
+from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt
+from runner.config.source import Source
+from runner.dataset.scan import known_pictures
+from runner.errors import Diagnostic, InvalidConfig
+from runner.families.locate import resolve_path
+from runner.families.spec import FamilySpec, Model
+from runner.store.store import Store
+from schemas import RunConfig
+from schemas.sampling import Prompt, Sampling
+
+
+@dataclass(frozen=True)
+class PromptReading:
+    """Reads the prompts of one run.toml; what is wrong joins `findings`."""
+
+    config: RunConfig
+    source: Source
+    folder: Path
+    spec: FamilySpec
+    store: Store
+    findings: list[Diagnostic]
+
+    def read(self) -> list[Prompt]:
+        """The prompts of the file, then those of [[sampling.prompts]]."""
+        prompts: list[Prompt] = []
+        name = self.config.sampling.prompt_file
+        if name is not None:
+            file, key = resolve_path(name, self.folder), ("sampling", "prompt_file")
+            if not file.is_file():
+                self.findings.append(Diagnostic(f"there is no prompt file {file}", self.source.value_places(key)))
+            else:
+                try:
+                    prompts += read_prompt_file(file, self.config.sampling.dialect or self.spec.defaults.dialect)
+                except InvalidConfig as error:
+                    self.findings.extend(error.diagnostics)
+        return prompts + self.config.sampling.prompts
+
+    def ready(
+        self, prompts: list[Prompt], model: Model, sampling: Sampling, drawn: Mapping[int, int]
+    ) -> tuple[list[ReadyPrompt], list[str]]:
+        """The prompts with nothing left open, and notes for the plan. `sampling` has its family's defaults."""
+        files = partial(prompt_file, self.store, self.folder)
+        readying = Readying(sampling, self.spec, model, self.config.run.seed, drawn, files, sampling.dialect)
+        ready = []
+        for index, prompt in enumerate(prompts):
+            try:
+                ready.append(readying.ready(index, prompt))
+            except PromptProblem as problem:
+                self._show(index, len(prompts), problem)
+        for index, warning in readying.warnings:
+            self._show(index, len(prompts), warning)
+        return ready, readying.notes
+
+    def _show(self, index: int, count: int, problem: PromptProblem) -> None:
+        """Where the key stands: in the prompt, in [sampling], or else the prompt itself."""
+        number = index - (count - len(self.config.sampling.prompts))
+        own: tuple[str | int, ...] = ("sampling", "prompts", number)
+        shared = ("sampling", problem.key)
+        severity: Literal["warning", "error"] = "warning" if problem.warns else "error"
+        if number >= 0 and self.source.value((*own, problem.key)) is not None:
+            places = self.source.value_places((*own, problem.key))
+        elif self.source.value(shared) is not None:
+            places = self.source.value_places(shared)
+        elif number >= 0:
+            places = self.source.header_places(own)
+        else:
+            places = self.source.value_places(("sampling", "prompt_file"))
+        self.findings.append(Diagnostic(f"prompt {index + 1}: {problem}", places, problem.hint, severity))
+
+
+def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
+    """The picture that a prompt names. Raises `PromptProblem`."""
+    path = resolve_path(name, folder)
+    if not path.is_file():
+        raise PromptProblem("image", f"there is no picture {path}")
+    content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
+    if content.problem is not None:
+        raise PromptProblem("image", f"{path} {content.problem}")
+    return PromptFile(str(path), content.digest)
