@@ -285,6 +285,22 @@ def test_base_weights_are_merged_first(place: Place) -> None:
     assert second.base_digests
 
 
+def test_base_weights_reach_frozen_text_encoders(place: Place) -> None:
+    """An adapter of the text encoder changes what captions and prompts are encoded to, and so the keys of the cache."""
+    place.write({"training": {"learning_rate": 0.05, "components": {"text_encoder_1": True}}})
+    applied(place.file)
+    (place.folder / "first.safetensors").write_bytes((place.output / "best.safetensors").read_bytes())
+    found = {}
+    for name, network in (("plain", {}), ("merged", {"base_weights": ["first.safetensors"]})):
+        place.write({"run": {"name": name}, "network": network})
+        applied(place.file, until="cache")
+        run = prepared(place.file)
+        encoder, texts = compile_graph(run).texts.encoder, compile_graph(run).runtime.text_batch_size
+        key = encoder.key(run.collection.items[0].text.strip(), texts)
+        found[name] = load_file(run.store.item("text", key))["hidden"]
+    assert not torch.allclose(found["plain"], found["merged"], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [

@@ -21,7 +21,7 @@ from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
-from runner.stages.modules import build, merge_base_weights
+from runner.stages.modules import build
 
 EXPORT_VERSION = 1
 _IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
@@ -97,7 +97,6 @@ def whole_model(
     """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
     names = only or tuple(context.runtime.model.components)
     others = {name: context.load(name, plain=True) for name in names if name not in modules}
-    merge_base_weights(context, others)
     base = plain_states({name: modules.get(name) or others[name] for name in names})
     if train.targets is not None:
         base = merged(train.targets, {key: tensor.cpu() for key, tensor in state.items()}, base)

@@ -25,7 +25,7 @@ from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
 from runner.stages.encode import load_text_encoders, tile
-from runner.stages.modules import Trained, build, merge_base_weights, swap_blocks
+from runner.stages.modules import Trained, build, swap_blocks
 from runner.stages.pictures import decode, encode_prompts, load_picture_parts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
 from runner.store.training import TrainFolder
@@ -148,7 +148,6 @@ class Sampling:
             trained = self._modules() if self.text_trains else {}
             self.encoders = load_text_encoders(self.context, trained)
             frozen = {name: module for name, module in self.encoders.items() if name not in trained}
-            merge_base_weights(self.context, frozen)
             self._merge(frozen)
         return self.encoders
 

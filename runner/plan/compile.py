@@ -101,7 +101,8 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     )
     encoders = {name: weights[name] for name in prepared.model.text_encoders}
     text_encoder = TextEncoder(
-        identity("encoders", *(f"{name}={digest}" for name, digest in encoders.items())), weights["tokenizer"],
+        identity("encoders", *(f"{name}={digest}" for name, digest in encoders.items()), *_base_weights(prepared)),
+        weights["tokenizer"],
         numerics.dtype, numerics.clip_skip, numerics.max_token_length, caching.dtype, numerics.text_encoder_quantization,
     )  # fmt: skip
     train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
@@ -182,10 +183,7 @@ def _train_inputs(
         )
         if network is not None
         else None,
-        base_weights=tuple(
-            f"{digest} x {multiplier:g}"
-            for digest, (_, multiplier) in zip(prepared.base_digests, prepared.base_weights, strict=True)
-        ),
+        base_weights=_base_weights(prepared),
         init_from=prepared.weights.get("init_from"),
         learning_rate=training.learning_rate,
         accumulation=training.gradient_accumulation_steps,
@@ -201,6 +199,12 @@ def _train_inputs(
         latents_cached=config.caching.latents != "off",
         texts_cached=config.caching.text != "off",
     )
+
+
+def _base_weights(prepared: Prepared) -> tuple[str, ...]:
+    """The adapters that are merged first: digest and multiplier of each."""
+    pairs = zip(prepared.base_digests, prepared.base_weights, strict=True)
+    return tuple(f"{digest} x {multiplier:g}" for digest, (_, multiplier) in pairs)
 
 
 def _guidance(prepared: Prepared) -> float | None:

@@ -14,7 +14,9 @@ from runner.core.precision import DTYPES
 from runner.core.process import give_back_memory
 from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
+from runner.formats.adapters import read_lora
 from runner.inputs import Numerics, Runtime
+from runner.networks.merge import merge_into
 from runner.stages.stop import StopFlag
 from runner.store.store import Store
 
@@ -34,7 +36,8 @@ class Context:
     def load(
         self, component: str, *, whole: torch.dtype | None = None, scratch_seed: int | None = None, plain: bool = False
     ) -> nn.Module:
-        """One component in the dtype of frozen weights; in that of `whole` where it trains whole. `plain`: not quantized."""
+        """One component in the dtype of frozen weights, with network.base_weights merged in; in that of `whole` where it
+        trains whole. `plain`: not quantized."""
         numerics = self.numerics
         quantization = {"vae": "none", "denoiser": numerics.quantization}.get(
             component, numerics.text_encoder_quantization
@@ -49,7 +52,16 @@ class Context:
             "none" if plain or whole is not None else quantization,
             self.runtime.split_attention,
         )
-        return self.family.load(self.runtime.model, component, options)
+        module = self.family.load(self.runtime.model, component, options)
+        if component not in self.family.picture_parts:
+            self._merge_base_weights(component, module)
+        return module
+
+    def _merge_base_weights(self, component: str, module: nn.Module) -> None:
+        """Merges network.base_weights into a component: everything that runs it sees the merged weights."""
+        for file, multiplier in self.runtime.base_weights:
+            lora = read_lora(file, self.runtime.layers, multiplier)
+            merge_into({component: module}, lora.targets, lora.state)
 
     def free(self) -> None:
         """Gives memory back after a component was dropped."""

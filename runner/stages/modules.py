@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from runner.core.swap import BlockSwap
 from runner.errors import RunFailed
-from runner.formats.adapters import read_adapters, read_lora
+from runner.formats.adapters import read_adapters
 from runner.inputs import TrainInputs
 from runner.networks.attach import Dropouts, attach
-from runner.networks.merge import merge_into
 from runner.seeding import derive
 from runner.stages.context import Context
 
@@ -43,13 +42,6 @@ def learning_rates(inputs: TrainInputs) -> dict[str, float]:
     return {name: inputs.learning_rate if value is True else float(value) for name, value in rates.items()}
 
 
-def merge_base_weights(context: Context, modules: Mapping[str, nn.Module]) -> None:
-    """Merges network.base_weights into those of the modules that they are for."""
-    for file, multiplier in context.runtime.base_weights:
-        lora = read_lora(file, context.runtime.layers, multiplier)
-        merge_into(modules, lora.targets, lora.state)
-
-
 def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: bool = False) -> Trained:
     """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train. `plain`: nothing is
     quantized, for files that hold the whole model."""
@@ -62,7 +54,6 @@ def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: 
         seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
         modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed, plain=plain)
     context.free()  # what packing quantized weights has left
-    merge_base_weights(context, modules)
     if inputs.targets is not None:
         adapter = inputs.adapter
         assert adapter is not None
