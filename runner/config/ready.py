@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.config.sections import SectionProblem, parse_sections
+from runner.config.sections import SectionProblem, joined, parse_sections
 from runner.dataset.clips import whole
 from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
 from runner.families.spec import FamilySpec, Model
@@ -320,9 +320,7 @@ def _located(text: str, base: Path) -> str:
         said = parse_sections(text)
     except SectionProblem:
         return text  # said where it is used
-    if set(said.specs.values()) <= {"0"} and len(said.values) == 1:
-        return _absolute(next(iter(said.values.values())), base)
-    return ";;;".join(f"{number}:{_absolute(value, base)}" for number, value in said.values.items())
+    return joined({number: _absolute(value, base) for number, value in said.values.items()})
 
 
 def _absolute(name: str, base: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SEPARATOR = ";;;"
@@ -31,10 +31,6 @@ class Sectioned:
         front = [number for number in self.values if number >= 0]
         chosen = min(front) if front else min(self.values, default=None)
         return None if chosen is None else self.values[chosen]
-
-    def own(self, index: int, sections: int) -> str | None:
-        """The value that is said for this section itself; None where there is none."""
-        return next((self.values[number] for number in (index - sections, index) if number in self.values), None)
 
     def check(self, sections: int) -> None:
         """Raises `SectionProblem` where a section that does not exist is named."""
@@ -77,8 +73,8 @@ def _numbers(spec: str) -> Sequence[int]:
     return range(int(first), int(last) + 1)
 
 
-def joined(sectioned: Sectioned) -> str:
-    """The text again."""
-    if set(sectioned.values) == {0}:
-        return sectioned.values[0]
-    return SEPARATOR.join(f"{number}:{value}" for number, value in sectioned.values.items())
+def joined(values: Mapping[int, str]) -> str:
+    """The text of what is said for each section."""
+    if set(values) == {0}:
+        return values[0]
+    return SEPARATOR.join(f"{number}:{value}" for number, value in values.items())

@@ -50,7 +50,6 @@ class ClipRule:
     """Sections know their past (F1), not their future."""
     stills: bool = True
     """Whether pictures may be trained."""
-    videos: bool = True
     name: str = ""
     """The family and its variant, for messages."""
 

@@ -82,11 +82,6 @@ def frames_of(sections: int, window: int, factor: int = 4) -> int:
     return factor * sections * window + 1
 
 
-def least_frames(window: int, factor: int = 4) -> int:
-    """Frames of the shortest clip."""
-    return frames_of(1, window, factor)
-
-
 def paddings(sections: int) -> list[int]:
     """How far ahead of a section's future it stands, in sections, in the order of generation (the last section first)."""
     if sections > 4:

@@ -67,9 +67,7 @@ class Apply:
         device = choose_device(prepared.config.run.device)
         prepare_torch(prepared.config.run.deterministic, self.graph.runtime.threads)
         optimizer = self.graph.train.optimizer
-        if (
-            optimizer.type not in OPTIMIZERS
-        ):  # a class by its full name: its arguments are checked before anything is loaded
+        if optimizer.type not in OPTIMIZERS:  # a class by its full name: checked before anything is loaded
             optimizer_arguments(optimizer, optimizer_class(optimizer.type))
         self.environment = environment(_device_name(device))
         bundle = family(prepared.config.model.family)

@@ -114,7 +114,6 @@ class _Prediction:
             everything = sum(part.parameters for part in parts.values())
             phases["publish"] = (2 * sum(weights.values()) if ask.device == "cpu" else 0) + 2 * everything
         together = 1 if ask.model.makes_video else SCORED_TOGETHER
-        together = 1 if ask.model.makes_video else SCORED_TOGETHER
         phases["select"] = denoiser + self.denoiser.forward(
             self.layers, self._use(together, area, self._seen(ask.frames))
         )
