@@ -225,10 +225,11 @@ def test_bad_clips_stop_or_are_left_out(video_place: Make, choice: str) -> None:
     place.write(merged(changes_of("hunyuan_video", dataset={"held_out": None}), changes))
     run = prepared(place.file)
     assert {item.name for item in run.collection.bad} == {"clips/broken.mp4", "clips/empty.mp4"}
-    assert run.notes == ["clips/1.mp4 has 21 frames: too short for target_frames 25"]
+    said = "1 videos are too short for target_frames 25 (clips/1.mp4 has 21 frames); their shorter windows are used"
+    assert run.dataset_notes.render() == [said]
     out = place.run("plan").ok().out
     assert "left out     clips/broken.mp4 cannot be decoded" in out
-    assert "clips/1.mp4 has 21 frames: too short for target_frames 25" in out
+    assert f"  dataset\n    {said}\n" in out
 
 
 # --- musubi-tuner's dataset files -------------------------------------------------------------------------------------

@@ -25,9 +25,18 @@ def command(file: Path, settings: tuple[str, ...], as_json: bool) -> int:
         out.record({"valid": False, "diagnostics": [finding.as_record() for finding in error.diagnostics]})
         return Exit.INVALID
     if as_json:
-        out.record({"valid": True, "diagnostics": [finding.as_record() for finding in prepared.warnings]})
+        out.record(
+            {
+                "valid": True,
+                "diagnostics": [finding.as_record() for finding in prepared.warnings],
+                "notes": prepared.notes,
+                "dataset_notes": prepared.dataset_notes.as_records(),
+            }
+        )
         return Exit.DONE
     out.diagnostics(prepared.warnings)
+    for note in (*prepared.dataset_notes.render(), *prepared.notes):
+        out.say(f"note: {note}")
     items = len(prepared.collection.items)
     out.data(f"{file} is valid: {items:,} items, {prepared.length.steps:,} steps")
     return Exit.DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from runner.dataset.buckets import Bucketing, BucketRule, Size
@@ -13,6 +13,7 @@ from runner.dataset.captions import CaptionRule
 from runner.dataset.clips import Clip, ClipRule, count_kept, windows
 from runner.dataset.encodings import ItemSettings, Look, TrainItem
 from runner.dataset.folders import Folder
+from runner.dataset.notes import Notes
 from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
@@ -40,8 +41,6 @@ class Collection:
     groups: list[Group]
     batches_per_epoch: int
     uses_per_epoch: int
-    notes: list[str] = field(default_factory=list)
-    """What of the videos is not used, and why."""
 
 
 def bucket_rule(
@@ -58,11 +57,11 @@ def bucket_rule(
 
 def collect(
     scanned: Scan, scanned_held_out: Scan | None, buckets: Buckets, held_out: HeldOut | None,
-    native_size: int | list[int], bucket_step: int, seed: int, clips: ClipRule | None = None,
+    native_size: int | list[int], bucket_step: int, seed: int, clips: ClipRule | None = None, notes: Notes | None = None,
 ) -> Collection:  # fmt: skip
-    """Raises `CollectProblem` where nothing would be left to train on."""
+    """What is not used, and why, goes to `notes`. Raises `CollectProblem` where nothing would be left to train on."""
     bad = list(scanned.bad)
-    fitting = _Fitting(buckets, native_size, bucket_step, clips)
+    fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes)
     placed = fitting.place(scanned.items, bad)
     evaluated: list[TrainItem] = []
     if scanned_held_out is not None:
@@ -85,16 +84,17 @@ def collect(
     )  # fmt: skip
     batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
     uses = sum(len(group.uses) for group in groups)
-    return Collection(placed, evaluated, bad, groups, batches, uses, fitting.notes)
+    return Collection(placed, evaluated, bad, groups, batches, uses)
 
 
 _CONTENT_ORDER = attrgetter("order")
 
 
 class _Fitting:
-    def __init__(self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None) -> None:
-        self.buckets, self.native_size, self.step, self.clips = buckets, native_size, step, clips
-        self.notes: list[str] = []
+    def __init__(
+        self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None, notes: Notes
+    ) -> None:
+        self.buckets, self.native_size, self.step, self.clips, self.notes = buckets, native_size, step, clips, notes
         self.bucketings: dict[BucketRule, Bucketing] = {}
         self.settings: dict[int, tuple[ItemSettings, Bucketing]] = {}
 
@@ -146,7 +146,10 @@ class _Fitting:
             return []
         if missing:
             listed = ", ".join(map(str, missing))
-            self.notes.append(f"{item.name} has {item.frames} frames{kept}: too short for target_frames {listed}")
+            self.notes.add(
+                f"videos are too short for target_frames {listed}", "their shorter windows are used",
+                [f"{item.name} has {item.frames} frames{kept}"],
+            )  # fmt: skip
         clips: list[TrainItem] = []
         for start, length in found:
             clip = Clip(start, length, options.source_fps, rule.fps)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from runner.dataset.buckets import Size
 from runner.dataset.encodings import Mask
 from runner.dataset.folders import Folder, SourceProblem, is_media
+from runner.dataset.notes import Notes
 from runner.dataset.probe import probe_caption, probe_image, probe_video
 from runner.store.index import FileContent, Index, Stamp, stamp
 
@@ -53,18 +54,21 @@ class Scan:
     bad: list[BadItem]
 
 
-def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = None) -> Scan:
-    """Lists and reads the folders. Raises `SourceProblem` where a folder has no pictures at all."""
+def scan(folders: Iterable[Folder], index: Index, progress: Progress | None = None, notes: Notes | None = None) -> Scan:
+    """Lists and reads the folders; what is left out or read in a way to be known goes to `notes`. Raises `SourceProblem` where a folder has no pictures at all."""
     items: list[Item] = []
     bad: list[BadItem] = []
+    notes = Notes() if notes is None else notes
     for folder in folders:
-        names = _scan_folder(folder, index, progress, items, bad)
+        names = _scan_folder(folder, index, progress, items, bad, notes)
         if names == 0:
             raise SourceProblem(folder.number, f"no {folder.noun} in {folder.path}")
     return Scan(items, bad)
 
 
-def _scan_folder(folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem]) -> int:
+def _scan_folder(
+    folder: Folder, index: Index, progress: Progress | None, items: list[Item], bad: list[BadItem], notes: Notes
+) -> int:
     location, extension = str(folder.path), folder.options.caption_extension
     if folder.listing is not None:
         captions = dict.fromkeys(folder.listing, "")

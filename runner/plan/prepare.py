@@ -16,6 +16,7 @@ from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
 from runner.dataset.folders import Folder, SourceProblem, held_out_folder, source_folders
 from runner.dataset.kohya import options_of, read_dataset_file
+from runner.dataset.notes import Notes
 from runner.dataset.scan import BadItem, Progress, scan
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
@@ -50,6 +51,8 @@ class Prepared:
     prompts: list[ReadyPrompt]
     warnings: list[Diagnostic]
     notes: list[str]
+    dataset_notes: Notes
+    """What of the dataset is left out, changed or derived, counted."""
     store: Store
     init_from: Path | None
     base_weights: list[tuple[Path, float]]
@@ -91,6 +94,7 @@ class _Preparation:
         self.folder = self.source.file.absolute().parent
         self.spec = family_spec(config.model.family)
         self.options: list[ItemOptions] = []
+        self.dataset_notes = Notes()
         self.held_out = config.dataset.held_out
 
     def run(self) -> Prepared:
@@ -111,7 +115,7 @@ class _Preparation:
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,
-            [*notes, *collection.notes], self.store, init_from, base_weights,
+            notes, self.dataset_notes, self.store, init_from, base_weights,
         )  # fmt: skip
         _digests(prepared, self.may_defer)
         return prepared
@@ -270,9 +274,11 @@ class _Preparation:
             self.options = options_of(folders)
             if not self._kinds(folders, model):
                 return None
-            scanned = scan(folders, self.store.index, self.progress)
+            scanned = scan(folders, self.store.index, self.progress, self.dataset_notes)
             apart = held_out_folder(dataset, self.folder)
-            scanned_apart = scan([apart], self.store.index, self.progress) if apart is not None else None
+            scanned_apart = (
+                scan([apart], self.store.index, self.progress, self.dataset_notes) if apart is not None else None
+            )
         except SourceProblem as problem:
             key = ("dataset", "held_out", "path") if problem.number < 0 else self._source_key(problem.number)
             self._error(key, str(problem), problem.hint)
@@ -291,7 +297,7 @@ class _Preparation:
             collection = collect(
                 scanned, scanned_apart, dataset.buckets, self.held_out,
                 list(self.spec.defaults.resolution) if self.spec.defaults.resolution else model.native_size,
-                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None,
+                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None, self.dataset_notes,
             )  # fmt: skip
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)

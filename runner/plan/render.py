@@ -32,6 +32,8 @@ def render_plan(plan: Plan, figures: Figures, paint: Paint = lambda text, _: tex
     lines += _derived(plan, paint)
     for warning in prepared.warnings:
         lines += ["", warning.render()]
+    if len(prepared.dataset_notes):
+        lines += ["", "  dataset", *(f"    {note}" for note in prepared.dataset_notes.render())]
     lines += [f"  note: {note}" for note in prepared.notes]
     if prepared.deferred:
         lines.append(f"  note: the digest of {len(prepared.deferred)} large model files is left to apply")
@@ -172,4 +174,5 @@ def plan_record(plan: Plan, figures: Figures) -> dict[str, Any]:
         "derived": [{"key": item.key, "value": item.value, "why": item.why} for item in plan.prepared.derived],
         "warnings": [warning.as_record() for warning in plan.prepared.warnings],
         "notes": plan.prepared.notes,
+        "dataset_notes": plan.prepared.dataset_notes.as_records(),
     }

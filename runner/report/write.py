@@ -67,7 +67,9 @@ def write_report(
         ("base model", prepared.model.label),
         ("seconds a step", f"{manifest['seconds_per_step']:.3f}"),
     ]
+    noted = prepared.dataset_notes.render()
     blocks = [
+        *([("Dataset notes", "\n".join(noted))] if noted else []),
         ("Plan", plan_text),
         ("run.toml", prepared.source.text),
         ("Resolved configuration", "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat_config(prepared.config).items())),
