@@ -194,7 +194,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
 
 def write_lora(place: Place) -> None:
     """lora.safetensors: an adapter of the tiny model in Kohya's format."""
-    from runner.formats.adapters import kohya_state
+    from runner.formats.adapter_write import kohya_state
     from runner.formats.tensors import write_tensors
 
     run = prepared(place.write(BASE))

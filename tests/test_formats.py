@@ -21,7 +21,8 @@ from runner.families.registry import family
 from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
 from runner.families.sd3.spec import FINDER as SD3_FINDER
 from runner.families.spec import Target
-from runner.formats.adapters import diffusers_state, kohya_state, read_adapters
+from runner.formats.adapter_read import read_adapters
+from runner.formats.adapter_write import diffusers_state, kohya_state
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors, write_hashed_tensors, write_tensors
 from runner.networks.attach import Dropouts, attach

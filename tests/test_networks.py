@@ -15,7 +15,8 @@ from runner.errors import Invalid, InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.families.spec import Target
-from runner.formats.adapters import diffusers_state, kohya_state, read_adapters, read_lora
+from runner.formats.adapter_read import read_adapters, read_lora
+from runner.formats.adapter_write import diffusers_state, kohya_state
 from runner.formats.tensors import write_tensors
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merge_into, merged

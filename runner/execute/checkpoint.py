@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runner.errors import Invalid
 from runner.formats.adapter_names import is_adapter_file
-from runner.formats.adapters import read_adapters
+from runner.formats.adapter_read import read_adapters
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
 from runner.inputs import TrainInputs

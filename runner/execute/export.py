@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runner.atomic import new_folder
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
-from runner.formats.adapters import diffusers_state, kohya_state
+from runner.formats.adapter_write import diffusers_state, kohya_state
 from runner.formats.metadata import publish_metadata
 from runner.formats.tensors import write_hashed_tensors, write_tensors
 from runner.inputs import TrainInputs

@@ -18,7 +18,7 @@ from runner.data.images import to_picture
 from runner.execute.checkpoint import find_checkpoint, load_weights
 from runner.execute.export import whole_model
 from runner.families.registry import family
-from runner.formats.adapters import read_lora
+from runner.formats.adapter_read import read_lora
 from runner.formats.tensors import tensor_bytes, write_hashed_tensors
 from runner.networks.merge import merge_into
 from runner.plan.diff import current_graph

@@ -29,6 +29,8 @@ _SUFFIXES = {
     **{f".{name}": name for name in _LYCORIS},
 }  # fmt: skip
 _PEFT_ROOTS = ("base_model.model.", "")
+ADAPTER_METADATA = "lora_adapter_metadata"
+"""The key under which diffusers looks for rank and alpha; without it a file is loaded with alpha = rank."""
 
 
 @dataclass(frozen=True)

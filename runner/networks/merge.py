@@ -70,6 +70,11 @@ def _rotation(skew: Tensor, width: int) -> Tensor:
     return torch.block_diag(*rotations)
 
 
+def halves_swapped(tensor: Tensor) -> Tensor:
+    """The rows' second half first: some layers say scale and shift the other way round than their originals."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
 def merge_into(modules: Mapping[str, nn.Module], targets: Sequence[Target], state: State) -> None:
     """Adds adapters to the weights of those modules that are there. Each weight is made anew: it may be a file's map."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -14,7 +14,7 @@ from runner.core.precision import DTYPES
 from runner.core.process import give_back_memory
 from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
-from runner.formats.adapters import read_lora
+from runner.formats.adapter_read import read_lora
 from runner.inputs import Numerics, Runtime
 from runner.networks.merge import merge_into
 from runner.stages.stop import StopFlag
