@@ -1,12 +1,15 @@
 # make quickstart   sets up .venv and trains the quickstart on the built-in model
 # make test         sets up .venv and runs the tests
 # make slow         the tests of full-size models and of twenty kills
+# make fuzz         an hour of hostile input for every reader (SECONDS=600 for ten minutes)
 # make lint         ruff, types, layers
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test slow lint setup clean
+SECONDS ?= 3600
+
+.PHONY: quickstart test slow fuzz lint setup clean
 
 quickstart: $(STAMP)
 	$(BIN)/runner apply recipes/quickstart/run.toml
@@ -16,6 +19,11 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(STAMP)
+	@end=$$(( $$(date +%s) + $(SECONDS) )); while [ $$(date +%s) -lt $$end ]; do \
+		RUNNER_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -m fuzz -n 2 --hypothesis-seed=$$(date +%s) || exit 1; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

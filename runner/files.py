@@ -1,0 +1,115 @@
+"""Reads files that a user or a dataset names: regular ones only, of a bounded size; and guards what parses them.
+
+A named pipe, a device or a socket would be waited for or read for ever. Whatever is wrong is an `OSError` whose `strerror`
+says it in words, so that one `except OSError` says all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+MOST_TEXT_BYTES = 2**20
+"""Of a file that people write by hand: run.toml, prompts, a dataset's settings."""
+MOST_JSON_BYTES = 64 * 2**20
+"""Of a file that programs write: plan.json, a tokenizer's vocabulary."""
+_KINDS = (
+    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)  # fmt: skip
+
+
+def open_regular(file: Path | str, most: int | None = None) -> BinaryIO:
+    """Opens a regular file of at most `most` bytes for reading. Raises `OSError` for any other, and never waits."""
+    problem = name_problem(str(file))
+    if problem is not None:
+        raise OSError(errno.EINVAL, problem, str(file))
+    # Opening a named pipe would wait for its writer.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            code = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+            raise OSError(code, f"it is {_kind(found.st_mode)}, not a file", str(file))
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes; at most {most:,} are read", str(file))
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(file: Path | str, most: int) -> bytes:
+    """A regular file's content. Raises `OSError`."""
+    with open_regular(file, most) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:  # it grew, or says another size than it has
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
+    return content
+
+
+def file_problem(file: Path | str) -> str | None:
+    """Why a name is not that of a regular file; None where it is one."""
+    problem = name_problem(str(file))
+    if problem is not None:
+        return f"{shown_path(file)} is no file: {problem}"
+    try:
+        mode = os.stat(file).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no file {file}"
+    except OSError as error:
+        return f"{shown_path(file)} cannot be read: {error.strerror}"
+    return None if stat.S_ISREG(mode) else f"{file} is {_kind(mode)}, not a file"
+
+
+def name_problem(name: str) -> str | None:
+    """Why a text cannot be the name of any file; None where it can."""
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        return "its name holds half a character (a lone surrogate)"
+    if b"\0" in encoded:
+        return "its name holds a NUL character"
+    if len(encoded) > 4095 or any(len(part) > 255 for part in encoded.split(os.sep.encode())):
+        return "its name is too long: 255 bytes a part and 4,095 in all are the most"
+    return None
+
+
+def shown_path(file: Path | str) -> str:
+    """A path for a message, not longer than a line or two."""
+    text = str(file)
+    return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
+
+
+def _kind(mode: int) -> str:
+    return next((words for test, words in _KINDS if test(mode)), "of an unknown kind")
+
+
+@contextmanager
+def parsing(problem: Callable[[str], Exception]) -> Iterator[None]:
+    """Around the parsing of a text from outside, and nothing else: whatever that raises becomes `problem(reason)`."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError, EOFError) as error:  # fmt: skip
+        raise problem(reason(error)) from None
+
+
+def reason(error: Exception) -> str:
+    """What parsing raised, in words."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, UnicodeError):
+        at = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        return f"it is not UTF-8{at}"
+    text = str(error)
+    if "integer string conversion" in text:
+        return "a number of it has more than 4,300 digits"
+    text = text or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
