@@ -21,7 +21,10 @@ def command(place: Path, as_json: bool) -> int:
     """Show every run that uses the store of PLACE (a folder, or one run.toml)."""
     folder = place.parent if place.is_file() else place
     store = find_store(folder)
-    rows = [status_of(store, record) for _, record in store.registered()] if store.root.is_dir() else []
+    registered, damaged = store.registry()
+    for error in damaged:
+        out.say(f"note: the record of a run is damaged: {error.file} ({error}); apply it again, or delete the record")
+    rows = [status_of(store, record) for _, record in registered]
     if place.is_file():
         rows = [row for row in rows if Path(row["file"]) == place.absolute()]
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from runner.atomic import write_bytes
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
-from runner.store.store import Store
+from runner.store.records import sound_record
+from runner.store.store import RUN, Store
 from schemas import RunConfig
 from schemas.walk import all_keys
 
@@ -28,20 +30,17 @@ class Applied:
     def items(self) -> dict[str, list[str]]:
         """Name → [picture's digest, caption's hash]."""
         try:
-            content: dict[str, list[str]] = json.loads(gzip.decompress(self.items_file.read_bytes()))
-            return content
-        except (OSError, ValueError):
+            content = json.loads(gzip.decompress(self.items_file.read_bytes()))
+            return {str(name): [str(picture), str(caption)] for name, (picture, caption) in content.items()}
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
             return {}
 
 
 def last_applied(store: Store, output_dir: Path) -> Applied | None:
-    """The record of a run's last apply; None for a new run."""
+    """The record of a run's last apply; None for a new run, or where the record is damaged."""
     file = store.run_record(output_dir)
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Applied(record, file.with_suffix(".items.gz"))
+    record = sound_record(file, {**RUN, "config": dict, "bits": dict, "weights": {str: str}, "steps": int})
+    return Applied(record, file.with_suffix(".items.gz")) if record is not None else None
 
 
 def remember(prepared: Prepared, content: dict[str, Any], keys: dict[str, list[str]]) -> None:

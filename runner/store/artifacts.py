@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+from runner.store.records import sound_record
 from runner.store.store import Store
+
+RECORD = "selection.json"
+SELECTION = {
+    "chosen": {"step": int, "weights": str},
+    "reason": str,
+    "candidates": [{"step": int, "weights": str, "verdict": str}],
+}
 
 
 def read_selection(store: Store, fingerprint: str) -> dict[str, Any] | None:
-    """The record of a finished selection."""
-    file: Path = store.artifact("select", fingerprint) / "selection.json"
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError):
-        return None
+    """The record of a finished selection; None where there is none, or a damaged one."""
+    return sound_record(store.artifact("select", fingerprint) / RECORD, SELECTION)

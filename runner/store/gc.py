@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,12 @@ def collect_garbage(store: Store) -> Garbage:
     needed: dict[str, set[str]] = {kind: set() for kind in EXTENSIONS}
     kept: set[Path] = set()
     exports: set[str] = set()
-    for file, record in store.registered():
+    registered, damaged = store.registry()
+    if damaged:
+        garbage.notes += [f"the record of a run is damaged: {error.file} ({error})" for error in damaged]
+        garbage.notes.append("nothing is deleted: apply those runs again, or delete the records of runs that are gone")
+        return garbage
+    for file, record in registered:
         output = store.path_of(record["output_dir"])
         if not store.path_of(record["file"]).exists() and not output.exists():
             garbage.notes.append(f"run {record['name']!r} is gone ({record['file']})")
@@ -75,7 +81,7 @@ def collect_garbage(store: Store) -> Garbage:
 def delete_garbage(store: Store, garbage: Garbage) -> None:
     """Deletes it. Raises `Held` where a run of the store is going on."""
     with held(store.lock_file("store"), "the store", wait_seconds=10):
-        for _, record in store.registered():
+        for _, record in store.registry()[0]:
             output = store.path_of(record["output_dir"])
             if is_held(store.run_lock(output)):
                 raise Held(f"run {record['name']!r} is going on; nothing is deleted", hint="wait for it")
@@ -92,9 +98,9 @@ def delete_garbage(store: Store, garbage: Garbage) -> None:
 
 def _keys(file: Path) -> dict[str, list[str]] | None:
     try:
-        content: dict[str, list[str]] = json.loads(gzip.decompress(file.with_suffix(".keys.gz").read_bytes()))
-        return content
-    except (OSError, ValueError):
+        content = json.loads(gzip.decompress(file.with_suffix(".keys.gz").read_bytes()))
+        return {str(kind): [str(key) for key in keys] for kind, keys in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
         return None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.atomic import copy_file, write_json
+from runner.atomic import copy_file
+from runner.errors import Invalid
+from runner.store.records import DamagedRecord, read_record, write_record
 from runner.store.store import Store
 
 
@@ -66,11 +67,11 @@ SEEDS = "seeds.json"
 
 def read_pin(output_dir: Path) -> dict[str, Any] | None:
     """The checkpoint that was chosen by hand with `runner select --step`."""
-    return _read(output_dir / PIN)
+    return _read(output_dir / PIN, {"step": int, "weights": str}, "choose again with `runner select --step`")
 
 
 def write_pin(output_dir: Path, step: int, weights: str) -> None:
-    write_json(output_dir / PIN, {"version": 1, "step": step, "weights": weights})
+    write_record(output_dir / PIN, {"version": 1, "step": step, "weights": weights})
 
 
 def clear_pin(output_dir: Path) -> None:
@@ -79,20 +80,30 @@ def clear_pin(output_dir: Path) -> None:
 
 def read_drawn_seeds(output_dir: Path) -> dict[int, int]:
     """Prompt index → the seed that was drawn for a prompt with seed = -1."""
-    content = _read(output_dir / SEEDS) or {}
-    return {int(index): int(seed) for index, seed in content.get("seeds", {}).items()}
+    file, way_out = output_dir / SEEDS, "new seeds are drawn at the next apply"
+    content = _read(file, {"seeds": dict}, way_out) or {"seeds": {}}
+    try:
+        return {int(index): int(seed) for index, seed in content["seeds"].items()}
+    except (ValueError, TypeError):
+        raise _damaged(file, "its seeds are no numbers", way_out) from None
 
 
 def write_drawn_seeds(output_dir: Path, seeds: dict[int, int]) -> None:
-    write_json(output_dir / SEEDS, {"version": 1, "seeds": {str(index): seed for index, seed in sorted(seeds.items())}})
+    write_record(
+        output_dir / SEEDS, {"version": 1, "seeds": {str(index): seed for index, seed in sorted(seeds.items())}}
+    )
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path, shape: dict[str, Any], way_out: str) -> dict[str, Any] | None:
+    """What a person decided, or a draw: nothing else knows it, so a damaged one is an error."""
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError):
-        return None
+        return read_record(file, shape)
+    except DamagedRecord as error:
+        raise _damaged(file, str(error), way_out) from None
+
+
+def _damaged(file: Path, reason: str, way_out: str) -> Invalid:
+    return Invalid(f"{file} is damaged: {reason}", hint=f"delete it; {way_out}")
 
 
 def sample_stem(step: int | None, weights: str, label: str, prompt: int) -> str:

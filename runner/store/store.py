@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import write_json
 from runner.errors import Invalid
 from runner.store.index import Index
+from runner.store.records import DamagedRecord, read_record, write_record
 
 ENVIRONMENT = "RUNNER_STORE"
 FOLDER = ".runner"
@@ -25,6 +24,9 @@ EXTENSIONS = {
     "settings": ".json",
     "scores": ".json",
 }
+
+RUN = {"file": str, "output_dir": str, "name": str, "fingerprints": {str: str}}
+"""What a run's record must have."""
 
 
 def find_store(folder: Path) -> Store:
@@ -48,7 +50,7 @@ class Store:
     @cached_property
     def index(self) -> Index:
         try:
-            return Index(self.root / "index.sqlite")
+            return Index(self.root / "index.sqlite", self._item_files)
         except OSError as error:
             raise Invalid(
                 f"the store {self.root} cannot be written: {error.strerror}",
@@ -58,6 +60,15 @@ class Store:
     def item(self, kind: str, key: str) -> Path:
         """The file of one encoded item, picture or score."""
         return self.root / "items" / kind / key[:2] / (key + EXTENSIONS[kind])
+
+    def _item_files(self) -> Iterator[tuple[str, str, int]]:
+        """(kind, key, size) of every item that is there."""
+        for kind, extension in EXTENSIONS.items():
+            for folder in _folders(self.root / "items" / kind):
+                for entry in os.scandir(folder):
+                    stem, dot, rest = entry.name.partition(".")
+                    if stem and dot + rest == extension and entry.is_file():
+                        yield kind, stem, entry.stat().st_size
 
     def index_existing(self, kind: str, keys: Iterable[str]) -> None:
         """Adds files to the index that are there but not in it: a kill may come between writing one and noting it."""
@@ -107,13 +118,22 @@ class Store:
 
     def register(self, output_dir: Path, record: dict[str, Any]) -> None:
         """`record` has the run's `file` and `output_dir` as portable names."""
-        write_json(self.run_record(output_dir), record)
+        write_record(self.run_record(output_dir), record)
 
-    def registered(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """(file, record) of each run that uses this store."""
+    def registry(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[DamagedRecord]]:
+        """(file, record) of each run that uses this store; and the records that are damaged."""
         folder = self.root / "runs"
+        found: list[tuple[Path, dict[str, Any]]] = []
+        damaged: list[DamagedRecord] = []
         for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-            yield file, json.loads(file.read_text(encoding="utf-8"))
+            try:
+                record = read_record(file, RUN)
+            except DamagedRecord as error:
+                damaged.append(error)
+                continue
+            if record is not None:
+                found.append((file, record))
+        return found, damaged
 
 
 def _folders(parent: Path) -> Iterator[Path]:
