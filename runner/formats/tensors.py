@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runner.errors import Invalid, RunFailed
 from runner.formats.headers import PICKLE_SUFFIXES, Header, read_safetensors_header
+from runner.formats.pickles import read_pickle_header
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -82,6 +83,7 @@ def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | st
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
+    read_pickle_header(file)  # PyTorch's own reader has no bounds
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     for wrapper in ("state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
