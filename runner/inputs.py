@@ -15,7 +15,7 @@ from typing import Any
 from runner.config.ready import ReadyPrompt
 from runner.dataset.buckets import View
 from runner.dataset.encodings import ItemSettings, TrainItem, items_digest
-from runner.dataset.order import Group
+from runner.dataset.order import Cycle, Group
 from runner.families.spec import Model, Target
 from runner.plan.fingerprint import fingerprint, identity
 from schemas.selection import Publish, Veto
@@ -164,6 +164,7 @@ class TrainInputs:
     ema: Ema | None
     items: tuple[TrainItem, ...]
     groups: tuple[Group, ...]
+    cycle: Cycle | None
     latents_cached: bool
     texts_cached: bool
 
@@ -200,6 +201,8 @@ class TrainInputs:
         facts["adapter"] = None if self.adapter is None else dict(self.adapter.__dict__)
         facts["targets"] = None if self.targets is None else [target.facts() for target in self.targets]
         facts["items"] = self.items_digest
+        if self.cycle is not None:
+            facts["turns"] = self.cycle.turns
         facts["variants"] = [varies["latents"] and self.latents_cached, varies["texts"] and self.texts_cached]
         return facts
 
@@ -212,7 +215,7 @@ class TrainInputs:
 
 
 _TRAIN_FACTS = frozenset(TrainInputs.__dataclass_fields__) - {
-    "items", "groups", "targets", "adapter", "latents_cached", "texts_cached"
+    "items", "groups", "cycle", "targets", "adapter", "latents_cached", "texts_cached"
 }  # fmt: skip
 
 

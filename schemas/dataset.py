@@ -163,7 +163,7 @@ class Source(ItemOptions):
     """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""
 
     regularization: bool = key(False, effect="trajectory", stage="train")
-    """Regularization pictures: they cycle until they match the number of training pictures, and are never held out."""
+    """Regularization pictures: as many uses an epoch as training pictures have, each in its turn, through the epochs; never held out. Equal ones of equal settings count once."""
 
     weight: float = key(1.0, effect="trajectory", stage="train", ge=0)
     """Factor on the loss of this source's items."""

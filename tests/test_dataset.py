@@ -15,7 +15,7 @@ from PIL import Image
 
 from runner.dataset.buckets import Bucketing, BucketRule, bucket_sizes
 from runner.dataset.captions import CaptionRule, render
-from runner.dataset.order import Group, Use, batches_per_epoch, epoch_batches, regularization_repeats, steps_per_epoch
+from runner.dataset.order import Group, Use, batches_per_epoch, epoch_batches, steps_per_epoch
 from schemas.dataset import ItemOptions
 from tests.inprocess import prepared
 from tests.support import DATA, Place
@@ -157,11 +157,6 @@ def test_476_pictures_ten_times_at_batch_six_are_794_steps() -> None:
     assert batches_per_epoch([(4760, 6)]) == 794
     assert steps_per_epoch(794, 1) == 794
     assert steps_per_epoch(10, 4) == 3
-
-
-def test_regularization_items_match_the_training_uses() -> None:
-    assert regularization_repeats(10, 4) == [3, 3, 2, 2]
-    assert regularization_repeats(2, 4) == [1, 1, 0, 0]
 
 
 @given(

@@ -17,7 +17,7 @@ from runner.data.images import PictureRequest
 from runner.data.items import Encodings, stacked
 from runner.dataset.buckets import Size, View
 from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
-from runner.dataset.order import Use, epoch_batches
+from runner.dataset.order import Use, epoch_batches, steps_per_epoch
 from runner.diffusion.timesteps import draw_discrete, draw_timestep
 from runner.inputs import TrainInputs
 from runner.seeding import rng
@@ -118,11 +118,12 @@ class StepLoader:
 
     def _specs(self, step: int) -> Iterator[list[_Spec]]:
         accumulation = self.inputs.accumulation
-        batches = epoch_batches(self.inputs.groups, self.inputs.seed, 0)
-        per_epoch = -(-len(batches) // accumulation)
+        per_epoch = steps_per_epoch(
+            len(epoch_batches(self.inputs.groups, self.inputs.seed, 0, self.inputs.cycle)), accumulation
+        )
         epoch = step // per_epoch
         while True:
-            batches = epoch_batches(self.inputs.groups, self.inputs.seed, epoch)
+            batches = epoch_batches(self.inputs.groups, self.inputs.seed, epoch, self.inputs.cycle)
             for index in range(step - epoch * per_epoch, per_epoch):
                 chosen = batches[index * accumulation : (index + 1) * accumulation]
                 total = sum(len(batch) for batch in chosen)
@@ -141,7 +142,7 @@ class StepLoader:
         for position in positions:
             use = spec.uses[position]
             item = inputs.items[use.item]
-            number = spec.epoch * item.repeats + use.occurrence
+            number = use.occurrence if item.settings.regularization else spec.epoch * item.repeats + use.occurrence
             views.append((item, view_of_use(item, seed, number, inputs.latents_cached)))
             dropped = is_dropped(item, seed, number, spec.epoch)
             texts.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -14,7 +15,7 @@ from runner.dataset.clips import Clip, ClipRule, count_kept, windows
 from runner.dataset.encodings import ItemSettings, Look, TrainItem
 from runner.dataset.folders import Folder
 from runner.dataset.notes import Notes
-from runner.dataset.order import Group, batches_per_epoch, group_items, regularization_repeats
+from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
 from runner.seeding import lot
@@ -41,6 +42,8 @@ class Collection:
     groups: list[Group]
     batches_per_epoch: int
     uses_per_epoch: int
+    cycle: Cycle | None = None
+    """The turns of the regularization items."""
 
 
 def bucket_rule(
@@ -73,18 +76,33 @@ def collect(
         chosen = _held_out_digests(placed, held_out, seed)
         evaluated = [item for item in placed if item.digest in chosen and not item.settings.regularization]
         placed = [item for item in placed if item.digest not in chosen]
-    placed = _with_regularization(placed)
+    placed = _once(placed, fitting.notes)
     placed.sort(key=_CONTENT_ORDER)
     evaluated.sort(key=_CONTENT_ORDER)
     if not any(not item.settings.regularization for item in placed) and not bad:
         raise CollectProblem(("dataset", "sources"), "no item is left to train on", "add pictures or hold out fewer")
+    turning = _in_turn(placed)
     groups = group_items(
         [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
         [item.repeats for item in placed], range(len(placed)), [item.layout for item in placed] if clips else (),
+        set(turning),
     )  # fmt: skip
-    batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
     uses = sum(len(group.uses) for group in groups)
-    return Collection(placed, evaluated, bad, groups, batches, uses)
+    if not turning or not uses:
+        batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
+        return Collection(placed, evaluated, bad, groups, batches, uses)
+    groups, cycle = make_cycle(groups, turning, uses)
+    if uses < len(turning):
+        fitting.notes.add(
+            "regularization pictures are used in the first epoch, the others in those after it",
+            f"all have had a turn after {-(-len(turning) // uses)} epochs; more repeats of the training sources bring more an epoch",
+            count=uses, of=len(turning),
+        )  # fmt: skip
+    first = Counter(use.item for _, use in cycle.uses(0))
+    placed = [
+        item._replace(repeats=first[n]) if item.settings.regularization else item for n, item in enumerate(placed)
+    ]
+    return Collection(placed, evaluated, bad, groups, cycle.batches, 2 * uses, cycle)
 
 
 _CONTENT_ORDER = attrgetter("order")
@@ -240,12 +258,41 @@ def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[s
     return set(heapq.nsmallest(count, candidates, key=lambda digest: lot(seed, digest)))
 
 
-def _with_regularization(items: list[TrainItem]) -> list[TrainItem]:
-    """Regularization items get the repeats that make them match the training uses; those with none fall out."""
-    regular = sorted((item for item in items if item.settings.regularization), key=_CONTENT_ORDER)
-    if not regular:
-        return items
-    training = [item for item in items if not item.settings.regularization]
-    repeats = regularization_repeats(sum(item.repeats for item in training), len(regular))
-    cycled = [item._replace(repeats=count) for item, count in zip(regular, repeats, strict=True) if count > 0]
-    return training + cycled
+def _once(items: list[TrainItem], notes: Notes) -> list[TrainItem]:
+    """Regularization items that are equal in everything count once: two datasets may name the same folder."""
+    found: dict[str, TrainItem] = {}
+    again: list[str] = []
+    kept = []
+    for item in items:
+        if item.settings.regularization:
+            facts = item._replace(repeats=1).facts()
+            if facts in found:
+                again.append(item.name)
+                continue
+            found[facts] = item
+        kept.append(item)
+    notes.add(
+        "regularization pictures are named again, with the same settings, and count once", "name them once", again
+    )
+    repeated = [item.name for item in found.values() if item.repeats > 1]
+    notes.add(
+        "regularization pictures have repeats that do not count", "each gets its turn; a picture to be seen more often needs a copy with other settings",
+        repeated, of=len(found),
+    )  # fmt: skip
+    return kept
+
+
+def _in_turn(items: list[TrainItem]) -> list[int]:
+    """The numbers of the regularization items in the order of their turns: one item of each picture before the next of any,
+    and where a picture has several (of several datasets), of all of them alike."""
+    variants: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        if item.settings.regularization:
+            variants.setdefault(item.digest, []).append(number)
+    rounds = max(map(len, variants.values()), default=0)
+    return [
+        own[(place + round_) % len(own)]
+        for round_ in range(rounds)
+        for place, own in enumerate(variants.values())
+        if round_ < len(own)
+    ]

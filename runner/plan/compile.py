@@ -196,6 +196,7 @@ def _train_inputs(
         ema=training.ema,
         items=tuple(prepared.collection.items),
         groups=tuple(prepared.collection.groups),
+        cycle=prepared.collection.cycle,
         latents_cached=config.caching.latents != "off",
         texts_cached=config.caching.text != "off",
     )

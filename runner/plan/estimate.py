@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from runner.dataset.order import bucket_counts
+from runner.dataset.order import batch_counts, bucket_counts
 from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.inputs import TrainInputs
 from runner.networks.shapes import count_parameters
@@ -77,8 +77,8 @@ def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
     collection, config = prepared.collection, prepared.config
     trainable, layers = trained_numbers(plan)
     per_bucket: Counter[tuple[tuple[int, int], str]] = Counter()
-    for group in collection.groups:
-        per_bucket[group.bucket, group.layout] += -(-len(group.uses) // group.batch_size)
+    for group, count in zip(collection.groups, batch_counts(collection.groups, collection.cycle, 0), strict=True):
+        per_bucket[group.bucket, group.layout] += count
     every = config.training.checkpoints.every_n_steps
     assert every is not None
     train = plan.actions["train"]
@@ -181,8 +181,7 @@ def on_gpu(device: str) -> bool:
 def _largest_batch(train: TrainInputs) -> tuple[int, tuple[int, int]]:
     """The batch that needs most memory: its length and its bucket."""
     candidates = [
-        (min(group.batch_size, len(group.uses)), group.bucket, train.items[group.uses[0].item].latent_frames(4))
-        for group in train.groups
+        (group.largest_batch, group.bucket, train.items[group.items[0]].latent_frames(4)) for group in train.groups
     ]
     batch, bucket, _ = max(candidates, key=lambda item: (item[0] * prod(item[1]) * item[2], item))
     return batch, bucket
