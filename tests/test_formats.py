@@ -258,7 +258,7 @@ def test_adapter_files_that_do_not_fit_are_refused(adapters: Any, tmp_path: Path
         "layers that get adapters are not in it": {key: value for key, value in good.items() if not key.startswith(first)},
         f"{first}.lora_down.weight has rank 5, [network] gives this layer 3": {**good, f"{first}.lora_down.weight": torch.zeros(5, targets[0].inputs, 1, 1)},
         "1 of its tensors are not known here (x.glora_a)": {**good, "x.glora_a": torch.zeros(3)},
-        "is for a layer of": {**good, f"{first}.lora_up.weight": torch.zeros(7, 4, 1, 1)},
+        "has lora_B [7, 4, 1, 1], which must be [16, 3]": {**good, f"{first}.lora_up.weight": torch.zeros(7, 4, 1, 1)},
         f"{first} has no lora_B": {key: value for key, value in good.items() if key != f"{first}.lora_up.weight"},
     }  # fmt: skip
     for message, tensors in cases.items():

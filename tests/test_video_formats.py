@@ -24,6 +24,7 @@ from runner.formats.tensors import write_tensors
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merge_into, merged
 from runner.plan.prepare import Prepared
+from tests.adapters import merged_file
 from tests.inprocess import prepared
 from tests.support import DATA, Place
 from tests.test_formats import empty_state
@@ -81,8 +82,7 @@ def test_files_are_read_back_by_merged_weights(family_place: Make, tmp_path: Pat
         if form == "diffusion_pipe":
             tensors = as_diffusion_pipe(run, tensors)
         write_tensors(file, tensors)
-    lora = read_lora(file, run.spec.layers(run.model), 1.0)
-    close(merged(lora.targets, lora.state, base)["denoiser"], expected)
+    close(merged_file(run, file)["denoiser"], expected)
     if form == "musubi":
         again = read_adapters(file, run.targets)
         assert set(again) == set(state)
@@ -138,8 +138,8 @@ def test_one_familys_lora_merges_into_the_other(family_place: Make, tmp_path: Pa
     module = family(used).load(other.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu")))
     before = {key: x.clone() for key, x in module.state_dict().items()}
     lora = read_lora(file, other.spec.layers(other.model), 1.0)
-    assert len(lora.targets) == len(run.targets)
-    merge_into({"denoiser": module}, lora.targets, lora.state)
+    assert len({layer.full_name for change in lora.changes for layer in change.pieces}) == len(run.targets)
+    merge_into({"denoiser": module}, lora.changes)
     for key, after in module.state_dict().items():
         difference = changed[key] - base["denoiser"][key] if key in changed else torch.zeros_like(after)
         torch.testing.assert_close(after - before[key], difference, rtol=1e-4, atol=1e-5)

@@ -153,7 +153,7 @@ class Sampling:
 
     def _merge(self, modules: dict[str, nn.Module]) -> None:
         for lora in self.loras:
-            merge_into(modules, lora.targets, lora.state)
+            merge_into(modules, lora.changes)
 
     def _modules(self) -> dict[str, nn.Module]:
         if self.trained is None:

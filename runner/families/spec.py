@@ -94,7 +94,8 @@ Adapter = Literal["lora", "dora", "loha", "lokr", "oft"]
 
 
 class Alias(NamedTuple):
-    """Another module's name in files, and which of its rows a layer is there (as in `Target`)."""
+    """What files call a layer, without a prefix and with underscores for dots, and which rows of that module it is (as in
+    `Target`)."""
 
     module: str
     part: tuple[int, int] = (0, 1)
@@ -104,14 +105,15 @@ class Alias(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that gets an adapter: its component and diffusers name, its size, its rank and alpha.
+    """A layer that gets an adapter, or that a file may have one for: its component and diffusers name, its size, its rank and
+    alpha.
 
     The adapter's output is scaled by alpha / rank (rslora is already in alpha).
     """
 
     component: str
     name: str
-    kind: Literal["linear", "conv"]
+    kind: Literal["linear", "conv", "norm", "embedding"]
     inputs: int
     outputs: int
     kernel: int
@@ -131,7 +133,10 @@ class Target:
     tied: bool = False
     """The layers of one module of Kohya's share their first factor."""
     aliases: tuple[Alias, ...] = field(default=(), compare=False, repr=False)
-    """What other tools call it."""
+    """What files of any tool call it."""
+    bias: bool = field(default=True, compare=False, repr=False)
+    depth: int = field(default=0, compare=False, repr=False)
+    """Frames that a convolution over time sees; 0: it is one over pictures."""
 
     @property
     def full_name(self) -> str:
@@ -139,8 +144,21 @@ class Target:
 
     def facts(self) -> list[Any]:
         """What decides the training of its adapter."""
-        left_out = {"aliases"} if self.span != 1 else {"aliases", "span"}
+        left_out = {"aliases", "bias", "depth"} | ({"span"} if self.span == 1 else set())
         return [value for name, value in self.__dict__.items() if name not in left_out]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight."""
+        return self.outputs, *self.row_shape
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one row of its weight."""
+        if self.kind == "norm":
+            return ()
+        depth = (self.depth,) if self.depth else ()
+        return self.inputs, *((*depth, self.kernel, self.kernel) if self.kind == "conv" else ())
 
     @property
     def scale(self) -> float:

@@ -1,75 +1,88 @@
-"""The keys of adapter files: which naming a file uses and whether its layers are the wanted ones; torch-free.
+"""The keys of adapter files: which module and tensor each is of, and which layers of a model that module is; torch-free.
 
-Kohya and LyCORIS: `<module>.lora_down.weight`, `.lora_up.weight`, `.alpha`, `.dora_scale`, `.hada_w1_a`, `.lokr_w1`, …
-diffusers and peft: `<module>.lora_A.weight`, `.lora_B.weight`, `.lora_magnitude_vector`, `.hada_w1_a`, `.oft_R.weight`, …
+A key is a module's name and a tensor's. What tools write:
+modules: Kohya's `lora_unet_<path with _>`, OneTrainer's `lora_transformer_…`, LyCORIS' `lycoris_…`, sd-scripts' `oft_unet_…`,
+ComfyUI's and diffusion-pipe's `diffusion_model.<path>`, diffusers' `unet.…` and `transformer.…`, peft's `base_model.model.…`,
+HunyuanVideo's `Hunyuan_video_I2V_lora_…`, a path alone; the path in diffusers' names or in the original ones.
+tensors: see `_TENSORS`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
 
-from runner.families.spec import Adapter, Target
-from runner.formats.headers import Header
-from runner.networks.shapes import adapter_shapes
+from runner.families.spec import Alias, Target
+from runner.networks.shapes import BIASES
 
-Naming = Literal["kohya", "diffusers"]
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-
-_LYCORIS = (
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a",
-    "lokr_w2_b", "hada_t1", "hada_t2", "lokr_t2",
-)  # fmt: skip
-_SUFFIXES = {
-    ".lora_down.weight": "lora_A", ".lora_up.weight": "lora_B", ".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B",
-    ".lora_A.default.weight": "lora_A", ".lora_B.default.weight": "lora_B",
-    ".alpha": "alpha", ".dora_scale": "lora_magnitude_vector", ".lora_magnitude_vector": "lora_magnitude_vector",
-    ".lora_magnitude_vector.weight": "lora_magnitude_vector", ".oft_R.weight": "oft_R", ".diff": "diff",
-    **{f".{name}": name for name in _LYCORIS},
+_HALVES = {"down": "lora_A", "up": "lora_B", "mid": "lora_mid", "A": "lora_A", "B": "lora_B"}
+_TENSORS = re.compile(
+    r"(?:\.lora_(?P<kohya>down|up|mid)\.weight"
+    r"|(?:_lora|\.lora|\.lora_linear_layer)\.(?P<diffusers>down|up)\.weight"  # of diffusers before peft
+    r"|\.lora_(?P<peft>[AB])(?:\.[^.]+)?\.weight|\.lora_(?P<bare>[AB])"
+    r"|\.(?P<named>lora_magnitude_vector|oft_R)(?:\.[^.]+){0,2}"
+    r"|\.(?P<own>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
+    r"|oft_blocks|rescale|diff|diff_b|w_norm|b_norm)(?:\.default)?)$"
+)
+_TEXT_ENCODERS = {
+    "text_encoder_1": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l.transformer."),
+    "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer."),
+    "text_encoder_3": ("lora_te3_", "text_encoder_3.", "text_encoders.t5xxl.transformer."),
+}
+_PREFIXES = {
+    "denoiser": (
+        "lora_unet_", "lora_transformer_", "lycoris_", "oft_unet_", "Hunyuan_video_I2V_lora_", "model.diffusion_model.",
+        "diffusion_model.", "unet.", "transformer.", "",
+    ),
+    **_TEXT_ENCODERS,
 }  # fmt: skip
-_PEFT_ROOTS = ("base_model.model.", "")
+_PEFT = "base_model.model."
+_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+"""What diffusers' first files call the attention layers of text encoders."""
+EMBEDDING = "bundle_emb."
+"""Before the keys of textual inversions that lie in an adapter's file."""
 ADAPTER_METADATA = "lora_adapter_metadata"
 """The key under which diffusers looks for rank and alpha; without it a file is loaded with alpha = rank."""
+SCALED: Mapping[str, str] = {"lora": "lora_B", "dora": "lora_B", "loha": "hada_w1_a", "lokr": "lokr_w1"}
+"""The factor that takes a change of the scale, by kind; a rotation has none."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One layer's adapter in a file: name of each tensor → key."""
+class Module:
+    """One module of a file: name of each tensor → key, and the layers of the model that it is.
 
-    target: Target
-    module: str
+    The layers' `part`, `span` and `swapped` say which of its rows they are; they are in the order of these rows.
+    """
+
+    name: str
     keys: Mapping[str, str]
-    fused: bool
-    """The file's module is several of the model's layers."""
+    layers: tuple[Target, ...]
 
     @property
-    def kind(self) -> Adapter | Literal["diff"]:
-        names = self.keys.keys()
-        if "diff" in names:
-            return "diff"
-        if any(name.startswith("hada") for name in names):
-            return "loha"
-        if any(name.startswith("lokr") for name in names):
-            return "lokr"
-        if "oft_R" in names:
-            return "oft"
-        return "dora" if "lora_magnitude_vector" in names else "lora"
+    def parameters(self) -> set[str]:
+        """What it changes of each layer: "weight", "bias"."""
+        return {"bias" if name in BIASES else "weight" for name in self.keys}
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is not just one layer as it is."""
+        return self.layers[0].part[1] > 1 or self.layers[0].swapped
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a file holds for a model's layers: full name → entry; modules and keys that are not known."""
+    """What a file holds for a model: the modules that are layers of it, those that are not, and keys that are of no
+    module."""
 
-    entries: dict[str, Entry]
-    modules: list[str]
+    modules: list[Module]
+    strange: list[str]
+    """Modules that the model has not."""
     keys: list[str]
-
-
-def module_names(target: Target) -> list[str]:
-    """What files may call a layer, ours first: Kohya's, LyCORIS' and diffusers' names, with and without CLIP's outer name."""
-    names = [target.kohya, target.diffusers, lycoris_name(target)]
-    return [*names, *(name.replace(".text_model.", ".", 1) for name in names if ".text_model." in name)]
+    """Keys that are no tensor of an adapter."""
+    doubled: list[tuple[str, str]]
+    """Two keys for one tensor, or two modules for one layer."""
 
 
 def lycoris_name(target: Target) -> str:
@@ -83,96 +96,65 @@ def is_adapter_file(keys: Iterable[str]) -> bool:
 
 
 def _split(key: str) -> tuple[str, str | None]:
-    for suffix, name in _SUFFIXES.items():
-        if key.endswith(suffix):
-            return key.removesuffix(suffix), name
-    return key, None
+    """(module, tensor); no tensor where the key is of no form that is known."""
+    found = None if key.startswith(EMBEDDING) else _TENSORS.search(key)
+    if found is None or not found.start():
+        return key, None
+    name = next(value for value in found.groupdict().values() if value is not None)
+    return key[: found.start()], _HALVES.get(name, name)
 
 
 def parse(keys: Iterable[str], layers: Sequence[Target]) -> Parsed:
-    """Finds the layers of a file's adapters among a model's."""
+    """Finds the modules of a file's adapters among a model's layers."""
     modules: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
+    doubled: list[tuple[str, str]] = []
     for key in keys:
         module, name = _split(key)
         if name is None:
             unknown.append(key)
+        elif name in modules.setdefault(module, {}):
+            doubled.append((modules[module][name], key))
         else:
-            modules.setdefault(module, {})[name] = key
-    fused = {target.kohya for target in layers if target.part[1] > 1}
-    entries: dict[str, Entry] = {}
-    used: set[str] = set()
-    for target in layers:
-        names = (root + name for name in module_names(target) for root in _PEFT_ROOTS)
-        found = next((name for name in names if name in modules), None)
-        if found is not None:
-            used.add(found)
-            entries[target.full_name] = Entry(target, found, modules[found], found in fused)
+            modules[module][name] = key
+    index: dict[tuple[str, str], list[tuple[Target, Alias]]] = {}
+    for layer in layers:
+        for alias in layer.aliases:
+            index.setdefault((layer.component, alias.module), []).append((layer, alias))
+    found: list[Module] = []
+    strange: list[str] = []
+    owners: dict[tuple[str, str], str] = {}
+    for module, own in modules.items():
+        pieces = _layers_of(module, index)
+        if not pieces:
+            strange.append(module)
             continue
-        alias = next((alias for alias in target.aliases if alias.module in modules), None)
-        if alias is not None:
-            used.add(alias.module)
-            known = replace(target, kohya=alias.module, part=alias.part, span=alias.span, swapped=alias.swapped)
-            entries[target.full_name] = Entry(known, alias.module, modules[alias.module], alias.part[1] > 1)
-    return Parsed(entries, sorted(modules.keys() - used), unknown)
+        found.append(Module(module, own, pieces))
+        for piece, parameter in product(pieces, found[-1].parameters):
+            other = owners.setdefault((piece.full_name, parameter), module)
+            if other != module and (other, module) not in doubled:
+                doubled.append((other, module))
+    return Parsed(found, sorted(strange), unknown, doubled)
 
 
-def check_adapter_file(header: Header, targets: Sequence[Target], decompose_factor: int = -1) -> str | None:
-    """What keeps a file from being the start of these adapters; None where everything fits."""
-    if not is_adapter_file(header.tensors):
-        return "it holds no LoRA layers (of Kohya's or diffusers' naming)"
-    parsed = parse(header.tensors, targets)
-    if not parsed.entries:
-        return f"none of its {len(parsed.modules)} layers belongs to this model (its first is {parsed.modules[0]})"
-    if parsed.modules:
-        return f"{len(parsed.modules)} of its layers get no adapter here ({_some(parsed.modules)})"
-    lacking = [target.kohya for target in targets if target.full_name not in parsed.entries]
-    if lacking:
-        return f"{len(lacking)} layers that get adapters are not in it ({_some(lacking)})"
-    if parsed.keys:
-        return f"{len(parsed.keys)} of its tensors are not known here ({_some(parsed.keys)})"
-    for entry in parsed.entries.values():
-        problem = _misfit(header.tensors, entry, decompose_factor)
-        if problem is not None:
-            return problem
-    return None
+def _layers_of(module: str, index: Mapping[tuple[str, str], list[tuple[Target, Alias]]]) -> tuple[Target, ...]:
+    module = module.removeprefix(_PEFT)
+    for component, prefixes in _PREFIXES.items():
+        for prefix in prefixes:
+            if not module.startswith(prefix):
+                continue
+            path = module.removeprefix(prefix).removeprefix(_PEFT).replace(".processor.", ".").replace(".", "_")
+            for name in _spellings(path):
+                found = index.get((component, name))
+                if found is not None:
+                    pieces = [replace(layer, part=alias.part, span=alias.span, swapped=alias.swapped) for layer, alias in found]  # fmt: skip
+                    return tuple(sorted(pieces, key=lambda piece: piece.part))
+    return ()
 
 
-def _misfit(tensors: Tensors, entry: Entry, factor: int) -> str | None:
-    target = entry.target
-    if entry.kind != target.adapter:
-        return f"{entry.module} is of kind {entry.kind}, [network] says {target.adapter}"
-    expected = adapter_shapes(target, factor)
-    for name in expected:
-        if name not in entry.keys:
-            return f"{entry.module} has no {name}"
-    if target.adapter in ("lora", "dora"):
-        return _lora_misfit(tensors, entry)
-    for name, shape in expected.items():
-        found = tensors[entry.keys[name]][1]
-        if _flat(found) != _flat(shape):
-            return f"{entry.keys[name]} is {list(found)}, [network] gives this layer {list(shape)}"
-    return None
-
-
-def _lora_misfit(tensors: Tensors, entry: Entry) -> str | None:
-    target = entry.target
-    down, up = tensors[entry.keys["lora_A"]][1], tensors[entry.keys["lora_B"]][1]
-    rank = down[0] if down else 0
-    # Kohya's split_qkv has an own first factor for each of q, k and v in one tensor.
-    if rank != target.rank and not (entry.fused and rank == target.rank * target.part[1]):
-        return f"{entry.keys['lora_A']} has rank {rank}, [network] gives this layer {target.rank}"
-    inputs, outputs = (down[1] if len(down) > 1 else 0), (up[0] if up else 0)
-    wanted = target.module_outputs if entry.fused else target.outputs
-    if (inputs, outputs) != (target.inputs, wanted):
-        return f"{entry.keys['lora_A']} is for a layer of {inputs} → {outputs}, this one has {target.inputs} → {wanted}"
-    return None
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without sides of one, which files leave out or add."""
-    return tuple(side for side in shape if side != 1)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _spellings(path: str) -> list[str]:
+    """The path as it is and, where it is that of a file from before peft, in today's names."""
+    stem, _, last = path.rpartition("_to_")
+    today = _ATTENTION.get(f"to_{last}")
+    older = [f"{stem}_{today}"] if stem and today else []
+    return [path, *([f"{path}_0"] if last == "out" else []), *older]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,20 @@ from torch import Tensor
 
 from runner.errors import Invalid
 from runner.families.spec import Target
-from runner.formats.adapter_names import ADAPTER_METADATA, Entry, check_adapter_file, parse
+from runner.formats.adapter_fit import check_adapter_file, check_mergeable, kind_of, some
+from runner.formats.adapter_names import ADAPTER_METADATA, SCALED, Module, parse
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
-from runner.networks.merge import halves_swapped
+from runner.networks.merge import Change, halves_swapped
 from runner.networks.shapes import adapter_shapes
-
-_SCALED = {"lora": "lora_B", "dora": "lora_B", "loha": "hada_w1_a", "lokr": "lokr_w1"}
-"""The factor that takes a change of the scale."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The layers of a file that are to be merged, and their tensors as `networks.merge` takes them."""
+    """What a file changes in a model, and what of it was left out."""
 
-    targets: list[Target]
-    state: dict[str, Tensor]
+    changes: list[Change]
+    left_out: list[str]
 
 
 def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int = -1) -> dict[str, Tensor]:
@@ -37,18 +36,26 @@ def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int =
 
     Raises `Invalid` where a layer is missing, unknown, of another size or kind.
     """
-    problem = check_adapter_file(read_header(file), targets, decompose_factor)
+    header = read_header(file)
+    problem = check_adapter_file(file, header, targets, decompose_factor)
     if problem is not None:
         raise Invalid(f"{file} does not fit: {problem}")
-    found = {target.full_name: (target, tensors) for target, tensors in _read(file, targets)}
+    modules = parse(header.tensors, targets).modules
+    raw = read_tensors(file, {key: key for key in header.tensors}, None)
+    found: dict[str, tuple[float, dict[str, Tensor]]] = {}
+    for module in modules:
+        tensors, scale, rank = _tensors(file, module, raw, header.metadata)
+        _check_rest(file, module, tensors)
+        for layer in module.layers:
+            found[layer.full_name] = _own(module, layer, tensors, scale, rank, header.metadata)
     result: dict[str, Tensor] = {}
     owners: dict[str, str] = {}
     for target in targets:
-        own, tensors = found[target.full_name]
+        scale, tensors = found[target.full_name]
         for name, shape in adapter_shapes(target, decompose_factor).items():
             tensor = tensors[name]
-            if name == _SCALED.get(target.adapter):
-                tensor = tensor * (own.scale / target.scale)
+            if name == SCALED.get(target.adapter):
+                tensor = tensor * (scale / target.scale)
             if target.tied and name == "lora_A":
                 owner = owners.setdefault(target.kohya, target.full_name)
                 if owner != target.full_name:
@@ -63,109 +70,131 @@ def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int =
 
 
 def read_lora(
-    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Lora:
+    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str] = (), exclude: Sequence[str] = (),
+    skip_unknown: bool = False,
+) -> Lora:  # fmt: skip
     """A file with adapters of any of a model's layers, of any kinds and ranks. `include` and `exclude` are regular
-    expressions on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where a layer is not the
-    model's."""
+    expressions on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where something does not fit."""
     header = read_header(file)
-    parsed = parse(header.tensors, layers)
-    unknown = [*parsed.modules, *parsed.keys]
-    if not parsed.entries:
-        raise Invalid(f"{file} does not fit: {check_adapter_file(header, layers)}")
-    if unknown:
-        listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
-        raise Invalid(f"{file} does not fit: {len(unknown)} of its layers or tensors are not known here ({listed})")
-    everything = _read(file, layers)
-    chosen = [
-        (target, tensors)
-        for target, tensors in everything
-        if (not include or any(re.search(pattern, target.diffusers) for pattern in include))
-        and not any(re.search(pattern, target.diffusers) for pattern in exclude)
-    ]
+    checked = check_mergeable(header, layers, skip_unknown)
+    if checked.problem is not None:
+        hint = "--skip-unknown leaves out what the model has no place for" if checked.skippable else None
+        raise Invalid(f"{file} does not fit: {checked.problem}", hint=hint)
+    names = {layer.full_name: layer.diffusers for module in checked.modules for layer in module.layers}
+    chosen = frozenset(
+        full_name
+        for full_name, name in names.items()
+        if (not include or any(re.search(pattern, name) for pattern in include))
+        and not any(re.search(pattern, name) for pattern in exclude)
+    )
     if not chosen:
         raise Invalid(
-            f"--include and --exclude leave none of the {len(everything)} layers of {file}",
-            hint=f"they are looked for in names such as {everything[0][0].diffusers}",
+            f"--include and --exclude leave none of the {len(names)} layers of {file}",
+            hint=f"they are looked for in names such as {next(iter(names.values()))}",
         )
-    state: dict[str, Tensor] = {}
-    for target, tensors in chosen:
-        if multiplier != 1 and target.adapter not in ("lora", "loha", "lokr"):
-            raise Invalid(f"{file} is of kind {target.adapter}, which has no multiplier", hint="leave :MULTIPLIER out")
-        if multiplier != 1:
-            tensors[_SCALED[target.adapter]] = tensors[_SCALED[target.adapter]] * multiplier
-        state |= {f"{target.full_name}.{name}": tensor for name, tensor in tensors.items()}
-    return Lora([target for target, _ in chosen], state)
+    wanted = [module for module in checked.modules if any(layer.full_name in chosen for layer in module.layers)]
+    raw = read_tensors(file, {key: key for module in wanted for key in module.keys.values()}, None)
+    changes = []
+    for module in wanted:
+        tensors, scale, rank = _tensors(file, module, raw, header.metadata)
+        if "lora_B" in tensors and module.fused:
+            parts = [_part_scale(layer, tensors["lora_B"], scale, rank, header.metadata) for layer in module.layers]
+            tensors["lora_B"] = torch.cat([tensors["lora_B"][layer.rows] * part for layer, part in zip(module.layers, parts, strict=True)])  # fmt: skip
+            scale = 1.0
+        terms = _series(header.metadata, module.layers[0]) if "oft_R" in tensors else 0
+        changes.append(Change(module.layers, chosen, tensors, scale, multiplier, terms))
+    return Lora(changes, checked.left_out)
 
 
-def _read(file: Path, layers: Sequence[Target]) -> list[tuple[Target, dict[str, Tensor]]]:
-    """Each layer with the kind, rank and alpha that the file says, and its tensors in fp32."""
-    header = read_header(file)
-    parsed = parse(header.tensors, layers)
-    raw = read_tensors(file, {key: key for key in header.tensors}, None)
-    return [
-        _layer(file, entry, {name: raw[key].float() for name, key in entry.keys.items()}, header.metadata)
-        for entry in parsed.entries.values()
-    ]
+def _tensors(
+    file: Path, module: Module, raw: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> tuple[dict[str, Tensor], float, int]:
+    """A module's tensors in fp32 without alpha, its scale, and its rank (0: it has none)."""
+    tensors = {name: raw[key].float() for name, key in module.keys.items()}
+    alpha = float(tensors.pop("alpha").reshape(())) if "alpha" in tensors else None
+    if alpha is not None and not math.isfinite(alpha):
+        raise Invalid(f"{file}: {module.keys['alpha']} is {alpha}")
+    if "oft_blocks" in tensors:  # its alpha limits the rotation
+        return tensors, alpha or 0.0, 0
+    kind = kind_of(module.keys)
+    factors = {"lora": ("lora_A",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b")}.get(kind, ())
+    rank = next((len(tensors[name]) for name in factors if name in tensors), 0)
+    if alpha is not None:  # without a low rank LyCORIS and ComfyUI leave alpha aside
+        return tensors, alpha / rank if rank else 1.0, rank
+    settings, layer = _json_of(metadata, ADAPTER_METADATA), module.layers[0]
+    rank = rank or _peft_setting(settings, layer, "r", "rank_pattern")
+    return tensors, _peft_alpha(settings, layer, rank) / rank if rank and kind in ("lora", "loha", "lokr") else 1.0, rank
 
 
-def _layer(
-    file: Path, entry: Entry, tensors: dict[str, Tensor], metadata: Mapping[str, str]
-) -> tuple[Target, dict[str, Tensor]]:
-    target, kind = entry.target, entry.kind
-    if kind == "diff" or any(name.endswith(("_t1", "_t2")) or name == "lokr_w1_a" for name in tensors):
-        raise Invalid(f"{file}: {entry.module} is of a kind that is not read here ({', '.join(sorted(tensors))})")
-    alpha = tensors.pop("alpha", None)
-    rank = _rank(kind, tensors)
-    if alpha is not None:
-        scale = float(alpha) / rank if rank else 1.0
-        if kind == "lokr" and "lokr_w2" in tensors and entry.module == target.kohya:
-            scale = 1.0  # without a low rank LyCORIS and ComfyUI leave alpha aside
-    else:
-        settings = _json_of(metadata, ADAPTER_METADATA)
-        rank = rank or _peft_setting(settings, target, "r", "rank_pattern")
-        scale = _peft_alpha(settings, target, rank) / rank if rank else 1.0
-    rank = rank or target.rank
-    if (entry.fused or (target.swapped and entry.module == target.kohya)) and kind in ("lora", "dora"):
-        split = ("runner.version" not in metadata and scale != 1.0) or "split_qkv" in metadata.get(
-            "ss_network_args", ""
-        )
-        tensors, rank, scale = _unfused(target, tensors, rank, scale, split)
-    return replace(target, adapter=kind, rank=rank, alpha=scale * rank, tied=False), tensors
+def _own(
+    module: Module, layer: Target, tensors: Mapping[str, Tensor], scale: float, rank: int, metadata: Mapping[str, str]
+) -> tuple[float, dict[str, Tensor]]:
+    """(scale, tensors) of one layer, of a module that may be several's."""
+    own = {("lora_magnitude_vector" if name == "dora_scale" else name): tensor for name, tensor in tensors.items()}
+    if "lora_mid" in own:
+        own["lora_A"] = torch.einsum("mn...,nj->mj...", own.pop("lora_mid"), own["lora_A"].flatten(1))
+    if not module.fused or "lora_B" not in own:
+        return scale, own
+    return _unfused(layer, own, rank, scale, metadata)
 
 
-def _rank(kind: str, tensors: Mapping[str, Tensor]) -> int:
-    """The rank that a file's tensors have; 0 where they have none."""
-    name = {"lora": "lora_A", "dora": "lora_A", "loha": "hada_w1_b", "lokr": "lokr_w2_b"}.get(kind, "")
-    return int(tensors[name].shape[0]) if name in tensors else 0
+def _check_rest(file: Path, module: Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses a module that changes rows which get no adapter here."""
+    if not module.fused or "lora_B" not in tensors:
+        return
+    rest = tensors["lora_B"].clone()
+    for layer in module.layers:
+        rest[layer.rows] = 0
+    if rest.any():
+        raise Invalid(
+            f"{file} does not fit: {module.name} is for more layers than {some([x.name for x in module.layers])}, which alone get adapters here",
+            hint="let the others get adapters too: network.targets",
+        )  # fmt: skip
+
+
+def _series(metadata: Mapping[str, str], layer: Target) -> int:
+    """The terms of the series by which peft approximates its rotations; 0 where the file does not say that it does."""
+    settings, root = _json_of(metadata, ADAPTER_METADATA), layer.diffusers.partition(".")[0]
+    terms = settings.get(f"{root}.num_cayley_neumann_terms", 5)
+    return terms if settings.get(f"{root}.use_cayley_neumann") and isinstance(terms, int) and 0 < terms < 100 else 0
+
+
+def _part_scale(layer: Target, up: Tensor, scale: float, rank: int, metadata: Mapping[str, str]) -> float:
+    """The scale of one layer's rows. Kohya's split_qkv has a first factor for each of q, k and v in one tensor, and an alpha
+    that is meant for the rank of one of them, not for that of the whole tensor."""
+    own = _columns(up[layer.rows])
+    split = ("runner.version" not in metadata and scale != 1.0) or "split_qkv" in metadata.get("ss_network_args", "")
+    return scale * (rank // (own.stop - own.start)) if split and own.stop - own.start < rank else scale
+
+
+def _columns(up: Tensor) -> slice:
+    """The columns of a second factor that are a part's own: all of them, but for those of block-diagonal ones."""
+    rank = up.shape[1]
+    used = up.flatten(1).any(dim=0).nonzero().flatten().tolist()
+    width = used[-1] - used[0] + 1 if used else rank
+    return slice(used[0], used[-1] + 1) if used and rank % width == 0 and used[0] % width == 0 else slice(0, rank)
 
 
 def _unfused(
-    target: Target, tensors: dict[str, Tensor], rank: int, scale: float, split: bool
-) -> tuple[dict[str, Tensor], int, float]:
-    """One layer's share of a module whose rows are several layers'. `split`: where each part has a first factor of its
-    own, alpha is meant for the rank of one part (Kohya's split_qkv), not for that of the whole tensor."""
-    up = tensors["lora_B"][target.rows]
-    down = tensors["lora_A"]
-    found = dict(tensors)
-    used = up.flatten(1).any(dim=0).nonzero().flatten().tolist()
-    width = used[-1] - used[0] + 1 if used else rank
-    if width < rank and rank % width == 0 and used[0] % width == 0:  # each part has a first factor of its own
-        own = slice(used[0], used[-1] + 1)
-        up, down = up[:, own], down[own]
-        scale, rank = (scale * (rank // width) if split else scale), width
-    found |= {"lora_A": down, "lora_B": halves_swapped(up) if target.swapped else up}
+    layer: Target, tensors: dict[str, Tensor], rank: int, scale: float, metadata: Mapping[str, str]
+) -> tuple[float, dict[str, Tensor]]:
+    """One layer's share of a module whose rows are several layers'."""
+    scale = _part_scale(layer, tensors["lora_B"], scale, rank, metadata)
+    up = tensors["lora_B"][layer.rows]
+    own = _columns(up)
+    up, down = up[:, own], tensors["lora_A"][own]
+    found = dict(tensors) | {"lora_A": down, "lora_B": halves_swapped(up) if layer.swapped else up}
     if "lora_magnitude_vector" in found:
-        magnitude = found["lora_magnitude_vector"].reshape(-1)[target.rows]
-        found["lora_magnitude_vector"] = halves_swapped(magnitude) if target.swapped else magnitude
-    return found, rank, scale
+        magnitude = found["lora_magnitude_vector"].reshape(-1)[layer.rows]
+        found["lora_magnitude_vector"] = halves_swapped(magnitude) if layer.swapped else magnitude
+    return scale, found
 
 
 def _json_of(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """A table in a file's metadata; empty where there is none."""
     try:
         content = json.loads(metadata.get(name, "{}"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -185,4 +214,4 @@ def _peft_setting(content: Mapping[str, Any], target: Target, name: str, pattern
     for pattern, number in own.items() if isinstance(own, dict) else ():
         if layer == pattern or layer.endswith(f".{pattern}"):
             value = number
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and 0 < value < 1e9 else 0

@@ -1,15 +1,19 @@
-"""What adapters make of weights: each kind's formula in fp32, and merging into modules and state dicts."""
+"""Merging adapters into modules and state dicts; networks/formulas.py says what each kind makes of a weight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runner.families.spec import Target
+from runner.networks.formulas import changed
+from runner.networks.formulas import delta as difference
 from runner.networks.quantize import QuantizedLinear
+from runner.networks.shapes import BIASES
 
 State = Mapping[str, Tensor]
 """`component.layer.<name>` → tensor."""
@@ -30,44 +34,12 @@ def by_layer(targets: Sequence[Target], state: State) -> dict[str, dict[str, Ten
 
 def delta(target: Target, tensors: Mapping[str, Tensor]) -> Tensor:
     """What lora, loha and lokr add to the weight [outputs, inputs, …], flattened to two dimensions."""
-    if target.adapter == "loha":
-        first = tensors["hada_w1_a"] @ tensors["hada_w1_b"]
-        second = tensors["hada_w2_a"] @ tensors["hada_w2_b"]
-        return first * second * target.scale
-    if target.adapter == "lokr":
-        right = tensors.get("lokr_w2")
-        if right is None:
-            right = tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
-        rows, columns = target.outputs // tensors["lokr_w1"].shape[0], target.inputs // tensors["lokr_w1"].shape[1]
-        right = right.reshape(rows, columns, -1)
-        whole = torch.einsum("ac,bdk->abcdk", tensors["lokr_w1"], right)
-        return whole.reshape(target.outputs, -1) * target.scale
-    return (tensors["lora_B"].flatten(1) @ tensors["lora_A"].flatten(1)) * target.scale
+    return difference(tensors, target.scale, target.shape).flatten(1)
 
 
 def adapted(target: Target, tensors: Mapping[str, Tensor], weight: Tensor) -> Tensor:
-    """The weight with the adapter in it, in fp32 and in the weight's shape."""
-    base = weight.float().flatten(1)
-    if target.adapter == "oft":
-        return (base @ _rotation(tensors["oft_R"], base.shape[1]).T).reshape(weight.shape)
-    changed = base + delta(target, tensors).to(base.device)
-    if target.adapter == "dora":
-        magnitude = tensors["lora_magnitude_vector"].reshape(-1, 1).to(base.device)
-        changed = magnitude * changed / changed.norm(dim=1, keepdim=True)
-    return changed.reshape(weight.shape)
-
-
-def _rotation(skew: Tensor, width: int) -> Tensor:
-    """The block-diagonal rotation R [width, width] of x → x R that peft's OFT applies (Cayley transform)."""
-    blocks = skew.shape[0]
-    size = width // blocks
-    rows, columns = torch.triu_indices(size, size, 1)
-    matrix = skew.new_zeros(blocks, size, size)
-    matrix[:, rows, columns] = skew
-    matrix = matrix - matrix.transpose(-2, -1)
-    eye = torch.eye(size, device=skew.device).expand(blocks, size, size)
-    rotations = torch.linalg.solve(eye + matrix, eye - matrix, left=False)
-    return torch.block_diag(*rotations)
+    """The weight with a trained adapter in it, in fp32 and in the weight's shape."""
+    return changed(tensors, target.scale, weight)
 
 
 def halves_swapped(tensor: Tensor) -> Tensor:
@@ -75,23 +47,62 @@ def halves_swapped(tensor: Tensor) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1])
 
 
-def merge_into(modules: Mapping[str, nn.Module], targets: Sequence[Target], state: State) -> None:
-    """Adds adapters to the weights of those modules that are there. Each weight is made anew: it may be a file's map."""
+@dataclass(frozen=True)
+class Change:
+    """What one module of an adapter file does: to a layer, or to several whose rows it holds together."""
+
+    pieces: tuple[Target, ...]
+    """The layers of its rows, in order; `part`, `span` and `swapped` say which rows they are."""
+    chosen: frozenset[str]
+    """The full names of those that are to change."""
+    tensors: Mapping[str, Tensor]
+    scale: float
+    multiplier: float = 1.0
+    terms: int = 0
+
+
+def merge_into(modules: Mapping[str, nn.Module], changes: Sequence[Change]) -> None:
+    """Merges adapters into those modules that are there. Each parameter is made anew: it may be a file's map."""
+    for change in changes:
+        component = modules.get(change.pieces[0].component)
+        if component is None:
+            continue
+        layers = [_layer(component, piece.name) for piece in change.pieces]
+        for name in ("weight", "bias"):
+            own = {key: tensor for key, tensor in change.tensors.items() if (key in BIASES) == (name == "bias")}
+            if not own:
+                continue
+            whole = torch.cat([_swapped(piece, getattr(layer, name).detach()) for piece, layer in zip(change.pieces, layers, strict=True)])  # fmt: skip
+            if name == "weight":
+                whole = changed(own, change.scale, whole, change.multiplier, change.terms)
+            else:
+                whole = whole.float() + change.multiplier * next(iter(own.values())).reshape(-1).to(whole.device)
+            for piece, layer, rows in zip(change.pieces, layers, whole.split([piece.outputs for piece in change.pieces]), strict=True):  # fmt: skip
+                if piece.full_name in change.chosen:
+                    _put(component, layer, name, _swapped(piece, rows))
+
+
+def _layer(component: nn.Module, name: str) -> Any:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = by_layer(targets, state)
-    for target in targets:
-        if target.component not in modules:
-            continue
-        layer: Any = modules[target.component].get_submodule(target.name)
-        if isinstance(layer, BaseTunerLayer):
-            layer = layer.get_base_layer()
-        weight = layer.weight.detach()
-        changed = adapted(target, layers[target.full_name], weight)
-        if isinstance(layer, QuantizedLinear):
-            layer.pack(changed)
-        else:
-            layer.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+    layer = component.get_submodule(name)
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def _swapped(piece: Target, rows: Tensor) -> Tensor:
+    return halves_swapped(rows) if piece.swapped else rows
+
+
+def _put(component: nn.Module, layer: Any, name: str, tensor: Tensor) -> None:
+    """A new weight or bias of the same shape in the layer's place."""
+    if isinstance(layer, QuantizedLinear) and name == "weight":
+        layer.pack(tensor)
+        return
+    old = getattr(layer, name)
+    new = nn.Parameter(tensor.to(old.dtype).clone(), requires_grad=False)
+    for module in component.modules() if isinstance(layer, nn.Embedding) else (layer,):
+        if getattr(module, name, None) is old:  # T5 has its embedding in two places
+            setattr(module, name, new)
 
 
 def merged(

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import isqrt, prod
 
 from runner.families.spec import Target
 
 Shapes = dict[str, tuple[int, ...]]
+BIASES = ("diff_b", "b_norm")
+"""The tensors of adapter files that are added to a layer's bias."""
 
 
 def adapter_shapes(target: Target, decompose_factor: int = -1) -> Shapes:
@@ -59,6 +61,12 @@ def oft_block(target: Target) -> int:
     """Size of a rotation's blocks: the divisor of the input's width that is nearest to the rank."""
     width = target.inputs * target.kernel**2
     return min((size for size in range(2, width + 1) if width % size == 0), key=lambda size: (abs(size - target.rank), size))  # fmt: skip
+
+
+def skew_side(numbers: int) -> int:
+    """The side of the skew-symmetric matrix that has so many numbers above its diagonal; 0: there is none."""
+    side = (1 + isqrt(1 + 8 * numbers)) // 2
+    return side if numbers and side * (side - 1) // 2 == numbers else 0
 
 
 def count_parameters(targets: Sequence[Target], decompose_factor: int = -1) -> int:

@@ -22,7 +22,7 @@ from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
-from runner.formats.adapter_names import check_adapter_file, parse
+from runner.formats.adapter_fit import check_adapter_file, check_mergeable
 from runner.formats.headers import read_header
 from runner.plan.fingerprint import canonical, identity
 from runner.plan.prompts import PromptReading
@@ -157,7 +157,7 @@ class _Preparation:
             self._error(key, f"there is no file {file}")
             return None
         try:
-            problem = check_adapter_file(read_header(file), targets, network.decompose_factor) if targets else None
+            problem = check_adapter_file(file, read_header(file), targets, network.decompose_factor) if targets else None
         except Invalid as error:
             self._error(key, str(error), error.diagnostics[0].hint)
             return None
@@ -184,17 +184,17 @@ class _Preparation:
             if model is None:
                 continue
             try:
-                parsed = parse(read_header(file).tensors, self.spec.layers(model))
+                checked = check_mergeable(read_header(file), self.spec.layers(model))
             except Invalid as error:
                 self._error(key, str(error), error.diagnostics[0].hint)
                 continue
-            unknown = [*parsed.modules, *parsed.keys]
-            if unknown or not parsed.entries:
-                listed = f" ({unknown[0]})" if unknown else ""
-                self._error(
-                    key, f"{file.name} does not fit: {len(unknown)} of its layers are not this model's{listed}",
-                    f"name a LoRA file for {self.spec.title}",
-                )  # fmt: skip
+            if checked.problem is not None:
+                hint = (
+                    "take these out of the file, or merge it first: `runner sample --lora FILE --skip-unknown --save-merged`"
+                    if checked.skippable
+                    else f"name an adapter for {self.spec.title}"
+                )
+                self._error(key, f"{file.name} does not fit: {checked.problem}", hint)
         return found
 
     def _blocks(self, model: Model | None) -> None:

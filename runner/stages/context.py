@@ -61,7 +61,7 @@ class Context:
         """Merges network.base_weights into a component: everything that runs it sees the merged weights."""
         for file, multiplier in self.runtime.base_weights:
             lora = read_lora(file, self.runtime.layers, multiplier)
-            merge_into({component: module}, lora.targets, lora.state)
+            merge_into({component: module}, lora.changes)
 
     def free(self) -> None:
         """Gives memory back after a component was dropped."""

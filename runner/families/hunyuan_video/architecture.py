@@ -6,6 +6,7 @@ the MLP's first layer, and the final modulation's shift and scale stand the othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from runner.families.parts.layers import Config, Layer
@@ -113,3 +114,20 @@ def _inner(config: Config, width: int) -> int:
     if ratio != int(ratio):
         raise ValueError(f"mlp_ratio {ratio} is no whole number")
     return width * int(ratio)
+
+
+
+_COMFYUI = (
+    (r"mlp\.fc1$", "mlp.0"), (r"mlp\.fc2$", "mlp.2"), (r"(_mod|\.modulation)\.linear$", r"\1.lin"),
+    (r"(_in|t_embedder)\.mlp\.0$", r"\1.in_layer"), (r"(_in|t_embedder)\.mlp\.2$", r"\1.out_layer"),
+    (r"c_embedder\.linear_1$", "c_embedder.in_layer"), (r"c_embedder\.linear_2$", "c_embedder.out_layer"),
+    (r"(_attn|blocks\.\d+)[_.]q_norm$", r"\1.norm.query_norm.scale"),
+    (r"(_attn|blocks\.\d+)[_.]k_norm$", r"\1.norm.key_norm.scale"),
+)  # fmt: skip
+
+
+def comfyui_layer(original: str) -> str:
+    """What the layer is called in ComfyUI's own class, which renames as it loads (but for dots: `img_attn.qkv`)."""
+    for pattern, name in _COMFYUI:
+        original = re.sub(pattern, name, original)
+    return original

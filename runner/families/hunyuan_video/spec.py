@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.dataset.clips import ClipRule
-from runner.families.hunyuan_video.architecture import BLOCK, hunyuan_layers
+from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
 from runner.families.hunyuan_video.memory import forward, saved
 from runner.families.locate import KeyPath
 from runner.families.parts.checkpoint import Finder, Naming, Part
@@ -157,7 +157,7 @@ _ADAPTABLE = Adaptable(
         "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)"), fused=True),
         "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
     },
-    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers,
+    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers, comfyui=comfyui_layer,
 )  # fmt: skip
 
 HUNYUAN_VIDEO = FamilySpec(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from runner.families.parts.checkpoint import Part, layers_of
 from runner.families.parts.layers import Layer, Layers
@@ -18,6 +18,9 @@ _CONVOLUTIONAL = re.compile(r"\.(resnets|downsamplers|upsamplers)\.")
 _TEXT = re.compile(
     r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$|\.(SelfAttention\.[qkvo]|DenseReluDense\.w[io](_[01])?)$"
 )
+
+PROJECTION = "text_projection"
+"""The last layer of text encoders that have one. OneTrainer trains it, Kohya's tools do not: only where a pattern names it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Adaptable:
     convolutional: bool = field(default=False)
     sister: Layers | None = None
     """The denoiser's layers with the original names of a related family, whose adapters fit this one too."""
+    comfyui: Callable[[str], str] | None = None
+    """Original name of one of the denoiser's layers → ComfyUI's, where that is another."""
 
     def targets(self, config: RunConfig, model: Model) -> list[Target]:
         """The layers that get adapters: the default set, a preset, or those whose names match. Raises `ModelProblem`."""
@@ -61,14 +66,21 @@ class Adaptable:
                 "take conv_rank out",
             )  # fmt: skip
         found: list[Target] = []
+        named = _naming(PROJECTION, network)
         for part in self.parts:
             if not getattr(config.training.components, part.name) or part.name not in model.components:
                 continue
-            layers = self._layers(part, model)
+            layers = self._layers(part, model, bool(named))
             fused = False
             if part.name == "denoiser":
                 layers, fused = self._chosen(layers, network)
-            found += [self._adapted(part.name, layer, network, fused) for layer in layers]
+            aliases = self._aliases(part, model)
+            found += [self._adapted(part.name, layer, network, fused, aliases[layer.name]) for layer in layers]
+        if named and not any(target.name == PROJECTION for target in found):
+            raise ModelProblem(
+                ("network", "targets", named[0]), f"no text encoder that trains has a {PROJECTION}",
+                "let the one that has it train: [training.components] text_encoder_2 = true",
+            )  # fmt: skip
         for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
             for pattern in patterns:
                 if not any(re.search(pattern, target.name) for target in found):
@@ -78,46 +90,47 @@ class Adaptable:
         return found
 
     def layers(self, model: Model) -> list[Target]:
-        """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
+        """Every layer that a file may have something for, norms and embeddings too; rank and alpha say nothing."""
         return [
-            replace(self._target(part.name, layer, "lora", 1, 1.0, False), aliases=aliases.get(layer.name, ()))
+            self._target(part.name, layer, "lora", 1, 1.0, False, aliases[layer.name])
             for part in self.parts
             if part.name in model.components
             for aliases in (self._aliases(part, model),)
-            for layer in self._layers(part, model)
+            for layer in layers_of(part, model.components[part.name])
+            if layer.kind != "table"
         ]
 
     def _aliases(self, part: Part, model: Model) -> dict[str, tuple[Alias, ...]]:
-        """Layer → its names in files of other tools and of the related family."""
-        if self.sister is None or part.name != "denoiser":
-            return {}
+        """Layer → its names in files: diffusers', the original one, ComfyUI's, and those of the related family."""
         config = model.components[part.name].config
-        sisters = {layer.name: layer for layer in self.sister(config)}
+        own = layers_of(part, model.components[part.name])
+        denoiser = part.name == "denoiser"
+        sisters = {layer.name: layer for layer in self.sister(config)} if self.sister and denoiser else {}
         found = {}
-        for layer in self._layers(part, model):
-            own = Alias(f"diffusion_model.{layer.original}", layer.part, layer.span, layer.swapped)
-            plain = (Alias(f"lora_unet_{layer.name.replace('.', '_')}"), Alias(f"diffusion_model.{layer.name}"))
-            other = sisters.get(layer.name)
-            related: tuple[Alias, ...] = ()
-            if other is not None:
-                rows = (other.part, other.span, other.swapped)
-                names = (f"lora_unet_{other.original.replace('.', '_')}", f"diffusion_model.{other.original}")
-                related = tuple(Alias(name, *rows) for name in names)
-            found[layer.name] = (own, *plain, *related)
+        for layer in own:
+            aliases = [Alias(_plain(layer.name))]
+            if not denoiser:  # CLIP's outer name came and went with versions of transformers
+                aliases += [Alias(_plain(layer.name).removeprefix("text_model_")), Alias(_plain(layer.original))]
+            elif layer.name in sisters or layer.original:
+                layer = sisters.get(layer.name, layer)
+                names = {layer.original, self.comfyui(layer.original) if self.comfyui else layer.original}
+                aliases += [Alias(_plain(name), layer.part, layer.span, layer.swapped) for name in sorted(names)]
+            found[layer.name] = tuple(dict.fromkeys(alias for alias in aliases if alias.module))
         return found
 
-    def _layers(self, part: Part, model: Model) -> list[Layer]:
+    def _layers(self, part: Part, model: Model, projections: bool = False) -> list[Layer]:
+        """The layers that can get adapters. `projections`: those of text encoders too."""
         layers = layers_of(part, model.components[part.name])
         if part.name == "denoiser":
             return [layer for layer in layers if layer.kind in ("linear", "conv") and not layer.depth]
-        return [layer for layer in layers if _TEXT.search(layer.name)]
+        return [layer for layer in layers if _TEXT.search(layer.name) or (projections and layer.name == PROJECTION)]
 
     def _chosen(self, layers: list[Layer], network: Network) -> tuple[list[Layer], bool]:
         fused = False
         if isinstance(network.targets, list):
             chosen = [layer for layer in layers if any(re.search(pattern, layer.name) for pattern in network.targets)]
             for index, pattern in enumerate(network.targets):
-                if not any(re.search(pattern, layer.name) for layer in layers):
+                if PROJECTION not in pattern and not any(re.search(pattern, layer.name) for layer in layers):
                     raise ModelProblem(
                         ("network", "targets", index), f"{pattern!r} matches no layer of the denoiser",
                         f"a layer's name looks like {self.example}",
@@ -137,7 +150,9 @@ class Adaptable:
             raise ModelProblem(("network", "targets"), "no layer is left to train")
         return chosen, fused
 
-    def _adapted(self, component: str, layer: Layer, network: Network, fused: bool) -> Target:
+    def _adapted(
+        self, component: str, layer: Layer, network: Network, fused: bool, aliases: tuple[Alias, ...]
+    ) -> Target:
         def matching(patterns: Mapping[str, Any]) -> Any:
             return next((value for pattern, value in patterns.items() if re.search(pattern, layer.name)), None)
 
@@ -152,15 +167,28 @@ class Adaptable:
         if network.rslora:  # alpha / sqrt(rank) is the scale: every reader divides by the rank
             alpha *= rank**0.5
         tied = fused and network.type == "lora"
-        return self._target(component, layer, network.type, rank, alpha, tied)
+        return self._target(component, layer, network.type, rank, alpha, tied, aliases)
 
-    def _target(self, component: str, layer: Layer, adapter: Any, rank: int, alpha: float, fused: bool) -> Target:
-        kind: Literal["conv", "linear"] = "conv" if layer.kind == "conv" else "linear"
+    def _target(
+        self, component: str, layer: Layer, adapter: Any, rank: int, alpha: float, fused: bool,
+        aliases: tuple[Alias, ...],
+    ) -> Target:  # fmt: skip
+        assert layer.kind != "table"
         names = self.names[component]
         module = layer.original if names.by_original else layer.name
         return Target(
-            component, layer.name, kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
+            component, layer.name, layer.kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
             names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
             layer.part if names.by_original else (0, 1), layer.span if names.by_original else 1,
             names.by_original and layer.swapped, fused and layer.part[1] > 1,
+            aliases=aliases, bias=layer.bias and layer.kind != "embedding", depth=layer.depth,
         )  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _naming(layer: str, network: Network) -> list[int]:
+    """The places in network.targets of the patterns that name a layer."""
+    return [index for index, pattern in enumerate(network.targets) if layer in pattern] if isinstance(network.targets, list) else []  # fmt: skip
