@@ -55,10 +55,15 @@ def _video_options(command: Any) -> Any:
     "loras",
     multiple=True,
     metavar="FILE[:MULTIPLIER]",
-    help="A LoRA file (Kohya's or diffusers' keys) to merge into the model; may be given again.",
+    help="An adapter file (LoRA, DoRA, LoHa, LoKr, OFT, differences; of any tool) to merge into the model; may be given again.",
 )
 @click.option("--include", multiple=True, help="Only layers of --lora whose name matches this regular expression.")
 @click.option("--exclude", multiple=True, help="Not the layers of --lora whose name matches.")
+@click.option(
+    "--skip-unknown",
+    is_flag=True,
+    help="Leave out what of --lora the model has no place for (it is counted and named), instead of refusing the file.",
+)
 @click.option(
     "--save-merged",
     type=click.Path(path_type=Path),
@@ -88,13 +93,13 @@ def _video_options(command: Any) -> Any:
 def command(
     file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
     dialect: str | None, interactive: bool, folder: Path | None, loras: tuple[str, ...], include: tuple[str, ...],
-    exclude: tuple[str, ...], save_merged: Path | None, output_type: str, vae_chunk_size: int | None,
+    exclude: tuple[str, ...], skip_unknown: bool, save_merged: Path | None, output_type: str, vae_chunk_size: int | None,
     vae_tile_size: int | None, blocks_to_swap: int | None, **defaults: Any,
 ) -> int:  # fmt: skip
     """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
-    if (include or exclude) and not loras:
+    if (include or exclude or skip_unknown) and not loras:
         raise UsageError(
-            "--include and --exclude choose layers of LoRA files, and none is given", hint="say --lora FILE"
+            "--include, --exclude and --skip-unknown are for LoRA files, and none is given", hint="say --lora FILE"
         )
     patterns = (_expressions("--include", include), _expressions("--exclude", exclude))
     files = [_lora_file(lora) for lora in loras]
@@ -123,9 +128,11 @@ def command(
         prepared,
         checkpoint,
         keep_loaded=interactive,
-        loras=[LoraFile(*given, *patterns) for given in files],
+        loras=[LoraFile(*given, *patterns, skip_unknown) for given in files],
         output=output_type,
     )
+    for note in sampling.notes:
+        out.say(f"note: {note}")
     if save_merged is not None:
         sampling.save_merged(save_merged)
         out.data(str(save_merged))

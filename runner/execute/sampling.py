@@ -18,6 +18,7 @@ from runner.data.images import to_picture
 from runner.execute.checkpoint import find_checkpoint, load_weights
 from runner.execute.export import whole_model
 from runner.families.registry import family
+from runner.formats.adapter_fit import some
 from runner.formats.adapter_read import read_lora
 from runner.formats.tensors import tensor_bytes, write_hashed_tensors
 from runner.networks.merge import merge_into
@@ -39,6 +40,8 @@ class LoraFile:
     multiplier: float
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    skip_unknown: bool = False
+    """What the model has no place for is left out."""
 
     @property
     def label(self) -> str:
@@ -61,7 +64,15 @@ class Sampling:
         self.chosen = find_checkpoint(prepared.store, self.graph, checkpoint)
         self.label = " + ".join([self.chosen.label, *(lora.label for lora in loras)])
         layers = prepared.spec.layers(prepared.model)
-        self.loras = [read_lora(lora.file, layers, lora.multiplier, lora.include, lora.exclude) for lora in loras]
+        self.loras = [
+            read_lora(lora.file, layers, lora.multiplier, lora.include, lora.exclude, lora.skip_unknown)
+            for lora in loras
+        ]
+        self.notes = [
+            f"{given.file.name}: {len(lora.left_out)} of its layers or tensors are left out ({some(lora.left_out)})"
+            for given, lora in zip(loras, self.loras, strict=True)
+            if lora.left_out
+        ]
         record = TrainFolder(prepared.store.artifact("train", self.graph.fingerprint("train"))).record()
         device = choose_device(prepared.config.run.device)
         prepare_torch(prepared.config.run.deterministic, record["threads"] if record else self.graph.runtime.threads)

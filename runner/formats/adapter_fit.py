@@ -88,7 +88,9 @@ def _unknown(parsed: Parsed) -> str:
     if others:
         words.append(f"{len(others)} of its tensors are not known here ({some(others)})")
     if embeddings:
-        words.append(f"{len(embeddings)} of its tensors are textual inversions, which no layer has ({some(embeddings)})")
+        words.append(
+            f"{len(embeddings)} of its tensors are textual inversions, which no layer has ({some(embeddings)})"
+        )
     return "; ".join(words)
 
 
@@ -288,9 +290,7 @@ def some(names: Sequence[str]) -> str:
 # --- starting from a file ---------------------------------------------------------------------------------------------
 
 
-def check_adapter_file(
-    file: Path, header: Header, targets: Sequence[Target], decompose_factor: int = -1
-) -> str | None:
+def check_adapter_file(file: Path, header: Header, targets: Sequence[Target], decompose_factor: int = -1) -> str | None:
     """What keeps a file from being the start of these adapters; None where everything fits."""
     parsed = parse(header.tensors, targets)
     if not parsed.modules:

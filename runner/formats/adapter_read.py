@@ -123,7 +123,11 @@ def _tensors(
         return tensors, alpha / rank if rank else 1.0, rank
     settings, layer = _json_of(metadata, ADAPTER_METADATA), module.layers[0]
     rank = rank or _peft_setting(settings, layer, "r", "rank_pattern")
-    return tensors, _peft_alpha(settings, layer, rank) / rank if rank and kind in ("lora", "loha", "lokr") else 1.0, rank
+    return (
+        tensors,
+        _peft_alpha(settings, layer, rank) / rank if rank and kind in ("lora", "loha", "lokr") else 1.0,
+        rank,
+    )
 
 
 def _own(

@@ -157,7 +157,9 @@ class _Preparation:
             self._error(key, f"there is no file {file}")
             return None
         try:
-            problem = check_adapter_file(file, read_header(file), targets, network.decompose_factor) if targets else None
+            problem = (
+                check_adapter_file(file, read_header(file), targets, network.decompose_factor) if targets else None
+            )
         except Invalid as error:
             self._error(key, str(error), error.diagnostics[0].hint)
             return None

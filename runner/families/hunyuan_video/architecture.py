@@ -116,7 +116,6 @@ def _inner(config: Config, width: int) -> int:
     return width * int(ratio)
 
 
-
 _COMFYUI = (
     (r"mlp\.fc1$", "mlp.0"), (r"mlp\.fc2$", "mlp.2"), (r"(_mod|\.modulation)\.linear$", r"\1.lin"),
     (r"(_in|t_embedder)\.mlp\.0$", r"\1.in_layer"), (r"(_in|t_embedder)\.mlp\.2$", r"\1.out_layer"),
