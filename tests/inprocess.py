@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from runner.errors import Stopped
 from runner.plan.diff import Plan, make_plan
 from runner.plan.prepare import Prepared, prepare
 from runner.store.store import find_store
-from tests.support import Place
+from tests.support import Place, Result
 
 
 def prepared(file: Path, *settings: str) -> Prepared:
@@ -67,3 +68,34 @@ def trained_bytes(file: Path, *settings: str) -> bytes:
     last = sorted(folder.iterdir())[-1]
     average = last / "ema.safetensors"
     return (last / "raw.safetensors").read_bytes() if not average.exists() else average.read_bytes()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Verbs:
+    """The command line in this process, in a place's folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def __call__(self, place: Place, *arguments: str, answer: str | None = None) -> Result:
+        """What a command gives back; with `answer`, on a terminal where that is typed."""
+        from runner.cli.main import run
+
+        self.monkeypatch.chdir(place.folder)
+        self.monkeypatch.setenv("NO_COLOR", "1")
+        self.monkeypatch.setattr("sys.argv", ["runner", *arguments])
+        if answer is not None:
+            self.monkeypatch.setattr("sys.stdin", _Terminal(answer))
+        self.capfd.readouterr()
+        code = int(run())
+        return Result(code, *self.capfd.readouterr())
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verbs:
+    """The command line in this process."""
+    return Verbs(monkeypatch, capfd)

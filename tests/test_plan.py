@@ -242,7 +242,10 @@ def test_another_device_is_refused_under_locked(done: Place) -> None:
 def test_replacing_trained_work_needs_yes(done: Place) -> None:
     result = done.run("apply", "--set", "training.learning_rate=2e-3")
     assert result.code == 64
-    assert "error: this would replace 6 trained steps of run 't'\nhint: say --yes to do it without asking" in result.err
+    assert result.err.endswith(
+        "error: this would train anew, and 6 trained steps of run 't' give way in the run's folder\n"
+        "hint: say --yes to do it without asking; they stay in the store until `runner gc --delete`\n\n"
+    )
     assert done.run("plan", "--detailed-exitcode").code == 0, "nothing was touched"
     done.run("apply", "--yes", "--set", "training.learning_rate=2e-3").ok()
     assert "training.learning_rate" in (done.folder / "run.lock").read_text()

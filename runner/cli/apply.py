@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @settings_option
 @target_option
 @click.option("--locked", is_flag=True, help="Refuse (exit 4) where anything differs from run.lock.")
-@click.option("--yes", is_flag=True, help="Do not ask before trained work is replaced.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask before the run trains anew; what it has trained stays in the store."
+)
 def command(file: Path, settings: tuple[str, ...], target: str | None, locked: bool, yes: bool) -> int:
     """Carry out the plan of FILE (a run.toml, or a plan.json from `runner plan --out`)."""
     from runner.plan.diff import make_plan
@@ -39,11 +41,10 @@ def command(file: Path, settings: tuple[str, ...], target: str | None, locked: b
         if settings or target:
             raise UsageError("a plan.json is applied as it is: --set and --target belong to `runner plan --out`")
         file, settings, target = saved.run_file, saved.settings, saved.target
-    from runner.store.lock import held
+    from runner.store.lock import run_held
 
     first = prepared_run(file, settings, may_defer=True)
-    name = first.config.run.name
-    with held(first.store.run_lock(first.output_dir), f"run {name!r}"):
+    with run_held(first.store, first.output_dir, first.config.run.name):
         prepared = prepared_run(file, settings, may_defer=False) if first.deferred else first
         plan = make_plan(prepared, target)
         if saved is not None:
@@ -66,8 +67,14 @@ def _ask_and_run(
     out.say(shown_plan(plan, figures))
     if plan.throws_away and not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"this would replace {plan.throws_away}", hint="say --yes to do it without asking")
-        click.confirm(f"Replace {plan.throws_away}?", abort=True, err=True)
+            raise UsageError(
+                f"this would train anew, and {plan.throws_away} give way in the run's folder",
+                hint="say --yes to do it without asking; they stay in the store until `runner gc --delete`",
+            )
+        question = f"{plan.throws_away} give way in the run's folder and stay in the store. Train anew?"
+        if not click.confirm(question, err=True):
+            out.say("Nothing was done.")
+            return Exit.USAGE
     outcome = carry_out(prepared, target, render_plan(plan, figures), locked_device)
     for note in outcome.notes:
         out.say(f"note: {note}")

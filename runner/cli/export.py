@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from runner.cli import out
-from runner.cli.common import prepared_run, run_file
+from runner.cli.applied import applied_run, stages_of
+from runner.cli.common import run_file, settings_option
 from runner.errors import Exit, Invalid, UsageError
+
+if TYPE_CHECKING:
+    from runner.plan.prepare import Prepared
 
 
 @click.command()
 @run_file
+@settings_option
 @click.option("--format", "form", type=click.Choice(["kohya", "diffusers", "comfyui", "single_file"]), required=True)
 @click.option(
     "--to",
@@ -23,14 +29,36 @@ from runner.errors import Exit, Invalid, UsageError
 )
 @click.option("--checkpoint", default="best", help="best, last or a step (50, 50:ema).")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Unset: training.checkpoints.dtype.")
-def command(file: Path, form: str, target: Path, checkpoint: str, dtype: str | None) -> int:
-    """Write a checkpoint of FILE's run as other programs load it. An existing file is not overwritten."""
+def command(
+    file: Path, settings: tuple[str, ...], form: str, target: Path, checkpoint: str, dtype: str | None
+) -> int:  # fmt: skip
+    """Write a checkpoint of what FILE's run last applied, its --set included, as other programs load it.
+
+    An existing file is not overwritten.
+    """
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UsageError(f"{target} is there already; it is not overwritten", hint="name another place")
-    prepared = prepared_run(file, may_defer=False)
+    prepared = applied_run(file, settings, stages_of(checkpoint))
     from runner.core.process import prepare_environment
+    from runner.store.lock import in_use
 
     prepare_environment(prepared.config.run.deterministic)
+    with in_use(prepared.store, "runner export"):
+        made = _made(prepared, form, checkpoint, dtype)
+        if made.is_dir():
+            import shutil
+
+            shutil.copytree(made, target, dirs_exist_ok=True)
+        else:
+            from runner.atomic import copy_file
+
+            copy_file(made, target)
+    out.data(str(target))
+    return Exit.DONE
+
+
+def _made(prepared: Prepared, form: str, checkpoint: str, dtype: str | None) -> Path:
+    """The export in the store."""
     from runner.core.events import Events
     from runner.execute.apply import Apply
     from runner.execute.checkpoint import find_checkpoint, run_checkpoints
@@ -43,14 +71,4 @@ def command(file: Path, form: str, target: Path, checkpoint: str, dtype: str | N
         raise Invalid("only a checkpoint of the run can be exported", hint="say best, last or a step")
     checkpoints = run_checkpoints(prepared.store, session.graph)
     exporter = Exporter(session.context, prepared, session.graph.train, checkpoints, session.graph.fingerprint("train"))
-    made = exporter.export(chosen.step, chosen.weights, form, dtype or prepared.config.training.checkpoints.dtype)
-    if made.is_dir():
-        import shutil
-
-        shutil.copytree(made, target, dirs_exist_ok=True)
-    else:
-        from runner.atomic import copy_file
-
-        copy_file(made, target)
-    out.data(str(target))
-    return Exit.DONE
+    return exporter.export(chosen.step, chosen.weights, form, dtype or prepared.config.training.checkpoints.dtype)

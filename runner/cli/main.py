@@ -12,7 +12,7 @@ from importlib import import_module
 import click
 
 from runner import __version__
-from runner.errors import Exit, UserError
+from runner.errors import Exit, Stopped, UserError
 
 VERBS: dict[str, tuple[str, str]] = {
     "recipes": ("runner.cli.recipes", "List the recipes that come with runner."),
@@ -93,6 +93,9 @@ def run() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
+    except Stopped as error:
+        click.echo(str(error), err=True)
+        return error.code
     except UserError as error:
         from runner.cli.out import diagnostics
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import out
-from runner.cli.common import prepared_run, run_file, settings_option
+from runner.cli.applied import applied_run, stages_of
+from runner.cli.common import run_file, settings_option
 from runner.errors import Exit, Invalid, InvalidConfig, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def command(
         raise UsageError(f"{save_merged} is there already; it is not overwritten", hint="name another place")
     more = {"vae_chunk_size": vae_chunk_size, "vae_tile_size": vae_tile_size, "blocks_to_swap": blocks_to_swap}
     settings = (*settings, *(f"sampling.{name}={value}" for name, value in more.items() if value is not None))
-    prepared = prepared_run(file, settings, may_defer=False)
+    prepared = applied_run(file, settings, stages_of(checkpoint))
     chosen_dialect = _dialect(dialect, prepared)
     prompts = _prompts(prepared, texts, prompt_file, chosen_dialect, defaults)
     if save_merged is not None and not texts and prompt_file is None:
@@ -122,24 +123,21 @@ def command(
 
     prepare_environment(prepared.config.run.deterministic)
     from runner.execute.sampling import LoraFile, Sampling
+    from runner.store.lock import in_use
 
     target = folder or prepared.output_dir / "samples" / "made"
-    sampling = Sampling(
-        prepared,
-        checkpoint,
-        keep_loaded=interactive,
-        loras=[LoraFile(*given, *patterns, skip_unknown) for given in files],
-        output=output_type,
-    )
-    for note in sampling.notes:
-        out.say(f"note: {note}")
-    if save_merged is not None:
-        sampling.save_merged(save_merged)
-        out.data(str(save_merged))
-    for path in sampling.make(prompts, target):
-        out.data(str(path))
-    if interactive:
-        _interact(sampling, prepared, chosen_dialect, defaults, target)
+    loaded = [LoraFile(*given, *patterns, skip_unknown) for given in files]
+    with in_use(prepared.store, "runner sample"):
+        sampling = Sampling(prepared, checkpoint, keep_loaded=interactive, loras=loaded, output=output_type)
+        for note in sampling.notes:
+            out.say(f"note: {note}")
+        if save_merged is not None:
+            sampling.save_merged(save_merged)
+            out.data(str(save_merged))
+        for path in sampling.make(prompts, target):
+            out.data(str(path))
+        if interactive:
+            _interact(sampling, prepared, chosen_dialect, defaults, target)
     return Exit.DONE
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli import out
-from runner.cli.common import json_option, plan_figures, prepared_run, run_file
+from runner.cli.applied import applied_run, run_of
+from runner.cli.common import json_option, plan_figures, run_file, settings_option
 from runner.errors import Exit, Invalid
 
 if TYPE_CHECKING:
@@ -17,19 +18,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @run_file
+@settings_option
 @click.option("--step", type=click.IntRange(1), help="Take this checkpoint, whatever the rule says.")
 @click.option(
     "--weights", type=click.Choice(["raw", "ema"]), default="raw", help="The trained weights or their average."
 )
 @json_option
-def command(file: Path, step: int | None, weights: str, as_json: bool) -> int:
-    """Choose a checkpoint of FILE's run by hand (--step), or again by the rule; strip, report and published files follow."""
+def command(file: Path, settings: tuple[str, ...], step: int | None, weights: str, as_json: bool) -> int:
+    """Choose a checkpoint by hand (--step), or again by the rule; strip, report and published files follow.
+
+    It is chosen among the checkpoints of what FILE's run last applied, its --set included.
+    """
     from runner.plan.diff import current_graph, finished_training
-    from runner.store.lock import held
+    from runner.store.lock import run_held
     from runner.store.run_folder import clear_pin, write_pin
 
-    prepared = prepared_run(file, may_defer=False)
-    with held(prepared.store.run_lock(prepared.output_dir), f"run {prepared.config.run.name!r}"):
+    store, output, name = run_of(file, settings)
+    with run_held(store, output, name):
+        prepared = applied_run(file, settings, ("train",))
         graph = current_graph(prepared)
         trained = finished_training(prepared, graph)
         if trained is None:
@@ -44,7 +50,7 @@ def command(file: Path, step: int | None, weights: str, as_json: bool) -> int:
                     f"there is no checkpoint {step} ({weights})",
                     hint=f"checkpoints are at steps {', '.join(map(str, steps))}",
                 )
-            write_pin(prepared.output_dir, step, weights)
+            write_pin(prepared.output_dir, step, weights, graph.fingerprint("train"))
         return _choose(file, prepared, as_json)
 
 
@@ -57,7 +63,7 @@ def _choose(file: Path, prepared: Prepared, as_json: bool) -> int:
     plan = make_plan(prepared)
     outcome = carry_out(prepared, None, render_plan(plan, plan_figures(plan)))
     assert outcome.selection is not None
-    save_lock(file, (), prepared, outcome)
+    save_lock(file, tuple(prepared.source.overrides.values()), prepared, outcome)
     if as_json:
         out.record(outcome.selection)
     else:

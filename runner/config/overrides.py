@@ -20,6 +20,7 @@ def apply_overrides(document: dict[str, Any], settings: Sequence[str]) -> dict[P
             raise UsageError(f"--set {typed}: write it as section.key=value")
         path: Path = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
         _set(document, path, _parsed(text.strip()), typed)
+        paths.pop(path, None)  # what is set again counts where it stands last
         paths[path] = typed
     return paths
 

@@ -21,7 +21,7 @@ from runner.inputs import candidates
 from runner.optim.build import optimizer_arguments, optimizer_class
 from runner.optim.kinds import OPTIMIZERS
 from runner.plan.compile import Graph
-from runner.plan.diff import current_graph, finished_training
+from runner.plan.diff import current_graph, dropped_pin, finished_training, known_pin
 from runner.plan.history import remember
 from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.prepare import Prepared
@@ -38,7 +38,7 @@ from runner.stages.stop import StopFlag
 from runner.stages.train import TrainStage
 from runner.store.lock import held
 from runner.store.lockfile import environment
-from runner.store.run_folder import read_drawn_seeds, write_drawn_seeds
+from runner.store.run_folder import clear_pin, read_drawn_seeds, write_drawn_seeds
 from runner.store.store import Store
 from runner.store.training import TrainFolder
 
@@ -77,6 +77,7 @@ class Apply:
 
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
+        known_pin(self.prepared)
         self._remember()
         steps: list[tuple[str, Callable[[], None]]] = [
             ("cache.latents", self._latents), ("cache.text", self._texts), ("train", self._train),
@@ -187,6 +188,7 @@ class Apply:
         if stage.seconds:
             self.store.index.put_measured(step_key(self.graph), stage.seconds)
         self.graph = current_graph(self.prepared)
+        self._remember()
 
     def _draw_seeds(self) -> None:
         """Draws the seeds of -1, once for the run's life, and records them."""
@@ -203,6 +205,7 @@ class Apply:
             for prompt in self.prepared.prompts
         ]
         self.graph = current_graph(self.prepared)
+        self._remember()
 
     def _sample(self) -> None:
         self._draw_seeds()
@@ -229,12 +232,14 @@ class Apply:
         self.notes = refresh_view(
             self.prepared, self.graph, self.selection, trained, exporter, self.plan_text, self.environment
         )
-        self._remember()
+        if dropped_pin(self.prepared, self.graph) is not None:
+            clear_pin(self.prepared.output_dir)
+        self._remember(complete=True)
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.store.artifact("train", self.graph.fingerprint("train")) / "checkpoints")
 
-    def _remember(self) -> None:
+    def _remember(self, complete: bool = False) -> None:
         """What the next plan compares with, and what gc must keep."""
         graph, seed = self.graph, self.graph.train.seed
         sample = graph.sample
@@ -268,7 +273,7 @@ class Apply:
             "steps": graph.train.steps,
             "bits": graph.runtime.bits(),
         }
-        remember(self.prepared, record, keys)
+        remember(self.prepared, record, keys, complete)
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,11 +8,20 @@ from typing import Any, Literal
 
 from runner.inputs import SelectInputs, TrainInputs
 from runner.plan.compile import Graph, compile_graph
-from runner.plan.history import Applied, config_reasons, content_reasons, flat_config, last_applied, weight_reasons
+from runner.plan.history import (
+    Applied,
+    config_reasons,
+    content_reasons,
+    flat_config,
+    last_applied,
+    settings_text,
+    training_reasons,
+    weight_reasons,
+)
 from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.prepare import Prepared
 from runner.store.published import Published, view_is_current
-from runner.store.run_folder import read_pin
+from runner.store.run_folder import read_pin, write_pin
 from runner.store.training import TrainFolder, longest_of
 
 Symbol = Literal["+", "~", "-/+", "="]
@@ -50,7 +59,9 @@ class Plan:
     graph: Graph
     actions: dict[str, Action]
     throws_away: str | None = None
-    """The trained work that would be replaced, in words; apply asks before it."""
+    """The trained work in whose place another training would be shown, in words; apply asks before it. It stays in the store
+    until gc."""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def pending(self) -> bool:
@@ -69,15 +80,43 @@ def finished_training(prepared: Prepared, graph: Graph) -> TrainFolder | None:
 
 
 def current_graph(prepared: Prepared) -> Graph:
-    """The graph, with the checkpoints that a finished training really has and the choice made by hand."""
+    """The graph, with the checkpoints that a finished training really has and the choice made by hand among them."""
     pin = read_pin(prepared.output_dir)
-    graph = compile_graph(prepared, pin)
+    graph = compile_graph(prepared, _choice(pin))
+    if pin is not None and _pinned_training(prepared, pin) != graph.fingerprint("train"):
+        pin, graph = None, compile_graph(prepared)
     done = finished_training(prepared, graph)
     if done is not None:
         kept = done.checkpoint_steps()
         if tuple(kept) != graph.sample.steps:
-            graph = compile_graph(prepared, pin, kept)
+            graph = compile_graph(prepared, _choice(pin), kept)
     return graph
+
+
+def _choice(pin: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if pin is None else {name: value for name, value in pin.items() if name != "train"}
+
+
+def _pinned_training(prepared: Prepared, pin: dict[str, Any]) -> str | None:
+    """The training that a choice by hand is for: before it was written down, the one that was applied last."""
+    if "train" in pin:
+        return str(pin["train"])
+    applied = last_applied(prepared.store, prepared.output_dir)
+    return None if applied is None else applied.fingerprint("train")
+
+
+def dropped_pin(prepared: Prepared, graph: Graph) -> dict[str, Any] | None:
+    """A choice by hand that is for another training than the graph's."""
+    pin = read_pin(prepared.output_dir)
+    return pin if pin is not None and graph.select.pinned is None else None
+
+
+def known_pin(prepared: Prepared) -> None:
+    """Writes down which training a choice by hand is for, before another one is applied."""
+    pin = read_pin(prepared.output_dir)
+    train = None if pin is None or "train" in pin else _pinned_training(prepared, pin)
+    if pin is not None and train is not None:
+        write_pin(prepared.output_dir, pin["step"], pin["weights"], train)
 
 
 class _Diff:
@@ -102,7 +141,23 @@ class _Diff:
                     actions[name] = Action(name, "=", "not in this target")
             if until == "cache" or names.index(until) < 2:
                 self._only_cache(actions)
-        return Plan(self.prepared, self.graph, actions, self.throws_away if actions["train"].pending else None)
+        throws_away = self.throws_away if actions["train"].pending else None
+        return Plan(self.prepared, self.graph, actions, throws_away, self._notes())
+
+    def _notes(self) -> list[str]:
+        """What was said for the run's last apply and does not hold here."""
+        notes = []
+        now = tuple(self.prepared.source.overrides.values())
+        if self.applied is not None and self.applied.settings not in ((), now):
+            mine = f"this plan is with {settings_text(now)}" if now else "this plan is without it"
+            notes.append(f"the run was last applied with {settings_text(self.applied.settings)}; {mine}")
+        pin = dropped_pin(self.prepared, self.graph)
+        if pin is not None:
+            notes.append(
+                f"step {pin['step']} was chosen by hand for another training; the rule chooses here, until"
+                f" `runner select {self.prepared.source.file.name} --step N`"
+            )
+        return notes
 
     def _only_cache(self, actions: dict[str, Action]) -> None:
         """A target of `cache` fills the caches for the whole run, whether or not training still needs them."""
@@ -203,15 +258,7 @@ class _Diff:
     def _train_reasons(self) -> list[str]:
         if self.applied is None:
             return []
-        old = self.applied.record.get("config", {})
-        reasons = config_reasons(old, self.config, ["train", "cache.latents", "cache.text"])
-        used = [
-            name
-            for name in ("denoiser", "vae", *self.prepared.model.text_encoders, "tokenizer", "init_from")
-            if name in self.prepared.weights
-        ]
-        reasons += weight_reasons(self.applied, self.prepared, used)
-        reasons += content_reasons(self.applied, self.prepared, True, True)
+        reasons = training_reasons(self.applied, self.prepared)
         if (
             reasons
             and self.graph.train.has_horizon

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import write_bytes
+from runner.atomic import copy_file, write_bytes
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
+from runner.store.gc import keys_files
 from runner.store.records import sound_record
 from runner.store.store import RUN, Store
 from schemas import RunConfig
@@ -26,6 +28,21 @@ class Applied:
 
     record: dict[str, Any]
     items_file: Path
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What --set gave then; nothing is known of applies before it was recorded."""
+        given = self.record.get("settings")
+        return tuple(str(typed) for typed in given) if isinstance(given, list) else ()
+
+    def fingerprint(self, stage: str) -> str | None:
+        """A stage's fingerprint."""
+        found = self.record.get("fingerprints")
+        return found.get(stage) if isinstance(found, dict) else None
+
+    def file_changed(self, text: str) -> bool:
+        """Whether run.toml was edited since."""
+        return self.record.get("file_digest") not in (None, text_digest(text))
 
     def items(self) -> dict[str, list[str]]:
         """Name → [picture's digest, caption's hash]."""
@@ -43,17 +60,36 @@ def last_applied(store: Store, output_dir: Path) -> Applied | None:
     return Applied(record, file.with_suffix(".items.gz")) if record is not None else None
 
 
-def remember(prepared: Prepared, content: dict[str, Any], keys: dict[str, list[str]]) -> None:
-    """Writes the record of this apply, its items, and the keys that gc must keep."""
+def text_digest(text: str) -> str:
+    """By which an edited run.toml is told."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def remember(prepared: Prepared, content: dict[str, Any], keys: dict[str, list[str]], complete: bool) -> None:
+    """Writes the record of this apply, its items, and the keys that gc must keep. Until an apply is `complete` the run's
+    folder shows the one before it, which is kept too."""
     store, output = prepared.store, prepared.output_dir
+    before = last_applied(store, output)
     items = {
         item.name: [item.digest, _caption_hash(item)]
         for item in (*prepared.collection.items, *prepared.collection.held_out)
     }
     file = store.run_record(output)
+    applied_keys, shown_keys = keys_files(file)
+    shown = None
+    if before is not None and not complete:
+        shown = before.record.get("shown")
+        if before.record.get("complete", True):
+            shown = before.record.get("fingerprints")
+            if applied_keys.exists():
+                copy_file(applied_keys, shown_keys)
     write_bytes(file.with_suffix(".items.gz"), gzip.compress(json.dumps(items).encode(), 3, mtime=0))
-    write_bytes(file.with_suffix(".keys.gz"), gzip.compress(json.dumps(keys).encode(), 3, mtime=0))
-    store.register(output, {**content, "config": flat_config(prepared.config), "weights": prepared.weights})
+    write_bytes(applied_keys, gzip.compress(json.dumps(keys).encode(), 3, mtime=0))
+    source = {"settings": list(prepared.source.overrides.values()), "file_digest": text_digest(prepared.source.text)}
+    own = {"config": flat_config(prepared.config), "weights": prepared.weights, "complete": complete, "shown": shown}
+    store.register(output, {**content, **source, **own})
+    if complete:
+        shown_keys.unlink(missing_ok=True)
 
 
 def _caption_hash(item: TrainItem) -> str:
@@ -85,8 +121,13 @@ def schema_path(path: str) -> str:
 
 def config_reasons(old: dict[str, Any], new: dict[str, Any], stages: Iterable[str]) -> list[str]:
     """`dataset.resolution 768 → 1024` for each key that reaches one of the stages."""
+    return [f"{path} {_shown(then)} → {_shown(now)}" for path, then, now in config_changes(old, new, stages)]
+
+
+def config_changes(old: dict[str, Any], new: dict[str, Any], stages: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    """(path, old value, new value) of each key that reaches one of the stages."""
     wanted, keys = set(stages), all_keys()
-    reasons = []
+    changes = []
     for path in sorted(set(old) | set(new)):
         if old.get(path) == new.get(path):
             continue
@@ -95,8 +136,22 @@ def config_reasons(old: dict[str, Any], new: dict[str, Any], stages: Iterable[st
             parent = schema_path(path).rpartition(".")[0]
             key = keys.get(parent)
         if key is not None and key.effect != "bits" and wanted & set(key.stages):
-            reasons.append(f"{path} {_shown(old.get(path))} → {_shown(new.get(path))}")
-    return reasons
+            changes.append((path, old.get(path), new.get(path)))
+    return changes
+
+
+def training_reasons(applied: Applied, prepared: Prepared) -> list[str]:
+    """Why this is another training than the one that was applied last."""
+    stages = ["train", "cache.latents", "cache.text"]
+    reasons = config_reasons(applied.record.get("config", {}), flat_config(prepared.config), stages)
+    parts = ("denoiser", "vae", *prepared.model.text_encoders, "tokenizer", "init_from")
+    reasons += weight_reasons(applied, prepared, [name for name in parts if name in prepared.weights])
+    return reasons + content_reasons(applied, prepared, True, True)
+
+
+def settings_text(settings: Iterable[str]) -> str:
+    """As it is typed: `--set a.b=1 --set c.d=2`."""
+    return " ".join(f"--set {shlex.quote(typed)}" for typed in settings)
 
 
 TEXT_ENCODERS = ("text_encoder_1", "text_encoder_2", "text_encoder_3")

@@ -34,7 +34,7 @@ def render_plan(plan: Plan, figures: Figures, paint: Paint = lambda text, _: tex
         lines += ["", warning.render()]
     if len(prepared.dataset_notes):
         lines += ["", "  dataset", *(f"    {note}" for note in prepared.dataset_notes.render())]
-    lines += [f"  note: {note}" for note in prepared.notes]
+    lines += [f"  note: {note}" for note in (*prepared.notes, *plan.notes)]
     if prepared.deferred:
         lines.append(f"  note: the digest of {len(prepared.deferred)} large model files is left to apply")
     pending = [action for action in plan.actions.values() if action.pending]
@@ -47,8 +47,13 @@ def _summary(plan: Plan, pending: int) -> str:
         return "Nothing to do: everything is up to date."
     text = f"{pending} of {len(plan.actions)} stages have something to do."
     if plan.throws_away:
-        text += f" This replaces {plan.throws_away}: apply asks first, or needs --yes."
+        text += f"\n{another_training(plan.throws_away)} Apply asks first, or needs --yes."
     return text
+
+
+def another_training(old: str) -> str:
+    """What becomes of trained work that a run no longer shows."""
+    return f"This trains anew: {old} give way in the run's folder, and stay in the store until `runner gc --delete`."
 
 
 def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
@@ -173,6 +178,6 @@ def plan_record(plan: Plan, figures: Figures) -> dict[str, Any]:
         "figures": figures.as_record(),
         "derived": [{"key": item.key, "value": item.value, "why": item.why} for item in plan.prepared.derived],
         "warnings": [warning.as_record() for warning in plan.prepared.warnings],
-        "notes": plan.prepared.notes,
+        "notes": [*plan.prepared.notes, *plan.notes],
         "dataset_notes": plan.prepared.dataset_notes.as_records(),
     }

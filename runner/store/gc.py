@@ -1,4 +1,7 @@
-"""Finds what no registered run needs: the runs' last applied plans are the roots. A run that is going on is left alone."""
+"""Finds what no registered run needs. Roots are what each run last applied, and what its folder shows until that is done.
+
+Both functions run under `runner.store.lock.alone`: what a run that is going on needs is not known before it ends.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.errors import Held
-from runner.store.lock import held, is_held
 from runner.store.store import EXTENSIONS, Store
 
 
@@ -38,6 +39,12 @@ class Garbage:
         return found
 
 
+def keys_files(record: Path) -> tuple[Path, Path]:
+    """Beside a run's record: the keys of the items that it last applied, and of those that its folder shows until that is
+    done."""
+    return record.with_suffix(".keys.gz"), record.with_suffix(".shown.gz")
+
+
 def collect_garbage(store: Store) -> Garbage:
     """Looks, deletes nothing. A run counts as gone when its run.toml and its folder are both gone."""
     garbage = Garbage()
@@ -61,8 +68,9 @@ def collect_garbage(store: Store) -> Garbage:
             return Garbage(notes=garbage.notes)
         for kind, own in keys.items():
             needed.setdefault(kind, set()).update(own)
-        for name, fingerprint in record["fingerprints"].items():
-            kept |= {store.artifact(name, fingerprint), store.workspace(name, fingerprint)}
+        for fingerprints in (record["fingerprints"], record.get("shown") or {}):
+            for name, fingerprint in fingerprints.items():
+                kept |= {store.artifact(name, fingerprint), store.workspace(name, fingerprint)}
         exports |= _linked_exports(store, output)
     for kind in EXTENSIONS:
         for path in (store.root / "items" / kind).glob("*/*"):
@@ -79,29 +87,30 @@ def collect_garbage(store: Store) -> Garbage:
 
 
 def delete_garbage(store: Store, garbage: Garbage) -> None:
-    """Deletes it. Raises `Held` where a run of the store is going on."""
-    with held(store.lock_file("store"), "the store", wait_seconds=10):
-        for _, record in store.registry()[0]:
-            output = store.path_of(record["output_dir"])
-            if is_held(store.run_lock(output)):
-                raise Held(f"run {record['name']!r} is going on; nothing is deleted", hint="wait for it")
-        for entry in garbage.entries:
-            if entry.path.is_dir():
-                shutil.rmtree(entry.path)
-            else:
-                entry.path.unlink(missing_ok=True)
-                store.index.remove_item(entry.kind.removeprefix("items: "), entry.path.stem)
-        for file in garbage.gone_runs:
-            for path in (file, file.with_suffix(".items.gz"), file.with_suffix(".keys.gz")):
-                path.unlink(missing_ok=True)
+    """Deletes it."""
+    for entry in garbage.entries:
+        if entry.path.is_dir():
+            shutil.rmtree(entry.path)
+        else:
+            entry.path.unlink(missing_ok=True)
+            store.index.remove_item(entry.kind.removeprefix("items: "), entry.path.stem)
+    for file in garbage.gone_runs:
+        for path in (file, file.with_suffix(".items.gz"), *keys_files(file)):
+            path.unlink(missing_ok=True)
 
 
 def _keys(file: Path) -> dict[str, list[str]] | None:
-    try:
-        content = json.loads(gzip.decompress(file.with_suffix(".keys.gz").read_bytes()))
-        return {str(kind): [str(key) for key in keys] for kind, keys in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
-        return None
+    """The keys of the items that a run needs, by kind; None where the list cannot be read."""
+    found: dict[str, list[str]] = {}
+    applied, shown = keys_files(file)
+    for place in (applied, shown) if shown.exists() else (applied,):
+        try:
+            content = json.loads(gzip.decompress(place.read_bytes()))
+            for kind, keys in content.items():
+                found.setdefault(str(kind), []).extend(str(key) for key in keys)
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
+            return None
+    return found
 
 
 def _linked_exports(store: Store, output: Path) -> set[str]:

@@ -70,8 +70,9 @@ def read_pin(output_dir: Path) -> dict[str, Any] | None:
     return _read(output_dir / PIN, {"step": int, "weights": str}, "choose again with `runner select --step`")
 
 
-def write_pin(output_dir: Path, step: int, weights: str) -> None:
-    write_record(output_dir / PIN, {"version": 1, "step": step, "weights": weights})
+def write_pin(output_dir: Path, step: int, weights: str, train: str) -> None:
+    """`train` is the fingerprint of the training that the checkpoint is of."""
+    write_record(output_dir / PIN, {"version": 1, "step": step, "weights": weights, "train": train})
 
 
 def clear_pin(output_dir: Path) -> None:

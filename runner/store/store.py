@@ -97,8 +97,7 @@ class Store:
 
     def portable(self, path: Path) -> str:
         """How a record names a path: relative to the folder that holds the store, so that both can be moved together."""
-        path = path.absolute()
-        home = self.root.parent
+        path, home = (Path(os.path.normpath(place.absolute())) for place in (path, self.root.parent))
         return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
     def path_of(self, portable: str) -> Path:

@@ -1,0 +1,109 @@
+"""What a run's folder last applied, for the verbs that work on it: with the --set of that apply, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.cli import out
+from runner.cli.common import prepared_run, store_of
+from runner.errors import Invalid
+
+if TYPE_CHECKING:
+    from runner.plan.history import Applied
+    from runner.plan.prepare import Prepared
+    from runner.store.store import Store
+
+_AS_APPLIED = 3
+"""So many keys are offered as --set to get back at what was applied."""
+
+
+def run_of(file: Path, settings: tuple[str, ...]) -> tuple[Store, Path, str]:
+    """The store, folder and name of a run. Raises `InvalidConfig` where run.toml does not say them."""
+    from runner.config.load import load
+    from runner.families.locate import resolve_path
+
+    loaded = load(file, settings)
+    name, given = (loaded.source.value(("run", key)) for key in ("name", "output_dir"))
+    if not isinstance(name, str) or not isinstance(given, str | None):
+        run = loaded.require().run
+        name, given = run.name, run.output_dir
+    return store_of(file), resolve_path(given or f"runs/{name}", file.absolute().parent), name
+
+
+def stages_of(checkpoint: str) -> tuple[str, ...]:
+    """The stages that have to be as they were applied where a checkpoint is named so."""
+    if checkpoint == "best":
+        return ("train", "select")
+    is_of_run = checkpoint == "last" or checkpoint.partition(":")[0].isdigit()
+    return ("train",) if is_of_run else ()
+
+
+def applied_run(file: Path, settings: tuple[str, ...], stages: Sequence[str]) -> Prepared:
+    """The run as its folder last applied it, `settings` over that. Raises `Invalid` where one of `stages` is another now."""
+    from runner.plan.history import last_applied, settings_text
+
+    store, output, name = run_of(file, settings)
+    applied = last_applied(store, output)
+    if applied is None:
+        _say_elsewhere(store, file)
+        return prepared_run(file, settings, may_defer=False)
+    given = (*applied.settings, *settings)
+    prepared = prepared_run(file, given, may_defer=False)
+    _check(applied, prepared, stages, settings)
+    if applied.settings:
+        out.say(f"note: run {name!r} as it was last applied, with {settings_text(applied.settings)}")
+    return prepared
+
+
+def _say_elsewhere(store: Store, file: Path) -> None:
+    """A --set of the run's name or folder that was not said again."""
+    from runner.plan.history import Applied, settings_text
+
+    for place, record in store.registry()[0]:
+        settings = Applied(record, place).settings
+        own = [typed for typed in settings if typed.partition("=")[0].strip() in ("run", "run.name", "run.output_dir")]
+        if own and record.get("file") == store.portable(file):
+            out.say(f"note: {file.name} was applied as run {record.get('name')!r}; that run is named by {settings_text(own)}")  # fmt: skip
+
+
+def _check(applied: Applied, prepared: Prepared, stages: Sequence[str], settings: tuple[str, ...]) -> None:
+    from runner.plan.diff import current_graph
+    from runner.plan.history import config_changes, config_reasons, flat_config, settings_text, training_reasons
+
+    old, new = applied.record.get("config", {}), flat_config(prepared.config)
+    reasons: list[str] = []
+    if "train" in stages and applied.fingerprint("train") != current_graph(prepared).fingerprint("train"):
+        reasons = training_reasons(applied, prepared) or ["it was made by another version of runner"]
+    reasons += config_reasons(old, new, [stage for stage in stages if stage != "train"])
+    if not reasons:
+        return
+    listed = "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons))
+    file = prepared.source.file
+    apply = f"runner apply {file}" + (
+        f" {settings_text(given)}" if (given := prepared.source.overrides.values()) else ""
+    )
+    changes = config_changes(old, new, ["cache.latents", "cache.text", *stages])
+    typed = {text.partition("=")[0].strip() for text in settings}
+    back = _as_settings(changes, prepared) if len(changes) == len(set(reasons)) else []
+    if any(path in typed for path, _, _ in changes):
+        otherwise = "leave that --set out"
+    elif back:
+        otherwise = f"add {settings_text(back)} for what was applied"
+    else:
+        otherwise = "take the change back"
+    raise Invalid(
+        f"this is not what run {prepared.config.run.name!r} last applied:{listed}", hint=f"{apply}, or {otherwise}"
+    )
+
+
+def _as_settings(changes: Sequence[tuple[str, object, object]], prepared: Prepared) -> list[str]:
+    """Few plain keys, as --set would give them their old values; nothing where that cannot be said."""
+    import json
+
+    derived = {item.key for item in prepared.derived}
+    own = [(path, old) for path, old, _ in changes if path not in derived]
+    if len(own) > _AS_APPLIED or any(old is None for _, old in own):
+        return []
+    return [f"{path.replace('[', '.').replace(']', '')}={json.dumps(old, ensure_ascii=False)}" for path, old in own]
