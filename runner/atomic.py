@@ -1,35 +1,94 @@
-"""Files and folders that are there whole or not at all: a temporary name, fsync, one rename."""
+"""Files and folders that are there whole or not at all: a temporary name, fsync, one rename.
+
+All that is written goes through here, so that a failing call of the system becomes one kind of error: `CannotWrite`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
-"""Names that begin so are leftovers of a process that died; whoever finds one under its own lock may delete it."""
+_NAMED = re.compile(r"\.tmp-(?:([0-9a-f]{8})-)?(\d+)-(.+)", re.DOTALL)
+"""Machine, process, and what it becomes."""
+_LONGEST = 180
+"""Bytes of a name that its temporary name still shows: a file system takes 255 in all."""
+_HOST = hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:8]
+_LONG_AGO = 24 * 3600.0
+"""Seconds after which a temporary file of a process that cannot be looked up is taken for a leftover."""
 
 
-def _temporary_for(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+class CannotWrite(OSError):
+    """A file or folder could not be written: errno, strerror and filename, which is that of the whole file."""
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A file that appears under its name only when the block ends well, on the disk; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_for(path)
+def writing(path: Path) -> Iterator[None]:
+    """Around calls that write `path`: what the system refuses becomes `CannotWrite`, with the path that it is about."""
     try:
-        yield temporary
-        _fsync(str(temporary), os.O_RDWR)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        if error.errno is None:  # a library's own: no call of the system
+            raise
+        filename = str(error.filename2 or error.filename or path)
+        named = _NAMED.search(filename)
+        raise CannotWrite(error.errno, error.strerror, str(path) if named else filename) from error
+
+
+def temporary_for(path: Path) -> Path:
+    """The name under which this process writes what becomes `path`."""
+    return path.with_name(f"{TEMPORARY}{_HOST}-{os.getpid()}-{_label(path.name)}")
+
+
+def _label(name: str) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()
+
+
+@contextmanager
+def new_file(path: Path, synced: bool = True) -> Iterator[Path]:
+    """A file that appears under its name only when the block ends well, on the disk; its folder is made if missing.
+
+    Without `synced` a loss of power may leave it torn: for what carries a checksum and can be made again.
+    """
+    make_folder(path.parent)
+    temporary = temporary_for(path)
+    try:
+        with _block(temporary, path):
+            yield temporary
+        with writing(path):
+            if synced:
+                _fsync(str(temporary), os.O_RDWR)
+            os.replace(temporary, path)
+    except BaseException:
+        _drop(temporary)
+        raise
+    if synced:
+        fsync_folder(path.parent)
+
+
+@contextmanager
+def _block(temporary: Path, path: Path) -> Iterator[None]:
+    """Around a caller's own work on a temporary file or folder: it may also read others, whose errors stay their own."""
+    try:
+        yield
+    except OSError as error:
+        about = error.filename2 or error.filename
+        if about is not None and not str(about).startswith(str(temporary)):
+            raise
+        with writing(path):
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -49,18 +108,51 @@ def write_json(path: Path, content: Any) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends well, with everything in it on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_for(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    make_folder(path.parent)
+    temporary = temporary_for(path)
+    _drop(temporary)
+    with writing(path):
+        temporary.mkdir()
     try:
-        yield temporary
-        fsync_tree(temporary)
-        os.rename(temporary, path)
+        with _block(temporary, path):
+            yield temporary
+        with writing(path):
+            fsync_tree(temporary)
+            os.rename(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _drop(temporary)
         raise
     fsync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; one that is there is well."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def rename(source: Path, destination: Path) -> None:
+    """Renames within a disk, and brings both folders to it."""
+    make_folder(destination.parent)
+    with writing(destination):
+        os.rename(source, destination)
+    fsync_folder(destination.parent)
+    fsync_folder(source.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a folder with all that is in it; nothing there is well."""
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _drop(path: Path) -> None:
+    """Deletes a temporary file or folder where that can be done; the next sweep finds it else."""
+    with suppress(OSError):
+        remove(path)
 
 
 def fsync_tree(folder: Path) -> None:
@@ -76,7 +168,8 @@ def fsync_tree(folder: Path) -> None:
 def fsync_folder(folder: Path) -> None:
     """Brings a folder's entries to the disk; Windows has no such call and needs none."""
     if os.name == "posix":
-        _fsync(str(folder), os.O_RDONLY)
+        with writing(folder):
+            _fsync(str(folder), os.O_RDONLY)
 
 
 def _fsync(path: str, flags: int) -> None:
@@ -88,30 +181,75 @@ def _fsync(path: str, flags: int) -> None:
 
 
 def copy_file(source: Path, destination: Path) -> None:
-    """Copies a file atomically without reading it whole into memory."""
+    """Copies a file atomically without reading it whole into memory; what a kill left of an earlier copy goes."""
+    sweep(destination.parent, destination.name)
     with new_file(destination) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def copy_tree(source: Path, destination: Path) -> None:
+    """Copies a folder, each file atomically."""
+    for directory, _, names in os.walk(source):
+        target = destination / os.path.relpath(directory, source)
+        make_folder(target)
+        for name in names:
+            copy_file(Path(directory, name), target / name)
+
+
+def link_or_copy(source: Path, place: Path) -> None:
+    """Makes `place` another name of a file: a hard link, else a copy."""
+    if place.exists() and not place.is_symlink() and os.path.samefile(source, place):
+        return
+    make_folder(place.parent)
+    temporary = temporary_for(place)
+    _drop(temporary)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, place)
+    except OSError:
+        _drop(temporary)  # the copy would be made into its own source
+        copy_file(source, place)
 
 
 def link_or_copy_tree(source: Path, destination: Path) -> None:
     """Hard links the files of a folder into a new one, copying where links are not allowed."""
     for directory, _, names in os.walk(source):
         target = destination / os.path.relpath(directory, source)
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         for name in names:
-            try:
-                os.link(os.path.join(directory, name), target / name)
-            except OSError:
-                shutil.copyfile(os.path.join(directory, name), target / name)
+            link_or_copy(Path(directory, name), target / name)
 
 
 def sweep(folder: Path, name: str = "") -> None:
     """Deletes the temporary files and folders that a killed process left in `folder`; with `name`, those of it alone."""
     if not folder.is_dir():
         return
-    for entry in folder.iterdir():
-        if entry.name.startswith(TEMPORARY) and entry.name.endswith(name and f"-{name}"):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+    with writing(folder):
+        entries = [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(TEMPORARY)]
+    for entry in entries:
+        if _is_leftover(entry, name):
+            remove(entry)
+
+
+def sweep_tree(folder: Path) -> None:
+    """The same in a folder of the program's own and all that is in it."""
+    for directory, folders, names in os.walk(folder):
+        if any(name.startswith(TEMPORARY) for name in (*folders, *names)):
+            sweep(Path(directory))
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
+
+
+def _is_leftover(entry: Path, name: str) -> bool:
+    """Whether nobody writes it any more. Own files of this process are none that it still writes: it sweeps before."""
+    named = _NAMED.fullmatch(entry.name)
+    if name and (named is None or named[3] != _label(name)):
+        return False
+    if named is not None and named[1] in (None, _HOST):
+        import psutil
+
+        process = int(named[2])
+        return process == os.getpid() or not psutil.pid_exists(process)
+    try:
+        return time.time() - entry.lstat().st_mtime > _LONG_AGO
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 from runner.cli import out
 from runner.cli.common import plan_figures, prepared_run, run_file, settings_option, shown_plan, target_option
 from runner.cli.lock import check_device, check_lock, save_lock
-from runner.errors import Exit, Invalid, UsageError
+from runner.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from runner.execute.apply import Outcome
@@ -98,12 +99,7 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_dev
     from runner.core.events import Events
 
     logs = prepared.output_dir / "logs"
-    try:
-        events = Events(logs / "events.jsonl")
-    except OSError as error:
-        raise Invalid(
-            f"run.output_dir {prepared.output_dir} cannot be written: {error.strerror}", hint="choose another folder"
-        ) from None
+    events = Events(logs / "events.jsonl")
     with stop_on_signals() as stop, make_progress() as progress:
         progress.note("loading libraries")
         from runner.execute.apply import Apply
@@ -121,7 +117,8 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_dev
             events.emit("finished")
             return outcome
         except BaseException as error:
-            events.emit("ended", reason=type(error).__name__, text=str(error))
+            with suppress(OSError):  # else it would hide why the run ended
+                events.emit("ended", reason=type(error).__name__, text=str(error)[:2000])
             raise
         finally:
             events.close()

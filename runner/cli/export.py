@@ -39,6 +39,7 @@ def command(
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UsageError(f"{target} is there already; it is not overwritten", hint="name another place")
     prepared = applied_run(file, settings, stages_of(checkpoint))
+    from runner.atomic import copy_file, copy_tree
     from runner.core.process import prepare_environment
     from runner.store.lock import in_use
 
@@ -46,12 +47,8 @@ def command(
     with in_use(prepared.store, "runner export"):
         made = _made(prepared, form, checkpoint, dtype)
         if made.is_dir():
-            import shutil
-
-            shutil.copytree(made, target, dirs_exist_ok=True)
+            copy_tree(made, target)
         else:
-            from runner.atomic import copy_file
-
             copy_file(made, target)
     out.data(str(target))
     return Exit.DONE

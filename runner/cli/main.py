@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-import tempfile
-import time
-import traceback
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -79,6 +78,15 @@ def main() -> None:
 
 def run() -> int:
     """Runs the command line and returns its exit code."""
+    notes, logger = _Notes(), logging.getLogger("runner")
+    logger.addHandler(notes)
+    try:
+        return _run()
+    finally:
+        logger.removeHandler(notes)
+
+
+def _run() -> int:
     try:
         result = cli.main(standalone_mode=False)
         return int(result) if isinstance(result, int) else Exit.DONE
@@ -105,19 +113,32 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
     except Exception as error:  # noqa: BLE001 - the one place where everything else ends
-        return _bug(error)
+        return _ended(error)
 
 
-def _bug(error: Exception) -> int:
-    """A traceback is a bug: it goes to a file, its name to the user."""
-    if isinstance(error, OSError) and error.errno == 28:
-        click.echo(f"error: the disk is full: {error}", err=True)
-        return Exit.FAILED
-    name = f"runner-bug-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    path = os.path.join(tempfile.gettempdir(), name)
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write(f"runner {__version__}, {sys.version}\n{' '.join(sys.argv)}\n\n")
-        traceback.print_exception(error, file=stream)
-    click.echo(f"error: this is a bug in runner: {type(error).__name__}: {error}", err=True)
-    click.echo(f"hint: please report it with the file {path}", err=True)
-    return Exit.FAILED
+def _ended(error: Exception) -> int:
+    """A call that the system refused has its cause named; everything else is a bug."""
+    from runner.cli.edge import refused, report_bug
+
+    failure = refused(error) if isinstance(error, OSError) else None
+    if failure is None:
+        return report_bug(error)
+    from runner.cli.out import diagnostics
+
+    with suppress(OSError):
+        diagnostics(list(failure.diagnostics))
+    return failure.code
+
+
+class _Notes(logging.Handler):
+    """Shows what was damaged and is made again, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.shown:
+            self.shown.add(text)
+            click.echo(f"note: {text}", err=True)

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from runner.atomic import make_folder, writing
 
 EVENTS_VERSION = 1
 Listener = Callable[[dict[str, Any]], None]
@@ -26,10 +29,11 @@ class Events:
         self.attempt = 1
         self._stream = None
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             self.attempt = 1 + max((event.get("attempt", 0) for event in _lines(file)), default=0)
-            _end_last_line(file)
-            self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+            with writing(file):
+                _end_last_line(file)
+                self._stream = open(file, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
 
     def emit(self, kind: str, step: int | None = None, **content: Any) -> None:
         """Writes one event and tells the listeners. Numbers that are not finite are written as null."""
@@ -39,14 +43,18 @@ class Events:
             "stage": self.stage, "step": step, "type": kind, **content,
         }  # fmt: skip
         if self._stream is not None:
-            self._stream.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
-            self._stream.flush()
+            assert self.file is not None
+            with writing(self.file):
+                self._stream.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
+                self._stream.flush()
         for listener in self.listeners:
             listener(event)
 
     def close(self) -> None:
+        """What could not be written was said when it was emitted."""
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._stream.close()
 
 
 def _finite(value: Any) -> Any:
@@ -66,16 +74,26 @@ def _end_last_line(file: Path) -> None:
                 stream.write(b"\n")
 
 
+def _is_event(event: Any) -> bool:
+    """Whether a line is an event as this version writes them."""
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        return False
+    numbers = [event.get("v", 0), event.get("attempt", 0), event.get("step") or 0]
+    if event["type"] == "step":
+        numbers += [event.get("total"), event.get("steps_per_second", 0.0), event.get("loss") or 0.0]
+    return all(isinstance(number, (int, float)) for number in numbers) and numbers[0] <= EVENTS_VERSION
+
+
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.exists():
+    if not file.is_file():
         return
     with open(file, encoding="utf-8", errors="replace") as stream:
         for line in stream:
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue  # the half line of a killed process
-            if isinstance(event, dict) and event.get("v", 0) <= EVENTS_VERSION:
+            if _is_event(event):
                 yield event
 
 

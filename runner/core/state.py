@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.atomic import new_folder, sweep, write_json
+from runner.atomic import make_folder, new_folder, remove, sweep, write_json
 from runner.formats.tensors import write_tensors
+from runner.records import DamagedRecord, read_record, write_record
 
 STATE_VERSION = 1
+WHOLE = frozenset({"counters.json", "weights.safetensors", "optimizer.safetensors"})
+"""Files that every state has."""
 KEPT_STATES = 2
 """The newest, and one before it in case the newest is damaged."""
 
@@ -45,25 +48,28 @@ class Damaged:
 
 def save_state(parent: Path, state: State) -> Path:
     """Writes a state: staged under another name, synced, renamed once. Then drops the older ones."""
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     sweep(parent)
     folder = parent / f"state-{state.step:08d}"
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove(folder)
     with new_folder(folder) as staged:
         for name, tensors in state.groups.items():
             write_tensors(staged / f"{name}.safetensors", tensors)
         write_json(staged / "counters.json", {"step": state.step, **state.counters})
         digests = {file.name: _digest(file) for file in sorted(staged.iterdir())}
-        write_json(staged / "manifest.json", {"version": STATE_VERSION, "step": state.step, "files": digests})
+        write_record(staged / "manifest.json", {"version": STATE_VERSION, "step": state.step, "files": digests})
     for old in state_folders(parent)[:-KEPT_STATES]:
-        shutil.rmtree(old)
+        remove(old)
     return folder
 
 
 def state_folders(parent: Path) -> list[Path]:
     """The states there are, oldest first."""
-    return sorted(parent.glob("state-*")) if parent.is_dir() else []
+    if not parent.is_dir():
+        return []
+    return sorted(
+        entry for entry in parent.iterdir() if re.fullmatch(r"state-[0-9]{8,18}", entry.name) and entry.is_dir()
+    )
 
 
 def load_newest(parent: Path, up_to: int | None = None) -> tuple[State | None, list[Damaged]]:
@@ -74,13 +80,17 @@ def load_newest(parent: Path, up_to: int | None = None) -> tuple[State | None, l
             continue
         try:
             return _load(folder), damaged
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, DamagedRecord, SafetensorError) as error:
             damaged.append(Damaged(folder, str(error)))
     return None, damaged
 
 
 def _load(folder: Path) -> State:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_record(folder / "manifest.json", {"version": int, "step": int, "files": {str: str}})
+    if manifest is None:
+        raise ValueError("it has no manifest")
+    if not manifest["files"].keys() >= WHOLE:
+        raise ValueError("its manifest does not name all its files")
     if manifest["version"] > STATE_VERSION:
         raise ValueError(f"it was written by a newer runner (state version {manifest['version']})")
     for name, digest in manifest["files"].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Protocol
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.atomic import TEMPORARY
+from runner.atomic import new_file
 from runner.formats.tensors import tensor_bytes, tensors_digest
 from runner.store.store import Store
 
@@ -37,11 +36,8 @@ class Encodings(Protocol):
 def write_item(store: Store, kind: str, key: str, tensors: Mapping[str, Tensor]) -> int:
     """Writes one item and returns its size. Not synced: a checksum tells a torn file, and it can be made again."""
     content = tensor_bytes(tensors, {"sha256": tensors_digest(tensors)})
-    path = store.item(kind, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{hashlib.md5(content, usedforsecurity=False).hexdigest()}-{path.name}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with new_file(store.item(kind, key), synced=False) as temporary:
+        temporary.write_bytes(content)
     return len(content)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from runner.atomic import remove, sweep, sweep_tree
 from runner.core.events import Events
 from runner.core.process import prepare_torch
 from runner.data.items import DamagedItem
@@ -27,7 +28,7 @@ from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.prepare import Prepared
 from runner.plan.speed import step_key
 from runner.stages.cache import encode_pictures, encode_texts, store_encodings
-from runner.stages.checkpoints import Checkpoints
+from runner.stages.checkpoints import Checkpoints, DamagedCheckpoint
 from runner.stages.context import Context, choose_device
 from runner.stages.encodings import Latents, Texts
 from runner.stages.previews import Previews
@@ -36,8 +37,10 @@ from runner.stages.score import Scorer
 from runner.stages.select import run_select
 from runner.stages.stop import StopFlag
 from runner.stages.train import TrainStage
+from runner.store.artifacts import read_selection
 from runner.store.lock import held
 from runner.store.lockfile import environment
+from runner.store.published import Published
 from runner.store.run_folder import clear_pin, read_drawn_seeds, write_drawn_seeds
 from runner.store.store import Store
 from runner.store.training import TrainFolder
@@ -78,6 +81,7 @@ class Apply:
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
         known_pin(self.prepared)
+        self._tidy()
         self._remember()
         steps: list[tuple[str, Callable[[], None]]] = [
             ("cache.latents", self._latents), ("cache.text", self._texts), ("train", self._train),
@@ -91,29 +95,49 @@ class Apply:
                 break
         return Outcome(self.graph, self.selection, self.notes, self.environment, name == "publish")
 
+    def _tidy(self) -> None:
+        """What a kill left unfinished: in the store, in the run's folder, and where the run was about to publish."""
+        self.store.tidy()
+        sweep_tree(self.prepared.output_dir)
+        for path in Published.read(self.prepared.output_dir).intended:
+            sweep(Path(path).parent, Path(path).name)
+
     def _stage(self, name: str, stage: Callable[[], None]) -> None:
         """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""
+        found: DamagedItem | DamagedCheckpoint | None = None
         for attempt in range(MAX_REPAIRS + 1):
             if self.context.stop.is_set():
                 raise Stopped(f"stopped before {name}", self.context.stop.code)
             self.events.stage = name
             try:
+                if found is not None:
+                    self._repair(found)
+                    self.events.stage = name
                 stage()
                 self._note_memory()
                 self.context.free()
                 return
-            except DamagedItem as damaged:
+            except (DamagedItem, DamagedCheckpoint) as damaged:
                 if attempt == MAX_REPAIRS:
                     raise RunFailed(
-                        f"items of {damaged.kind} are damaged again and again (the last: {damaged.key[:16]})",
+                        f"files of the store are damaged again and again (the last: {damaged})",
                         hint="the disk of the store may be failing",
                     ) from None
-                self.events.emit(
-                    "warning", text=f"{damaged.kind} {damaged.key[:16]} is damaged or gone; it is encoded again"
-                )
-                self._drop_damaged(damaged.kind)
-                self._latents()
-                self._texts()
+                found = damaged
+
+    def _repair(self, damaged: DamagedItem | DamagedCheckpoint) -> None:
+        """Makes again what a stage found damaged, and all that is damaged like it."""
+        if isinstance(damaged, DamagedItem):
+            text = f"{damaged.kind} {damaged.key[:16]} is damaged or gone; it is encoded again"
+            self.events.emit("warning", text=text)
+            self._drop_damaged(damaged.kind)
+        else:
+            self.events.emit("warning", text=f"{damaged}; it is trained again")
+            self._checkpoints().drop_damaged()
+        self._latents()
+        self._texts()
+        if isinstance(damaged, DamagedCheckpoint):
+            self._train()
 
     def _note_memory(self) -> None:
         """On a GPU: the most that a stage has held there, into the log."""
@@ -133,7 +157,7 @@ class Apply:
                 read_item(self.store, kind, key)
             except DamagedItem:
                 self.store.index.remove_item(kind, key)
-                self.store.item(kind, key).unlink(missing_ok=True)
+                remove(self.store.item(kind, key))
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +166,7 @@ class Apply:
         trained = finished_training(self.prepared, self.graph) is not None
         train = None if trained and self.until != "cache" else self.graph.train
         select = self.graph.select if self.graph.select.metrics else None
-        chosen = self.store.artifact("select", self.graph.fingerprint("select")).is_dir()
+        chosen = read_selection(self.store, self.graph.fingerprint("select")) is not None
         return train, None if chosen and trained else select
 
     def _latent_requests(self) -> dict[str, Any]:
@@ -214,14 +238,14 @@ class Apply:
 
     def _select(self) -> None:
         fingerprint = self.graph.fingerprint("select")
-        place = self.store.artifact("select", fingerprint)
-        if not (place / "selection.json").is_file():
+        self.selection = read_selection(self.store, fingerprint)
+        if self.selection is None:
             self.events.emit("started", total=len(candidates(self.graph.select.steps, self.graph.select.ema, True)))
             run_select(
                 self.context, self.graph.select, self.graph.train, self.graph.sample, self.encoders, self._checkpoints(),
                 self.text_trains, fingerprint,
             )  # fmt: skip
-        self.selection = json.loads((place / "selection.json").read_text(encoding="utf-8"))
+            self.selection = read_selection(self.store, fingerprint)
 
     def _publish(self) -> None:
         assert self.selection is not None
@@ -237,7 +261,8 @@ class Apply:
         self._remember(complete=True)
 
     def _checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.store.artifact("train", self.graph.fingerprint("train")) / "checkpoints")
+        folder = self.store.artifact("train", self.graph.fingerprint("train")) / "checkpoints"
+        return Checkpoints(folder, self.store.index.digest)
 
     def _remember(self, complete: bool = False) -> None:
         """What the next plan compares with, and what gc must keep."""

@@ -70,7 +70,7 @@ def run_checkpoints(store: Store, graph: Graph) -> Checkpoints:
     """The run's checkpoints, finished or in progress."""
     fingerprint = graph.fingerprint("train")
     artifact, workspace = store.artifact("train", fingerprint), store.workspace("train", fingerprint)
-    return Checkpoints((artifact if artifact.is_dir() else workspace) / "checkpoints")
+    return Checkpoints((artifact if artifact.is_dir() else workspace) / "checkpoints", store.index.digest)
 
 
 def load_weights(store: Store, graph: Graph, chosen: Chosen, train: TrainInputs) -> dict[str, Tensor] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from runner.atomic import new_folder
+from runner.atomic import new_folder, remove
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
 from runner.formats.adapter_write import diffusers_state, kohya_state
@@ -19,11 +19,13 @@ from runner.inputs import TrainInputs
 from runner.networks.merge import merged
 from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
-from runner.stages.checkpoints import Checkpoints
+from runner.records import said, sound_record, write_record
+from runner.stages.checkpoints import Checkpoints, file_digest
 from runner.stages.context import Context
 from runner.stages.modules import build
 
 EXPORT_VERSION = 1
+MANIFEST = "manifest.json"
 _IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
 FORMATS = ("kohya", "diffusers", "comfyui", "single_file")
 
@@ -48,12 +50,30 @@ class Exporter:
         key = fingerprint([EXPORT_VERSION, self.train.trajectory(), step, weights, form, dtype, metadata])
         folder = self.context.store.root / "exports" / key
         is_folder = form == "diffusers" and not adapter
-        result = folder if is_folder else folder / "weights.safetensors"
-        if not folder.is_dir():
+        name = "model" if is_folder else "weights.safetensors"
+        if not self._is_sound(folder):
+            state = self.checkpoints.load(step, weights)
+            remove(folder)
             with new_folder(folder) as staged:
-                target = staged if is_folder else staged / "weights.safetensors"
-                self._write(target, self.checkpoints.load(step, weights), form, DTYPES[dtype], metadata)
-        return result
+                if is_folder:
+                    (staged / name).mkdir()
+                self._write(staged / name, state, form, DTYPES[dtype], metadata)
+                files = sorted(file for file in staged.rglob("*") if file.is_file())
+                digests = {file.relative_to(staged).as_posix(): file_digest(file) for file in files}
+                write_record(staged / MANIFEST, {"version": EXPORT_VERSION, "files": digests})
+        return folder / name
+
+    def _is_sound(self, folder: Path) -> bool:
+        """Whether an export is there and is what was written."""
+        manifest = sound_record(folder / MANIFEST, {"files": {str: str}})
+        if manifest is None:
+            return False
+        for name, digest in manifest["files"].items():
+            file = folder / name
+            if not file.is_file() or self.checkpoints.digest(file) != digest:
+                said.warning("%s is not what was written; it is made again", file)
+                return False
+        return True
 
     def _write(
         self, target: Path, state: Mapping[str, Tensor], form: str, dtype: torch.dtype, metadata: dict[str, str]

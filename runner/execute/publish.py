@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.atomic import TEMPORARY, copy_file, sweep
+from runner.atomic import CannotWrite, copy_file, make_folder, remove, sweep, temporary_for, writing
 from runner.errors import RunFailed
 from runner.store.published import Published
+
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What file systems and systems without symbolic links say."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def place(source: Path, target: Path, mode: str, published: Published, output_di
     if published.is_ours(target, str(source)) and target.is_symlink() == (mode == "symlink"):
         return Placed(target)
     _guard(source, target, published)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     published.intended[str(target)] = _digest(source)
     published.write(output_dir)
     note = None
@@ -46,7 +50,7 @@ def _place_folder(source: Path, target: Path, mode: str, published: Published, o
             return Placed(target)
         if (target.exists() or target.is_symlink()) and not (target.is_symlink() and str(target) in published.files):
             raise RunFailed(f"{target} is there and was not written by this run", hint="move it, or publish elsewhere")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         if _link(source, target):
             published.note(target, str(source))
             return Placed(target)
@@ -76,14 +80,20 @@ def _guard(source: Path, target: Path, published: Published) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+    """Whether a symbolic link could be made; False where they are not allowed."""
+    temporary = temporary_for(target)
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(source.resolve(), target_is_directory=source.is_dir())
-        os.replace(temporary, target)
-    except (OSError, NotImplementedError):
+        with writing(target):
+            remove(temporary)
+            temporary.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+            os.replace(temporary, target)
+    except NotImplementedError:
+        return False
+    except CannotWrite as error:
         if temporary.is_symlink():
             temporary.unlink()
+        if error.errno not in _NO_LINKS:
+            raise
         return False
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import sweep, write_json
+from runner.atomic import link_or_copy, remove, write_json
 from runner.execute.export import Exporter
 from runner.execute.publish import place
 from runner.families.locate import resolve_path
@@ -14,7 +14,7 @@ from runner.plan.compile import Graph
 from runner.plan.prepare import Prepared
 from runner.report.write import write_report
 from runner.store.published import Published
-from runner.store.run_folder import checkpoint_name, show, show_sample
+from runner.store.run_folder import checkpoint_name, show_sample
 from runner.store.training import TrainFolder
 from schemas.selection import Publish
 
@@ -25,23 +25,23 @@ def refresh_view(
 ) -> list[str]:  # fmt: skip
     """Writes everything that people look at; returns notes. What is already in place is left alone."""
     output = prepared.output_dir
-    for folder in (output, output / "checkpoints", output / "samples"):
-        sweep(folder)
     published = Published.read(output)
     published.fingerprint = ""
     published.write(output)
     keep = {path: entry for path, entry in published.files.items() if not Path(path).is_relative_to(output)}
     view = Published("", keep, published.intended)
-    _checkpoints(graph, trained, output)
+    _checkpoints(graph, exporter, output)
     _samples(prepared, graph, output)
     write_json(output / "selection.json", selection)
     write_json(output / "resolved.json", prepared.config.model_dump(mode="json"))
     chosen = selection["chosen"]
     form = "kohya" if graph.train.targets is not None else "single_file"
     best = exporter.export(chosen["step"], chosen["weights"], form, graph.publish.dtype)
-    show(best, output / "best.safetensors")
+    link_or_copy(best, output / "best.safetensors")
     write_report(prepared, graph, selection, trained, plan_text, environment)
     notes = _publish(prepared, graph, selection, exporter, view)
+    for file in (*sorted(output.glob("samples/step-*")), *sorted(output.glob("checkpoints/step-*"))):
+        view.note(file, file.name)
     for name in ("selection.json", "resolved.json", "report.html", "strip.png"):
         if (output / name).exists():
             view.note(output / name, name)
@@ -51,13 +51,14 @@ def refresh_view(
     return notes
 
 
-def _checkpoints(graph: Graph, trained: TrainFolder, output: Path) -> None:
+def _checkpoints(graph: Graph, exporter: Exporter, output: Path) -> None:
+    """Raises `DamagedCheckpoint`: nothing damaged is shown or published."""
     wanted = set()
     for step, weights in candidates(graph.select.steps, graph.select.ema, with_base=False):
-        source = trained.checkpoints / f"step-{step:08d}" / f"{weights}.safetensors"
+        source = exporter.checkpoints.verified(step, weights)
         name = checkpoint_name(step, weights)
         wanted.add(name)
-        show(source, output / "checkpoints" / name)
+        link_or_copy(source, output / "checkpoints" / name)
     _drop_others(output / "checkpoints", wanted)
 
 
@@ -71,7 +72,7 @@ def _drop_others(folder: Path, wanted: set[str]) -> None:
     """Takes away the names of checkpoints that this run no longer has; the store keeps what is another run's."""
     for entry in folder.glob("step-*.safetensors"):
         if entry.name not in wanted:
-            entry.unlink()
+            remove(entry)
 
 
 def _publish(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +19,8 @@ from runner.plan.history import (
 )
 from runner.plan.keys import wanted_texts, wanted_views
 from runner.plan.prepare import Prepared
+from runner.plan.resolve import checkpoint_steps
+from runner.store.artifacts import read_selection
 from runner.store.published import Published, view_is_current
 from runner.store.run_folder import read_pin, write_pin
 from runner.store.training import TrainFolder, longest_of
@@ -76,7 +77,7 @@ def make_plan(prepared: Prepared, until: str | None = None) -> Plan:
 def finished_training(prepared: Prepared, graph: Graph) -> TrainFolder | None:
     """The finished training of a graph, if there is one."""
     folder = TrainFolder(prepared.store.artifact("train", graph.fingerprint("train")))
-    return folder if folder.finished else None
+    return folder if folder.is_finished(prepared.store.index.known_digest) else None
 
 
 def current_graph(prepared: Prepared) -> Graph:
@@ -232,6 +233,9 @@ class _Diff:
         graph, steps = self.graph, self.graph.train.steps
         if finished_training(self.prepared, graph) is not None:
             return Action("train", "=", f"{steps} steps are trained", total=steps)
+        damaged = TrainFolder(self.store.artifact("train", graph.fingerprint("train")))
+        if damaged.newest_step():
+            return self._mending(damaged)
         workspace = TrainFolder(self.store.workspace("train", graph.fingerprint("train")))
         if workspace.record() is not None:
             done = min(workspace.newest_step() or 0, steps)
@@ -254,6 +258,21 @@ class _Diff:
             self.throws_away = f"{old_steps} trained steps of run {self.prepared.config.run.name!r}"
             return Action("train", "-/+", f"train {steps} steps anew", reasons, steps, steps)
         return Action("train", "+", f"train {steps} steps", reasons, steps, steps)
+
+    def _mending(self, folder: TrainFolder) -> Action:
+        """What a finished training needs whose record or whose checkpoints are damaged."""
+        steps, runtime = self.graph.train.steps, self.graph.runtime
+        done = min(folder.newest_step() or 0, steps)
+        planned = checkpoint_steps(steps, runtime.checkpoint_every)
+        lacking = {*folder.gaps(planned, runtime.keep), *folder.damaged_steps(self.store.index.known_digest)}
+        gaps = sorted(gap for gap in lacking if gap < done)
+        again = gaps[-1] if gaps else 0
+        summary = f"finish again from step {done} of {steps}"
+        if gaps:
+            summary = f"make the checkpoints of steps {', '.join(map(str, gaps))} again: {again} steps"
+        return Action(
+            "train", "~", summary, ["its record or a checkpoint is gone or damaged"], steps, again + steps - done
+        )
 
     def _train_reasons(self) -> list[str]:
         if self.applied is None:
@@ -318,13 +337,9 @@ class _Diff:
     def _select(self, train: Action, sample: Action) -> Action:
         inputs = self.graph.select
         count = len(inputs.steps) * (2 if inputs.ema else 1)
-        artifact = self.store.artifact("select", self.graph.fingerprint("select"))
-        if not train.pending and (artifact / "selection.json").is_file():
-            return Action(
-                "select",
-                "=",
-                "chosen: " + chosen_text(json.loads((artifact / "selection.json").read_text(encoding="utf-8"))),
-            )
+        record = read_selection(self.store, self.graph.fingerprint("select"))
+        if not train.pending and record is not None:
+            return Action("select", "=", "chosen: " + chosen_text(record))
         present = self.store.index.item_keys("scores")
         missing = 0
         if inputs.metrics:

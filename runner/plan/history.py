@@ -15,8 +15,8 @@ from typing import Any
 from runner.atomic import copy_file, write_bytes
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
+from runner.records import sound_record
 from runner.store.gc import keys_files
-from runner.store.records import sound_record
 from runner.store.store import RUN, Store
 from schemas import RunConfig
 from schemas.walk import all_keys

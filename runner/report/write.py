@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 from runner import __version__
-from runner.atomic import write_text
+from runner.atomic import new_file, write_text
 from runner.inputs import candidates
 from runner.plan.compile import Graph
 from runner.plan.history import flat_config
 from runner.plan.prepare import Prepared
 from runner.report.page import Report, label, render_report
 from runner.report.strip import Column, draw_strip
+from runner.store.published import Published
 from runner.store.run_folder import sample_name
 from runner.store.training import TrainFolder
 
@@ -49,10 +50,10 @@ def write_report(
     strip = None
     if prompts:
         strip = draw_strip([p.prompt for p in prompts], [(p.width, p.height) for p in prompts], columns)
-        temporary = output / ".tmp-strip.png"
-        strip.save(temporary, "PNG", optimize=True)
-        temporary.replace(output / "strip.png")
-    manifest = trained.manifest()
+        with new_file(output / "strip.png") as temporary:
+            strip.save(temporary, "PNG", optimize=True)
+    manifest = trained.finished_record()
+    assert manifest is not None
     chosen = selection["chosen"]
     kind = (
         f"{prepared.config.network.type} of rank {prepared.config.network.rank}"
@@ -80,3 +81,4 @@ def write_report(
         manifest["history"], selection, blocks, f"runner {__version__}, fingerprint {graph.fingerprint('train')[:16]}",
     )  # fmt: skip
     write_text(output / "report.html", render_report(report))
+    Published.renew(output, (output / "report.html", output / "strip.png"))

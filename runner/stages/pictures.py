@@ -21,6 +21,7 @@ from runner.errors import RunFailed
 from runner.families.contract import Conditioning
 from runner.stages.context import Context
 from runner.stages.encode import Encoding, TextEncoding, tile
+from runner.store.samples import poster_of
 
 
 @dataclass
@@ -142,19 +143,20 @@ def media(pixels: Tensor, prompt: ReadyPrompt, label: str) -> Media:
     """The files of a sample."""
     if pixels.dim() == 3:
         return Media(png_bytes(to_picture(pixels), prompt, label))
-    poster = png_bytes(to_picture(pixels[:, pixels.shape[1] // 2]), prompt, label)
+    middle = to_picture(pixels[:, pixels.shape[1] // 2])
     if pixels.shape[1] == 1:
-        return Media(poster)
+        return Media(png_bytes(middle, prompt, label))
     assert prompt.video is not None
     settings = json.dumps(_settings(prompt, label), sort_keys=True, ensure_ascii=False, indent=2) + "\n"
-    return Media(poster, mp4_bytes(pixels, prompt.video.fps), settings.encode("utf-8"))
+    mp4, settings_bytes = mp4_bytes(pixels, prompt.video.fps), settings.encode("utf-8")
+    return Media(png_bytes(middle, prompt, label, poster_of(mp4, settings_bytes)), mp4, settings_bytes)
 
 
 def _settings(prompt: ReadyPrompt, label: str) -> dict[str, Any]:
     return {**prompt.facts(), "checkpoint": label}
 
 
-def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str) -> bytes:
+def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str, more: Mapping[str, str] | None = None) -> bytes:
     """A PNG with its prompt and settings in text chunks: "parameters" as web UIs read it, "runner" as JSON."""
     lines = [prompt.prompt]
     if prompt.negative_prompt:
@@ -166,6 +168,8 @@ def png_bytes(picture: Image.Image, prompt: ReadyPrompt, label: str) -> bytes:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt("parameters", "\n".join(lines))
     chunks.add_itxt("runner", json.dumps(_settings(prompt, label), sort_keys=True, ensure_ascii=False))
+    for name, text in (more or {}).items():
+        chunks.add_itxt(name, text)
     stream = BytesIO()
     picture.save(stream, "PNG", pnginfo=chunks)
     return stream.getvalue()

@@ -11,6 +11,7 @@ from runner.stages.context import Context
 from runner.stages.encode import tile
 from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media
 from runner.store.run_folder import show_sample
+from runner.store.samples import is_sound
 
 
 def label_of(step: int, weights: str) -> str:
@@ -29,6 +30,8 @@ class Previews:
         self.every = context.runtime.sample_every if self.prompts else None
         self.at_first = bool(self.prompts) and context.runtime.sample_at_first
         self.encoded = Encoded()
+        self.sound: set[str] = set()
+        """Keys of pictures that are there and were looked at."""
 
     def encode(self) -> None:
         """Encodes the prompts and lets the text encoder go again; nothing to do where it trains."""
@@ -70,4 +73,8 @@ class Previews:
     def missing(self, step: int, weights: str) -> list[ReadyPrompt]:
         """The prompts that have no picture of these weights yet."""
         store = self.context.store
-        return [p for p in self.prompts if not store.item("samples", self.inputs.key(p, step, weights)).is_file()]
+        keys = {p.index: self.inputs.key(p, step, weights) for p in self.prompts}
+        self.sound |= {
+            keys[p.index] for p in self.prompts if keys[p.index] not in self.sound and is_sound(store, keys[p.index], p)
+        }
+        return [p for p in self.prompts if keys[p.index] not in self.sound]

@@ -5,21 +5,21 @@ The noise of an item at a level comes from (seed, the picture's content, the lev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from runner.atomic import write_json
 from runner.core.precision import autocast
 from runner.core.rng import normal
 from runner.data.items import Encodings
 from runner.dataset.encodings import TrainItem, evaluation_caption, still_view
 from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
 from runner.plan.keys import evaluation_texts, evaluation_views
+from runner.records import NUMBER, sound_record, write_record
 from runner.stages.context import Context
 from runner.stages.encode import TextEncoding
 from runner.stages.encodings import Latents, Texts
@@ -61,8 +61,9 @@ class Scorer:
     def score(self, step: int, weights: str, modules: dict[str, nn.Module]) -> Score:
         """Measures the model as it is now; the result is kept in the store and read from there the next time."""
         file = self.context.store.item("scores", self.inputs.score_key(step, weights))
-        if file.is_file():
-            return read_score(file.read_text(encoding="utf-8"))
+        measured = read_score(file)
+        if measured is not None:
+            return measured
         encoder = None
         if self.texts is None:
             encoder = TextEncoding(self.context, "fp32", modules)
@@ -73,9 +74,9 @@ class Scorer:
             "held_out": self._measure(self.inputs.held_out, modules["denoiser"], encoder),
             "compared": self._measure(self.inputs.compared, modules["denoiser"], encoder),
         }
-        write_json(file, found)
+        write_record(file, found)
         self.context.store.index.add_items("scores", [(file.stem, file.stat().st_size)])
-        return read_score(json.dumps(found))
+        return found
 
     @torch.no_grad()
     def _measure(
@@ -125,7 +126,7 @@ class Scorer:
         return rows
 
 
-def read_score(text: str) -> Score:
-    """A score as JSON holds it; numbers that were not finite come back as NaN."""
-    content: Score = json.loads(text)
-    return content
+def read_score(file: Path) -> Score | None:
+    """A score that was measured before; numbers that were not finite come back as NaN. A damaged one is measured again."""
+    losses = [[NUMBER]]
+    return sound_record(file, {"levels": list, "held_out": losses, "compared": losses}, "it is measured again")

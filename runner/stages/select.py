@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from runner.atomic import new_folder, write_json
+from runner.atomic import new_folder, remove
 from runner.data.images import transformed
 from runner.dataset.encodings import TrainItem, still_view
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs, candidates
+from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.judge import Candidate, judge
 from runner.stages.modules import build_swapped
 from runner.stages.score import Score, Scorer, read_score
+from runner.store.artifacts import RECORD, read_selection
 
-RECORD = "selection.json"
 THUMBNAIL = 32
 
 
@@ -41,9 +42,10 @@ def run_select(
         )
         raise RunFailed(f"nothing can be selected: {why}", hint=f"checkpoints are at steps {steps}; see [selection]")
     place = context.store.artifact("select", fingerprint)
-    if not place.exists():
+    if read_selection(context.store, fingerprint) is None:
+        remove(place)
         with new_folder(place) as staged:
-            write_json(staged / RECORD, record)
+            write_record(staged / RECORD, record)
     return place
 
 
@@ -56,9 +58,9 @@ def _scores(
     found: dict[Candidate, Score] = {}
     context.store.index_existing("scores", [inputs.score_key(*which) for which in everything])
     for which in everything:
-        file = context.store.item("scores", inputs.score_key(*which))
-        if file.is_file():
-            found[which] = read_score(file.read_text(encoding="utf-8"))
+        score = read_score(context.store.item("scores", inputs.score_key(*which)))
+        if score is not None:
+            found[which] = score
     missing = [which for which in everything if which not in found]
     if not missing:
         return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from runner import __version__
-from runner.atomic import fsync_folder, fsync_tree, link_or_copy_tree, sweep, write_json
+from runner.atomic import fsync_tree, link_or_copy_tree, make_folder, remove, rename, sweep, writing
 from runner.core.fit import Hooks, Loop, Stop, fit
 from runner.core.precision import scaler
 from runner.core.process import prepare_torch
-from runner.core.state import State, load_newest, save_state
+from runner.core.state import State, load_newest, save_state, state_folders
 from runner.core.writer import Writer
 from runner.data.loader import Sources, StepLoader
 from runner.dataset.encodings import TrainItem
@@ -28,6 +27,7 @@ from runner.optim.schedules import schedule
 from runner.optim.single import SingleOptions
 from runner.plan.keys import training_texts, training_views
 from runner.plan.resolve import checkpoint_steps
+from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding, load_text_encoders
@@ -52,9 +52,13 @@ class TrainStage:
         self.context, self.inputs, self.encoders = context, inputs, encoders
         self.workspace = context.store.workspace("train", fingerprint)
         self.artifact = context.store.artifact("train", fingerprint)
-        self.checkpoints = Checkpoints(self.workspace / "checkpoints")
+        self.checkpoints = Checkpoints(self.workspace / "checkpoints", context.store.index.digest)
         self.make_previews, self.make_scorer = make_previews, make_scorer
         self.scorer: Scorer | None = None
+        self.record: dict[str, Any] = {}
+        """What the workspace knows of the training: trajectory, threads, bits."""
+        self.redo: tuple[State | None, list[int]] | None = None
+        """Checkpoints that are gone, and the state to make them again from, on the way to the state that is there."""
         self.trained: Trained
         self.ema: EMAModel | None = None
         self.seconds = 0.0
@@ -96,35 +100,70 @@ class TrainStage:
         )  # fmt: skip
         if start is None and previews.at_first:
             previews.make(0, self.trained.modules)
-        final = self._fit(task, optimizer, loop, previews, start)
+        try:
+            if self.redo is not None:
+                first, gaps = self.redo
+                self._fit(task, optimizer, replace(loop, steps=gaps[-1]), previews, first, gaps)
+            final = self._fit(task, optimizer, loop, previews, start)
+        finally:
+            self.writer.close()
         return self._finish(final)
 
     # --- workspace ----------------------------------------------------------------------------------------------------
 
     def _open_workspace(self) -> State | None:
-        self.workspace.mkdir(parents=True, exist_ok=True)
+        self._reopen()
+        make_folder(self.workspace)
         sweep(self.workspace)
         sweep(self.checkpoints.folder)
-        record_file = self.workspace / RECORD
-        bits = self.context.runtime.bits()
-        if not record_file.exists():
+        folder, bits = TrainFolder(self.workspace), self.context.runtime.bits()
+        record = folder.record()
+        if record is None and folder.newest_step() is None:
             self._adopt()
-        if record_file.exists():
-            record = json.loads(record_file.read_text(encoding="utf-8"))
+            record = folder.record()
+        if record is not None:
             prepare_torch(self.context.runtime.deterministic, record["threads"])
             for key, old in record["bits"].items():
                 if bits.get(key) != old:
-                    self.context.events.emit("warning", text=f"{key} was {old}: bytes differ from an undisturbed run")
-        threads = torch.get_num_threads()
-        write_json(record_file, {"trajectory": self.inputs.trajectory(), "threads": threads, "bits": bits})
+                    self._warn(f"{key} was {old}: bytes differ from an undisturbed run")
+        self.record = {"trajectory": self.inputs.trajectory(), "threads": torch.get_num_threads(), "bits": bits}
+        write_record(self.workspace / RECORD, self.record)
         start, damaged = load_newest(self.states, self.inputs.steps)
         for state in damaged:
-            self.context.events.emit(
-                "warning", text=f"state {state.folder.name} is damaged and skipped: {state.reason}"
-            )
-        if start is not None:
-            self.context.events.emit("resumed", step=start.step, total=self.inputs.steps)
+            self._warn(f"state {state.folder.name} is damaged and skipped: {state.reason}")
+        self._find_gaps(folder, start.step if start is not None else 0)
         return start
+
+    def _warn(self, text: str) -> None:
+        self.context.events.emit("warning", text=text)
+
+    def _reopen(self) -> None:
+        """A finished training that lacks its record or a checkpoint becomes one in progress again, at its last state."""
+        if not self.artifact.exists():
+            return
+        finished, begun = TrainFolder(self.artifact), TrainFolder(self.workspace)
+        if self.workspace.exists() and (begun.newest_step() or 0) > (finished.newest_step() or 0):
+            remove(self.artifact)
+            return
+        remove(self.workspace)
+        rename(self.artifact, self.workspace)
+        self.checkpoints.drop_damaged()
+        self._warn("the finished training is damaged; it goes on from its last state")
+
+    def _find_gaps(self, folder: TrainFolder, step: int) -> None:
+        """Plans the checkpoints before `step` that are gone or were damaged. That of the step itself needs its state only."""
+        runtime = self.context.runtime
+        planned = checkpoint_steps(self.inputs.steps, runtime.checkpoint_every)
+        gaps = [gap for gap in folder.gaps(planned, runtime.keep) if gap < step]
+        if gaps:
+            first, _ = load_newest(self.states, gaps[0])
+            self.redo = first, gaps
+            listed = ", ".join(map(str, gaps))
+            self._warn(f"checkpoints of steps {listed} are gone or damaged; they are trained again")
+        elif runtime.keep is not None:  # what is kept depends on what there is
+            for later in self.checkpoints.steps():
+                if later > step:
+                    remove(self.checkpoints.path(later).parent)
 
     def _adopt(self) -> None:
         """Starts from the longest run of the same trajectory: a finished one, or one in progress for another length."""
@@ -140,7 +179,7 @@ class TrainStage:
                 link_or_copy_tree(best[1].path / part, self.workspace / part)
         record = best[1].record()
         assert record is not None
-        write_json(self.workspace / RECORD, {name: record[name] for name in ("trajectory", "threads", "bits")})
+        write_record(self.workspace / RECORD, {name: record[name] for name in ("trajectory", "threads", "bits")})
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -161,18 +200,22 @@ class TrainStage:
         return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete, cut), live
 
     def _fit(
-        self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None
-    ) -> State:
+        self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None,
+        only: Sequence[int] | None = None,
+    ) -> State:  # fmt: skip
+        """Trains from a state to the loop's end; `only`: no checkpoints but these, none of which is dropped again."""
         context, runtime = self.context, self.context.runtime
-        saved = set(checkpoint_steps(self.inputs.steps, runtime.checkpoint_every))
+        saved = set(checkpoint_steps(self.inputs.steps, runtime.checkpoint_every) if only is None else only)
         began = time.monotonic()
+        if start is not None:
+            context.events.emit("resumed", step=start.step, total=self.inputs.steps)
 
         def is_due(step: int) -> bool:
             return step in saved or step % runtime.state_every == 0 or previews.is_due(step)
 
         def after(step: int, state: Callable[[], State]) -> None:
             if step in saved:
-                self._checkpoint(step)
+                self._checkpoint(step, prune=only is None)
             if previews.is_due(step):
                 previews.make(step, self.trained.modules)
             if step % runtime.state_every == 0 and step < self.inputs.steps:
@@ -186,7 +229,7 @@ class TrainStage:
 
         def resumed(step: int) -> None:
             if step in saved and not self.checkpoints.path(step).exists():  # killed while it was written
-                self._checkpoint(step)
+                self._checkpoint(step, prune=only is None)
 
         hooks = Hooks(is_due, after, log, context.stop.is_set, lambda: self.checkpoints.newest_name(), resumed)
         precision = scaler(self.inputs.numerics.mixed_precision, context.device)
@@ -204,13 +247,13 @@ class TrainStage:
                 f"out of memory on {context.device}: {str(error).splitlines()[0]}",
                 hint="training.memory.gradient_checkpointing = true, a smaller dataset.batch_size or resolution",
             ) from None
-        finally:
-            self.writer.close()
+        self.writer.wait()
         steps = final.step - (start.step if start else 0)
-        self.seconds = (time.monotonic() - began) / max(steps, 1)
+        if steps:
+            self.seconds = (time.monotonic() - began) / steps
         return final
 
-    def _checkpoint(self, step: int) -> None:
+    def _checkpoint(self, step: int, prune: bool = True) -> None:
         """Copies the weights and writes them while training goes on; large ones of a CPU are written at once, uncopied."""
         weights = {"raw": {name: parameter.detach() for name, parameter in self.trained.parameters.items()}}
         if self.ema is not None:
@@ -223,7 +266,7 @@ class TrainStage:
             self.writer.submit(step, lambda: self.checkpoints.save(step, copies))
         self.context.events.emit("checkpoint", step=step)
         keep = self.context.runtime.keep
-        if keep is None:
+        if keep is None or not prune:
             return
         self.writer.wait()
         assert self.scorer is not None
@@ -239,17 +282,16 @@ class TrainStage:
     def _finish(self, final: State) -> Path:
         """Makes the workspace the artifact, by one rename: the final state, the checkpoints and the manifest."""
         save_state(self.states, final)
-        for folder in sorted(self.states.iterdir())[:-1]:
-            shutil.rmtree(folder)
-        record = json.loads((self.workspace / RECORD).read_text(encoding="utf-8"))
+        for folder in state_folders(self.states)[:-1]:
+            remove(folder)
+        before = TrainFolder(self.workspace).finished_record() or {}
         manifest: dict[str, Any] = {
-            "version": MANIFEST_VERSION, "runner": __version__, **record, "steps": self.inputs.steps,
+            "version": MANIFEST_VERSION, "runner": __version__, **self.record, "steps": self.inputs.steps,
             "checkpoints": self.checkpoints.steps(), "weights": ["raw", "ema"] if self.ema is not None else ["raw"],
-            "history": final.counters["history"], "seconds_per_step": self.seconds,
+            "history": final.counters["history"], "seconds_per_step": self.seconds or before.get("seconds_per_step", 0.0),
         }  # fmt: skip
-        write_json(self.workspace / MANIFEST, manifest)
-        fsync_tree(self.workspace)
-        self.artifact.parent.mkdir(parents=True, exist_ok=True)
-        self.workspace.rename(self.artifact)
-        fsync_folder(self.artifact.parent)
+        write_record(self.workspace / MANIFEST, manifest)
+        with writing(self.workspace):
+            fsync_tree(self.workspace)
+        rename(self.workspace, self.artifact)
         return self.artifact

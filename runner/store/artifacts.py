@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.store.records import sound_record
+from runner.records import sound_record
 from runner.store.store import Store
 
 RECORD = "selection.json"

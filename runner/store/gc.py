@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.store.published import Published
 from runner.store.store import EXTENSIONS, Store
 
 
@@ -71,7 +72,12 @@ def collect_garbage(store: Store) -> Garbage:
         for fingerprints in (record["fingerprints"], record.get("shown") or {}):
             for name, fingerprint in fingerprints.items():
                 kept |= {store.artifact(name, fingerprint), store.workspace(name, fingerprint)}
-        exports |= _linked_exports(store, output)
+        published = Published.sound(output)
+        if published is None:
+            garbage.notes.append(f"what run {record['name']!r} has published is not known; no export is deleted")
+            exports |= {folder.name for folder in (store.root / "exports").glob("*")}
+        else:
+            exports |= _linked_exports(store, published)
     for kind in EXTENSIONS:
         for path in (store.root / "items" / kind).glob("*/*"):
             if path.stem not in needed[kind] or path.suffix != EXTENSIONS[kind]:
@@ -113,13 +119,11 @@ def _keys(file: Path) -> dict[str, list[str]] | None:
     return found
 
 
-def _linked_exports(store: Store, output: Path) -> set[str]:
+def _linked_exports(store: Store, published: Published) -> set[str]:
     """Exports that the run's own files and publications come from."""
-    from runner.store.published import Published
-
     found = set()
     root = store.root / "exports"
-    for _, _, source in Published.read(output).files.values():
+    for _, _, source in published.files.values():
         path = Path(source)
         if path.is_relative_to(root):
             found.add(path.relative_to(root).parts[0])

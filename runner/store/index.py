@@ -17,9 +17,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from filelock import FileLock
+
+from runner.atomic import make_folder, remove, rename
 from runner.errors import RunFailed
-from runner.store.lock import held
-from runner.store.records import said
+from runner.records import said
 
 SCHEMA_VERSION = 2
 _CREATE = """
@@ -89,7 +91,7 @@ class Index:
     def __init__(self, file: Path, items: Callable[[], Iterator[tuple[str, str, int]]] = lambda: iter(())) -> None:
         """`items` walks the store's files as (kind, key, size): what a new index begins with."""
         self.file, self._items = file, items
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         self.connection: sqlite3.Connection
         try:
             self._open()
@@ -133,15 +135,16 @@ class Index:
             raise self._failure(error) from None
         if hasattr(self, "connection"):
             self.connection.close()
-        lock = self.file.parent / "locks" / "index.lock"
-        with held(lock, "the store's index", wait_seconds=60):
+        locks = self.file.parent / "locks"
+        make_folder(locks)
+        with FileLock(locks / "index.lock", timeout=60):
             if _inode(self.file) == self._identity:  # else another process has done it
                 aside = self.file.with_name(self.file.name + ".damaged")
-                shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+                remove(aside)
                 if self._identity is not None:
-                    os.replace(self.file, aside)
+                    rename(self.file, aside)
                 for suffix in ("-wal", "-shm"):
-                    self.file.with_name(self.file.name + suffix).unlink(missing_ok=True)
+                    remove(self.file.with_name(self.file.name + suffix))
                 said.warning(
                     "the store's index %s was damaged (%s); it is made anew from the files of the store",
                     self.file,

@@ -7,12 +7,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from runner.atomic import make_folder, writing
 from runner.errors import Held
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def in_use(store: Store, what: str) -> Iterator[None]:
         with _behind_gate(store, file, what):
             yield
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -74,20 +76,23 @@ def _behind_gate(store: Store, file: Path, what: str) -> Iterator[None]:
 @contextmanager
 def held(file: Path, what: str, wait_seconds: float = 0) -> Iterator[None]:
     """Holds a lock for the block. Raises `Held`, which names the holder, where another process has it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     lock = FileLock(file, timeout=wait_seconds)
     note = file.with_suffix(".holder")
     try:
-        lock.acquire()
+        with writing(file):
+            lock.acquire()
     except Timeout:
         raise Held(f"{what} is held by {_holder(note)[1]}", hint="wait for it, or stop that process") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"what": what, "pid": os.getpid(), "host": platform.node(), "since": since}
-        note.write_text(json.dumps(holder), encoding="utf-8")
+        with suppress(OSError):  # only for messages
+            note.write_text(json.dumps(holder), encoding="utf-8")
         yield
     finally:
-        note.unlink(missing_ok=True)
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
         lock.release()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.atomic import write_json
+from runner.records import DamagedRecord, read_record, write_record
 
 FILE = ".published.json"
 
@@ -23,8 +23,16 @@ class Published:
 
     @classmethod
     def read(cls, output_dir: Path) -> Published:
+        """What was noted; nothing where there is no note, or a damaged one."""
+        return cls.sound(output_dir) or cls()
+
+    @classmethod
+    def sound(cls, output_dir: Path) -> Published | None:
+        """What was noted; None where the note is damaged."""
         try:
-            content = json.loads((output_dir / FILE).read_text(encoding="utf-8"))
+            content = read_record(output_dir / FILE, {"fingerprint": str, "files": dict, "intended": {str: str}})
+            if content is None:
+                return cls()
             files = {
                 _absolute(path, output_dir): (
                     int(size),
@@ -34,9 +42,9 @@ class Published:
                 for path, (size, time, made) in content["files"].items()
             }
             intended = {_absolute(path, output_dir): str(digest) for path, digest in content["intended"].items()}
-            return cls(str(content["fingerprint"]), files, intended)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls()
+            return cls(content["fingerprint"], files, intended)
+        except (DamagedRecord, ValueError, TypeError):
+            return None
 
     def write(self, output_dir: Path) -> None:
         files = {
@@ -45,13 +53,23 @@ class Published:
         }
         intended = {_relative(path, output_dir): digest for path, digest in self.intended.items()}
         content = {"version": 1, "fingerprint": self.fingerprint, "files": files, "intended": intended}
-        write_json(output_dir / FILE, content)
+        write_record(output_dir / FILE, content)
 
     def note(self, path: Path, made_from: str) -> None:
         """Remembers a file as it is now."""
         stat = path.stat()
         self.files[str(path)] = (stat.st_size, stat.st_mtime_ns, made_from)
         self.intended.pop(str(path), None)
+
+    @classmethod
+    def renew(cls, output_dir: Path, paths: Iterable[Path]) -> None:
+        """Notes files of the run's folder that were written again, where they were noted before."""
+        published = cls.read(output_dir)
+        for path in paths:
+            if str(path) in published.files:
+                published.note(path, path.name)
+        if published.files:
+            published.write(output_dir)
 
     def is_ours(self, path: Path, made_from: str | None = None) -> bool:
         """Whether the file is still as this run wrote it (and from the same source)."""

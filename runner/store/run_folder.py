@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.atomic import copy_file
+from runner.atomic import link_or_copy, remove
 from runner.errors import Invalid
-from runner.store.records import DamagedRecord, read_record, write_record
+from runner.records import DamagedRecord, read_record, write_record
 from runner.store.store import Store
 
 
@@ -42,23 +41,7 @@ def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: st
     """Shows a sample of the store in the run's folder."""
     for file in sample_files(store, key, prompt):
         if file.is_file():
-            show(file, output_dir / "samples" / f"{sample_name(step, weights, prompt.index)}{file.suffix}")
-
-
-def show(source: Path, place: Path) -> None:
-    """Makes `place` another name of a file in the store: a hard link, else a copy."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists() and not place.is_symlink() and os.path.samefile(source, place):
-        return
-    temporary = place.with_name(f".tmp-{os.getpid()}-{place.name}")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
-        os.replace(temporary, place)
-    except OSError:
-        copy_file(source, place)
-    finally:
-        temporary.unlink(missing_ok=True)
+            link_or_copy(file, output_dir / "samples" / f"{sample_name(step, weights, prompt.index)}{file.suffix}")
 
 
 PIN = "pin.json"
@@ -76,7 +59,7 @@ def write_pin(output_dir: Path, step: int, weights: str, train: str) -> None:
 
 
 def clear_pin(output_dir: Path) -> None:
-    (output_dir / PIN).unlink(missing_ok=True)
+    remove(output_dir / PIN)
 
 
 def read_drawn_seeds(output_dir: Path) -> dict[int, int]:

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.errors import Invalid
+from runner.atomic import TEMPORARY, CannotWrite, remove, sweep_tree
+from runner.errors import RunFailed
+from runner.records import DamagedRecord, read_record, said, write_record
 from runner.store.index import Index
-from runner.store.records import DamagedRecord, read_record, write_record
 
 ENVIRONMENT = "RUNNER_STORE"
 FOLDER = ".runner"
@@ -51,8 +52,8 @@ class Store:
     def index(self) -> Index:
         try:
             return Index(self.root / "index.sqlite", self._item_files)
-        except OSError as error:
-            raise Invalid(
+        except CannotWrite as error:
+            raise RunFailed(
                 f"the store {self.root} cannot be written: {error.strerror}",
                 hint=f"set {ENVIRONMENT} to a folder that can",
             ) from None
@@ -69,6 +70,16 @@ class Store:
                     stem, dot, rest = entry.name.partition(".")
                     if stem and dot + rest == extension and entry.is_file():
                         yield kind, stem, entry.stat().st_size
+
+    def tidy(self) -> None:
+        """Deletes what killed processes left unfinished, and folders where items belong. A live process's work stays."""
+        sweep_tree(self.root)
+        places = [folder for kind in EXTENSIONS for folder in _folders(self.root / "items" / kind)]
+        for folder in (*places, self.root / "runs"):
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(TEMPORARY):
+                    said.warning("%s is a folder where a file belongs; it is deleted", entry.path)
+                    remove(Path(entry.path))
 
     def index_existing(self, kind: str, keys: Iterable[str]) -> None:
         """Adds files to the index that are there but not in it: a kill may come between writing one and noting it."""

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import write_bytes
+from runner.atomic import remove, write_bytes
 
 _HEAD = re.compile(rb'\A\{\n  "sha256": "([0-9a-f]{64})",\n')
 NUMBER = (int, float)
 Shape = Mapping[Any, Any]
 
-said = logging.getLogger("runner.store")
+said = logging.getLogger("runner")
 """What was damaged and is made again; the command line shows it as notes."""
 
 
@@ -32,9 +32,11 @@ class DamagedRecord(Exception):
 
 
 def write_record(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a record atomically, its digest before everything else."""
+    """Writes a record atomically, its digest before everything else. A folder in its place goes: reading has said it."""
     body = (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     digest = hashlib.sha256(body).hexdigest()
+    if file.is_dir():
+        remove(file)
     write_bytes(file, b'{\n  "sha256": "' + digest.encode() + b'",\n' + body.removeprefix(b"{\n"))
 
 
