@@ -148,25 +148,18 @@ def test_swapped_blocks_are_not_on_the_device(family_place: Callable[..., Place]
     assert [block.weight.numel() > 0 for block in blocks] == [True, True, False, False, False]
 
 
-def test_activations_on_the_host_train_the_same(family_place: Callable[..., Place]) -> None:
-    for name in FAMILIES:
-        place = family_place(name)
-        reference = losses(place, training={"memory": {"gradient_checkpointing": True}})
-        assert losses(place, training={"memory": {"gradient_checkpointing": True, "activation_offload": True}}) == reference  # fmt: skip
-
-
 def test_weights_do_not_move_with_the_activations() -> None:
-    moved: list[Tensor] = []
+    """What the graph keeps: the weight itself, and of each activation a copy."""
     layer = nn.Linear(4, 4)
     x = torch.randn(2, 4, requires_grad=True)
     weights = frozenset({layer.weight.untyped_storage().data_ptr()})
-    original = torch.empty
+    y = layer(x)
     with saved_on_host(CPU, weights):
-        y = layer(x) * 2
-    y.sum().backward()
-    assert original is torch.empty
-    assert not moved
-    assert layer.weight.grad is not None
+        kept = layer(y)
+    saved = [getattr(kept.grad_fn, name) for name in ("_saved_mat1", "_saved_mat2")]
+    assert saved[1].data_ptr() == layer.weight.data_ptr()
+    assert saved[0].data_ptr() != y.data_ptr()
+    assert torch.equal(saved[0], y)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

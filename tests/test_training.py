@@ -36,24 +36,8 @@ def test_lower_precision_trains_close_to_fp32(place: Place, settings: dict[str, 
     assert prepared(place.file).config.training.mixed_precision in ("bf16", "fp16")
 
 
-def test_fp16_scales_its_gradients_and_skips_a_step_that_overflows() -> None:
-    from runner.core.precision import scaler
-
-    scale = scaler("fp16", torch.device("cpu"))
-    assert scale.is_enabled()
-    assert not scaler("bf16", torch.device("cpu")).is_enabled()
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    scale.scale((weight * torch.tensor([1e30, 1e38])).sum()).backward()
-    before = scale.get_scale()
-    scale.step(optimizer)
-    scale.update()
-    assert torch.equal(weight.detach(), torch.ones(2)), "the step is skipped"
-    assert scale.get_scale() < before
-
-
-def test_accumulated_steps_equal_steps_of_the_whole_batch(place: Place) -> None:
-    """Two micro-batches of 1 and one batch of 2 of the same items have the same gradient; the tail of an epoch is flushed."""
+def test_the_tail_of_an_epoch_is_a_step_and_any_step_can_be_made_alone(place: Place) -> None:
+    """That accumulated steps are the mean over their items is tested in test_switches.py."""
     place.write({"dataset": {"batch_size": 1, "held_out": {"count": 3}}, "training": {"gradient_accumulation_steps": 2, "max_train_steps": 8}})  # fmt: skip
     run = prepared(place.file)
     assert run.length.batches_per_epoch == 7
@@ -108,10 +92,16 @@ def test_checkpointing_and_eager_attention_change_bits_at_most(place: Place) -> 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a compiler on the CPU")
 def test_a_compiled_denoiser_has_the_same_losses(place: Place) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
     reference = losses(place, training={"max_train_steps": 2})
+    assert not counters["stats"], "nothing was compiled"
     shutil.rmtree(place.folder / ".runner" / "artifacts")
     found = losses(place, training={"max_train_steps": 2, "compile": True})[-2:]
     assert found == pytest.approx(reference, rel=1e-3)
+    assert counters["stats"]["unique_graphs"] >= 2, "graphs of the denoiser's blocks"
+    assert {event["text"] for event in events(place, "note")} == {"compiling the denoiser's blocks for latents of 2x4x16x16: this step is slow"}  # fmt: skip
 
 
 def test_components_have_rates_of_their_own(place: Place) -> None:

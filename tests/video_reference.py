@@ -16,7 +16,8 @@ from torch import Tensor
 
 from runner.families.framepack.transformer import Clean, FramepackTransformer
 from runner.families.hunyuan_video.architecture import hunyuan_layers
-from runner.families.hunyuan_video.transformer import Attention, HunyuanVideoTransformer, set_attention
+from runner.families.hunyuan_video.transformer import HunyuanVideoTransformer
+from runner.families.parts.attention import Attention, set_attention
 from runner.families.parts.layers import origins
 from runner.families.parts.load import from_origin
 

@@ -80,6 +80,7 @@ FOREIGN_KEYS: dict[str, str] = {
     "max_data_loader_n_workers": "dataset.workers",
     "dataloader_num_workers": "dataset.workers",
     "persistent_data_loader_workers": "nothing is needed: workers always persist",
+    "skip_existing": "nothing is needed: caches are keyed by content, so only what has changed is encoded again",
     "enable_bucket": "dataset.buckets.enabled",
     "min_bucket_reso": "dataset.buckets.min_size",
     "max_bucket_reso": "dataset.buckets.max_size",

@@ -20,6 +20,11 @@ def autocast(mixed_precision: str, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=DTYPES[mixed_precision])
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Without automatic mixed precision, inside it too; PyTorch's meta device knows none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def scaler(mixed_precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Scales the loss so that fp16 gradients do not vanish; does nothing otherwise."""
     return torch.amp.GradScaler(device.type, enabled=mixed_precision == "fp16")

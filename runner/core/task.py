@@ -9,6 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+ON_HOST = frozenset({"mask"})
+"""Conditioning that says how much there is of something, not what: it decides shapes, so it stays where Python can read it
+without a wait for the device. Text masks are the only one."""
+
+
+def moved(conditioning: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Conditioning on the device, but for what stays on the host."""
+    return {name: tensor if name in ON_HOST else tensor.to(device) for name, tensor in conditioning.items()}
+
 
 @dataclass
 class Batch:
@@ -28,12 +37,17 @@ class Batch:
     """Pixels that are not of one length, which no tensor can hold together."""
 
     def to(self, device: torch.device) -> Batch:
-        """Moves the tensors without waiting; from pinned memory the copy overlaps with computation."""
+        """Moves the tensors without waiting; from pinned memory the copy overlaps with computation. Conditioning ("cond.")
+        that is ON_HOST stays."""
         if device.type != "cpu":
-            self.tensors = {
-                name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors.items()
-            }
+            self.tensors = {name: self._moved(name, tensor, device) for name, tensor in self.tensors.items()}
         return self
+
+    @staticmethod
+    def _moved(name: str, tensor: Tensor, device: torch.device) -> Tensor:
+        if name.startswith("cond.") and name.removeprefix("cond.") in ON_HOST:
+            return tensor
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Task(Protocol):

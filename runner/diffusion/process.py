@@ -7,7 +7,7 @@ Flow:  x_t = (1 - sigma) x_0 + sigma eps;   target eps - x_0;   t = 1000 sigma i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,10 @@ class Process(Protocol):
     @property
     def num_timesteps(self) -> int: ...
 
+    def on(self, device: torch.device) -> Process:
+        """The same with its tables there, so that no step waits for a copy of them."""
+        ...
+
     def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
         """x_0 and noise [B, …] in fp32, t [B]. `input_noise` goes into x_t alone (input perturbation)."""
         ...
@@ -52,8 +56,11 @@ class DiscreteProcess:
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
+    def on(self, device: torch.device) -> DiscreteProcess:
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
     def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
-        abar = self.alphas_cumprod.to(x_0.device)[t]
+        abar = self.alphas_cumprod[t]
         signal = abar.sqrt().view(-1, *[1] * (x_0.dim() - 1))
         spread = (1 - abar).sqrt().view(-1, *[1] * (x_0.dim() - 1))
         x_t = signal * x_0 + spread * (noise if input_noise is None else input_noise)
@@ -69,6 +76,9 @@ class FlowProcess:
     num_timesteps: int = 1000
     offset: float = 0.0
     """What is added to the timestep that the denoiser is told in training (HunyuanVideo's: 1)."""
+
+    def on(self, device: torch.device) -> FlowProcess:
+        return self
 
     def noisy(self, x_0: Tensor, noise: Tensor, t: Tensor, input_noise: Tensor | None = None) -> Noisy:
         sigma = (t.to(x_0.device, torch.float32) / self.num_timesteps).clamp(0, 1)

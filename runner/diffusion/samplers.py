@@ -78,7 +78,7 @@ def sample(
     """Latents fp32 [1, C, h, w]. `denoise(x [2, …] or [1, …], t [])` answers for (negative, positive) at once, or for the
     positive alone where cfg_scale is at most 1. The noise comes from a CPU generator of `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(steps, device="cpu")  # it looks for its place among them at each step
     x = torch.randn(shape, generator=generator).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from runner.config.ready import ReadyPrompt
 from runner.core.precision import DTYPES, autocast
+from runner.core.task import moved
 from runner.data.images import to_picture
 from runner.data.videos import mp4_bytes
 from runner.diffusion.samplers import make_scheduler, sample
@@ -81,7 +82,7 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
 
     def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         with autocast(numerics.mixed_precision, context.device):
-            return context.family.denoise(denoiser, x, t.to(context.device), conditioning)
+            return context.family.denoise(denoiser, x, t.to(context.device, non_blocking=True), conditioning)
 
     made = context.family.made
     if made is not None:
@@ -111,7 +112,7 @@ def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Co
     if prompt.video is not None:
         extra = {"guidance": torch.tensor(1000.0 * prompt.video.guidance)}
     rows = [{**encoded.of(prompt, text), **extra} for text in texts]
-    return {name: torch.stack([row[name] for row in rows]).to(context.device) for name in rows[0]}
+    return moved({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, context.device)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from runner.core.precision import autocast
 from runner.core.rng import normal
+from runner.core.task import moved
 from runner.data.items import Encodings
 from runner.dataset.encodings import TrainItem, evaluation_caption, still_view
 from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
@@ -84,7 +85,7 @@ class Scorer:
     ) -> list[list[float]]:
         """[items][levels] of mean squared errors against the denoiser's own target."""
         context, numerics, seed = self.context, self.context.numerics, self.inputs.seed
-        process = context.family.process(numerics)
+        process = context.family.process(numerics).on(context.device)
         t = torch.tensor(self.levels(), device=context.device)
         rows: list[list[float]] = []
         for item in items:
@@ -114,7 +115,7 @@ class Scorer:
             for start in range(0, LEVELS, together):
                 own = slice(start, start + together)
                 conditioning = {
-                    name: tensor.to(context.device).expand(together, *tensor.shape) for name, tensor in row.items()
+                    name: tensor.expand(together, *tensor.shape) for name, tensor in moved(row, context.device).items()
                 }
                 x_0 = latent.to(context.device).expand(together, *latent.shape)
                 noisy = process.noisy(x_0, noise[own].to(context.device), t[own])

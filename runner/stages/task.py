@@ -33,7 +33,7 @@ class DiffusionTask:
         self.context, self.inputs, self.trained, self.loader = context, inputs, trained, loader
         self.device = context.device
         self.parameters: Mapping[str, nn.Parameter] = trained.parameters
-        self.process = context.family.process(context.numerics)
+        self.process = context.family.process(context.numerics).on(context.device)
         self.latents = latents
         self.text_encoders = text_encoders
         self.tokenizers = context.family.load_tokenizers(context.runtime.model) if text_encoders is not None else {}

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from runner.config.ready import PromptFile, ReadyPrompt, VideoSettings
+from runner.core.task import moved
 from runner.data.images import has_alpha, to_mask, to_pixels, transformed, upright_size
 from runner.dataset.buckets import Fit, cover
 from runner.dataset.sections import Layout, forward_layout, inverted_layout, paddings, section_order
@@ -98,22 +99,24 @@ def generate(
     video = prompt.video
     assert video is not None
     assert prompt.seed is not None
-    denoiser.rope_scale = video.rope_scaling
-    maker = _Maker(call, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device)
+    maker = _Maker(
+        call, denoiser, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device
+    )  # fmt: skip
     try:
         if video.one_frame is not None:
             return maker.one_frame()
         return maker.forward() if model.variant == "f1" else maker.inverted()
     finally:
-        denoiser.rope_scale = None
+        denoiser.rope_scale = 1.0
 
 
 class _Maker:
     def __init__(
-        self, call: Denoise, prompt: ReadyPrompt, video: VideoSettings, texts: Texts, pictures: Conditioning, model: Model,
-        device: torch.device,
+        self, call: Denoise, denoiser: Any, prompt: ReadyPrompt, video: VideoSettings, texts: Texts,
+        pictures: Conditioning, model: Model, device: torch.device,
     ) -> None:  # fmt: skip
-        self.call, self.prompt, self.video, self.texts, self.pictures = call, prompt, video, texts, pictures
+        self.call, self.denoiser, self.prompt = call, denoiser, prompt
+        self.video, self.texts, self.pictures = video, texts, pictures
         self.model, self.device, self.window = model, device, model.window
         self.generator = torch.Generator().manual_seed(prompt.seed or 0)  # goes on from section to section
         self.size = model.latent_shape((prompt.width, prompt.height))
@@ -174,6 +177,8 @@ class _Maker:
         scale = self.prompt.cfg_scale
 
         def velocity(x: Tensor, timestep: float) -> Tensor:
+            from_timestep, factor = self.video.rope_scaling or (0.0, 1.0)
+            self.denoiser.rope_scale = factor if timestep >= from_timestep else 1.0
             t = torch.tensor([timestep], device=self.device)
             positive = self.call(x, t, told)
             if scale == 1:
@@ -185,7 +190,7 @@ class _Maker:
         return sample(velocity, noise, sigmas(self.prompt.num_inference_steps, tokens, self.video.shift))
 
     def _text(self, text: str) -> Conditioning:
-        return {name: x[None].to(self.device) for name, x in self.texts(text).items()}
+        return moved({name: x[None] for name, x in self.texts(text).items()}, self.device)
 
 
 def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:

@@ -13,14 +13,10 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.core.precision import full_precision
 from runner.families.framepack.architecture import HISTORY
-from runner.families.hunyuan_video.transformer import (
-    Rope,
-    joint_blocks,
-    refined_text,
-    rope_of,
-    unpatched,
-)
+from runner.families.hunyuan_video.transformer import joint_blocks, refined_text, rope_of, unpatched
+from runner.families.parts.attention import Rope
 
 
 @dataclass(frozen=True)
@@ -34,20 +30,17 @@ class Clean:
 class FramepackTransformer(HunyuanVideoFramepackTransformer3DModel):
     """FramePack's transformer. The weights are those of diffusers' class; a new one needs `set_attention`."""
 
-    rope_scale: tuple[float, float] | None = None
-    """(timestep, factor): from this timestep on the positions of rows and columns are multiplied by the factor."""
+    rope_scale: float = 1.0
+    """Factor of the positions of rows and columns; whoever samples sets it for each timestep."""
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, pooled: Tensor, guidance: Tensor,
         image: Tensor, positions: Tensor, clean: Clean, clean_2x: Clean | None = None, clean_4x: Clean | None = None,
     ) -> Tensor:  # fmt: skip
-        """x [B, C, T, H, W] at `positions` [B, T], timestep [B] (0..1000), text [B, L, D] with its mask [B, L], pooled
-        [B, P], guidance [B] (1000 times the scale), image [B, M, V] (SigLIP's) → the velocity, of x's shape, in fp32."""
+        """x [B, C, T, H, W] at `positions` [B, T], timestep [B] (0..1000), text [B, L, D] with its mask [B, L] (on the
+        host), pooled [B, P], guidance [B] (1000 times the scale), image [B, M, V] (SigLIP's) → the velocity, of x's shape, in fp32."""
         frames, height, width = hidden_states.shape[2], hidden_states.shape[3] // 2, hidden_states.shape[4] // 2
-        scale = 1.0
-        if self.rope_scale is not None and float(timestep.max()) >= self.rope_scale[0]:
-            scale = self.rope_scale[1]
-        tokens, rope = self._sequence(hidden_states, positions, (clean, clean_2x, clean_4x), scale)
+        tokens, rope = self._sequence(hidden_states, positions, (clean, clean_2x, clean_4x))
         temb, _ = self.time_text_embed(timestep, pooled, guidance)
         words, mask = refined_text(self, text, mask, timestep)
         seen = self.image_projection(image)
@@ -56,15 +49,13 @@ class FramepackTransformer(HunyuanVideoFramepackTransformer3DModel):
         picture = joint_blocks(self, tokens, words, mask, temb, rope)[:, -frames * height * width :]
         return unpatched(self, self._projected(self.norm_out(picture, temb)), frames, height, width)
 
-    def _sequence(
-        self, x: Tensor, positions: Tensor, known: tuple[Clean | None, ...], scale: float
-    ) -> tuple[Tensor, Rope]:
+    def _sequence(self, x: Tensor, positions: Tensor, known: tuple[Clean | None, ...]) -> tuple[Tensor, Rope]:
         """Tokens and their angles: [4x, 2x, clean, denoised]."""
         config: Any = self.config
         height, width = x.shape[3] // 2, x.shape[4] // 2
 
         def angles(at: Tensor) -> Rope:
-            return rope_of(at, height, width, tuple(config.rope_axes_dim), config.rope_theta, scale)
+            return rope_of(at, height, width, tuple(config.rope_axes_dim), config.rope_theta, self.rope_scale)
 
         tokens, ropes = [self.x_embedder(x)], [angles(positions)]
         for (name, coarse), frames in zip(HISTORY, known, strict=True):
@@ -83,7 +74,7 @@ class FramepackTransformer(HunyuanVideoFramepackTransformer3DModel):
         if type(layer) is not nn.Linear:  # it carries an adapter
             wide: Tensor = layer(tokens)
             return wide.float()
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens.device):
             return F.linear(tokens.float(), layer.weight.float(), layer.bias.float())
 
 

@@ -8,96 +8,13 @@ Text stands behind the picture: positions that are masked are never looked at, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 from torch import Tensor
-from torch.nn import functional as F
 
-Seen = Tensor | tuple[int, ...] | None
-"""Which positions are looked at: a mask [B, N], how many of each sample's (they stand in front), or all."""
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each [B or 1, N, D] in fp32."""
-
-
-@dataclass
-class Attention:
-    """How attention is computed. `split`: one sample after the other, each with its own text length and no mask."""
-
-    eager: bool = False
-    split: bool = False
-
-
-class JointAttention:
-    """Attention of both streams (an attention processor of diffusers): normed q and k, turned by position, one softmax."""
-
-    def __init__(self, how: Attention) -> None:
-        self.how = how
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Seen = None,
-        image_rotary_emb: Rope | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        picture, text, rope = hidden_states, encoder_hidden_states, image_rotary_emb
-        assert rope is not None
-        if attn.add_q_proj is None:
-            q, k, v = _heads(attn, torch.cat([picture, text], dim=1), ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-            length = picture.shape[1]
-            q = torch.cat([turned(q[:, :length], rope), q[:, length:]], dim=1)
-            k = torch.cat([turned(k[:, :length], rope), k[:, length:]], dim=1)
-        else:
-            q, k, v = _heads(attn, picture, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-            own = _heads(
-                attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
-            )  # fmt: skip
-            q, k, v = (torch.cat(pair, dim=1) for pair in zip((turned(q, rope), turned(k, rope), v), own, strict=True))
-        mixed = attend(q, k, v, attention_mask, self.how).to(q.dtype)
-        picture, text = mixed[:, : picture.shape[1]], mixed[:, picture.shape[1] :]
-        if getattr(attn, "to_out", None) is not None:
-            picture = attn.to_out[1](attn.to_out[0](picture))
-        if getattr(attn, "to_add_out", None) is not None:
-            text = attn.to_add_out(text)
-        return picture, text
-
-
-def _heads(attn: Any, x: Tensor, layers: tuple[str, ...], norms: tuple[str, str]) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (getattr(attn, name)(x).unflatten(2, (attn.heads, -1)) for name in layers)
-    return getattr(attn, norms[0])(q).to(v.dtype), getattr(attn, norms[1])(k).to(v.dtype), v
-
-
-def turned(x: Tensor, rope: Rope) -> Tensor:
-    """[B, N, H, D] with each pair of numbers turned by its angle."""
-    cos, sin = (part.unsqueeze(2) for part in rope)
-    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-    across = torch.stack([-imaginary, real], dim=-1).flatten(-2)
-    return (x.float() * cos + across.float() * sin).to(x.dtype)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Seen, how: Attention) -> Tensor:
-    """[B, N, H, D] each → [B, N, H * D]."""
-    if isinstance(mask, tuple):
-        rows = []
-        for row, length in enumerate(mask):
-            own = slice(row, row + 1)
-            one = _attend(q[own, :length], k[own, :length], v[own, :length], None, how.eager)
-            rows.append(F.pad(one, (0, 0, 0, q.shape[1] - length)))
-        return torch.cat(rows)
-    return _attend(q, k, v, mask, how.eager)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eager: bool) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    wide = None if mask is None else mask[:, None, None, :]
-    if eager:
-        scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-        if wide is not None:
-            scores = scores.masked_fill(~wide, -torch.inf)
-        mixed = scores.float().softmax(-1).to(v.dtype) @ v
-    else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=wide)
-    return mixed.transpose(1, 2).flatten(2)
+from runner.families.parts.attention import Rope, Seen
 
 
 def rope_of(
@@ -125,20 +42,21 @@ def rope_of(
 
 
 def refined_text(model: Any, text: Tensor, mask: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    """([B, L, D] tokens, their mask [B, L]): cut to the longest text of the batch, then through the token refiner."""
+    """([B, L, D] tokens, their mask [B, L]): cut to the longest text of the batch, then through the token refiner. Masks are
+    on the host, so that no forward pass waits for the device to learn how long its texts are."""
     mask = mask.bool()
     length = max(1, int(mask.sum(1).max()))
     text, mask = text[:, :length], mask[:, :length]
-    return model.context_embedder(text, timestep, mask), mask
+    return model.context_embedder(text, timestep, mask.to(text.device, non_blocking=True)), mask
 
 
 def joint_blocks(model: Any, picture: Tensor, text: Tensor, mask: Tensor, temb: Tensor, rope: Rope) -> Tensor:
-    """Both kinds of blocks; the picture's tokens. `mask` [B, L] of the text; None is handed on where it hides nothing."""
+    """Both kinds of blocks; the picture's tokens. `mask` [B, L] of the text, on the host; None is handed on where it hides
+    nothing."""
     whole: Seen = None
     if not bool(mask.all()):
-        whole = torch.cat([mask.new_ones(mask.shape[0], picture.shape[1]), mask], dim=1)
-        if model.how.split:  # counted once: the device is waited for
-            whole = tuple(whole.sum(1).tolist())
+        seen = torch.cat([mask.new_ones(mask.shape[0], picture.shape[1]), mask], dim=1)
+        whole = tuple(seen.sum(1).tolist()) if model.how.split else seen.to(picture.device, non_blocking=True)
     call: Callable[..., Any] = lambda block, *given: block(*given)  # noqa: E731
     if torch.is_grad_enabled() and model.gradient_checkpointing:
         call = model._gradient_checkpointing_func
@@ -154,14 +72,6 @@ def unpatched(model: Any, tokens: Tensor, frames: int, height: int, width: int) 
     return grid.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def set_attention(model: Any, how: Attention) -> None:
-    """Puts the joint attention into all blocks."""
-    model.how = how
-    for kind in ("transformer_blocks", "single_transformer_blocks"):
-        for block in getattr(model, kind):
-            block.attn.set_processor(JointAttention(how))
-
-
 class HunyuanVideoTransformer(HunyuanVideoTransformer3DModel):
     """HunyuanVideo's transformer for batches of any text lengths. The weights are those of diffusers' class; a new one
     needs `set_attention`."""
@@ -169,7 +79,7 @@ class HunyuanVideoTransformer(HunyuanVideoTransformer3DModel):
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, pooled: Tensor, guidance: Tensor
     ) -> Tensor:
-        """x [B, C, T, H, W], timestep [B] (0..1000), text [B, L, D] with its mask [B, L], pooled [B, P], guidance [B]
+        """x [B, C, T, H, W], timestep [B] (0..1000), text [B, L, D] with its mask [B, L] (on the host), pooled [B, P], guidance [B]
         (1000 times the scale) → the velocity, of x's shape."""
         frames, height, width = hidden_states.shape[2:]
         p, p_t = self.config.patch_size, self.config.patch_size_t

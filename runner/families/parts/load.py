@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from runner.core.rng import forked
 from runner.errors import RunFailed
 from runner.families.contract import LoadOptions
+from runner.families.parts.attention import Attention, plain_attention, set_attention
 from runner.families.parts.checkpoint import Part
 from runner.families.parts.layers import Origin
 from runner.families.spec import Component, Model
@@ -133,20 +134,10 @@ def _finished(module: Any, part: Part, options: LoadOptions) -> nn.Module:
         module.to(memory_format=torch.channels_last)
     if part.cls == "AutoencoderKLHunyuanVideo":  # pieces of time would be other numbers than the whole
         module.use_framewise_encoding = module.use_framewise_decoding = False
+    eager = options.attention == "eager"
     if part.cls in _OWN:
-        from runner.families.hunyuan_video.transformer import Attention, set_attention
-
-        set_attention(module, Attention(options.attention == "eager", options.split_attention))
-    elif options.attention == "eager":
-        _plain_attention(module, part)
+        set_attention(module, Attention(eager, options.split_attention))
+    if eager:
+        plain_attention(module)
     finished: nn.Module = module.requires_grad_(False).eval()
     return finished
-
-
-def _plain_attention(module: Any, part: Part) -> None:
-    if part.cls == "AutoencoderKL":
-        module.set_default_attn_processor()
-    elif part.cls == "UNet2DConditionModel":
-        from diffusers.models.attention_processor import AttnProcessor
-
-        module.set_attn_processor(AttnProcessor())

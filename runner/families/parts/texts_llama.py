@@ -37,7 +37,7 @@ def _before(system: str) -> str:
 def encode_llama_clip(
     encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], system: str | None = None
 ) -> Conditioning:
-    """{"text": [B, 256, D], "mask": [B, 256], "pooled": [B, P]}; text behind the mask is zero.
+    """{"text": [B, 256, D], "mask": [B, 256] on the host, "pooled": [B, P]}; text behind the mask is zero.
 
     `system` replaces the system prompt. How many tokens the template has is counted, since another tokenizer or prompt has
     another number.
@@ -61,9 +61,9 @@ def _llama(encoder: Any, tokenizer: Any, texts: Sequence[str], before: str) -> t
     output = encoder(
         input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
     )
-    mask = mask[:, crop:].to(device)
+    mask = mask[:, crop:]
     hidden = output.hidden_states[HIDDEN][:, crop:]
-    return hidden * mask[..., None].to(hidden.dtype), mask
+    return hidden * mask[..., None].to(hidden), mask
 
 
 def padded_ids(tokenizer: Any, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,127 @@
+"""Attention of transformers with two streams, and the plain formula in place of PyTorch's kernel, for every class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Seen = Tensor | tuple[int, ...] | None
+"""Which positions are looked at: a mask, bool [B, N] or [B, 1, N, N], how many of each sample's (they stand in front), or
+all."""
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines, each [B or 1, N, D] in fp32."""
+
+
+@dataclass
+class Attention:
+    """How attention is computed. `split`: one sample after the other, each with its own text length and no mask."""
+
+    eager: bool = False
+    split: bool = False
+
+
+class JointAttention:
+    """Attention of both streams, or of one (an attention processor of diffusers): normed q and k, turned by position where
+    there are angles, one softmax."""
+
+    def __init__(self, how: Attention) -> None:
+        self.how = how
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Seen = None,
+        image_rotary_emb: Rope | None = None,
+    ) -> Any:  # fmt: skip
+        picture, text, rope = hidden_states, encoder_hidden_states, image_rotary_emb
+        length = picture.shape[1]
+        if text is not None and attn.add_q_proj is None:
+            q, k, v = _heads(attn, torch.cat([picture, text], dim=1), ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+            q = torch.cat([turned(q[:, :length], rope), q[:, length:]], dim=1)
+            k = torch.cat([turned(k[:, :length], rope), k[:, length:]], dim=1)
+        else:
+            q, k, v = _heads(attn, picture, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+            q, k = turned(q, rope), turned(k, rope)
+            if text is not None:
+                own = _heads(
+                    attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
+                )  # fmt: skip
+                q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), own, strict=True))
+        mixed = attend(q, k, v, attention_mask, self.how).to(q.dtype)
+        picture, rest = mixed[:, :length], mixed[:, length:]
+        if getattr(attn, "to_out", None) is not None:
+            picture = attn.to_out[1](attn.to_out[0](picture))
+        if text is None:
+            return picture
+        if getattr(attn, "to_add_out", None) is not None:
+            rest = attn.to_add_out(rest)
+        return picture, rest
+
+
+def _heads(attn: Any, x: Tensor, layers: tuple[str, ...], norms: tuple[str, str]) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (getattr(attn, name)(x).unflatten(2, (attn.heads, -1)) for name in layers)
+    norm_q, norm_k = (getattr(attn, name) for name in norms)
+    return (q if norm_q is None else norm_q(q).to(v.dtype)), (k if norm_k is None else norm_k(k).to(v.dtype)), v
+
+
+def turned(x: Tensor, rope: Rope | None) -> Tensor:
+    """[B, N, H, D] with each pair of numbers turned by its angle."""
+    if rope is None:
+        return x
+    cos, sin = (part.unsqueeze(2) for part in rope)
+    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    across = torch.stack([-imaginary, real], dim=-1).flatten(-2)
+    return (x.float() * cos + across.float() * sin).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Seen, how: Attention) -> Tensor:
+    """[B, N, H, D] each → [B, N, H * D]."""
+    if isinstance(mask, tuple):
+        rows = []
+        for row, length in enumerate(mask):
+            own = slice(row, row + 1)
+            one = _attend(q[own, :length], k[own, :length], v[own, :length], None, how.eager)
+            rows.append(F.pad(one, (0, 0, 0, q.shape[1] - length)))
+        return torch.cat(rows)
+    return _attend(q, k, v, mask, how.eager)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eager: bool) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    wide = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask
+    if eager:
+        scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+        if wide is not None:
+            scores = scores.masked_fill(~wide, -torch.inf)
+        mixed = scores.float().softmax(-1).to(v.dtype) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=wide)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def set_attention(model: Any, how: Attention) -> None:
+    """Puts the joint attention into all blocks of a transformer."""
+    model.how = how
+    for kind in ("transformer_blocks", "single_transformer_blocks"):
+        for block in getattr(model, kind):
+            block.attn.set_processor(JointAttention(how))
+
+
+def plain_attention(module: nn.Module) -> None:
+    """Has every attention of a model of diffusers or transformers compute the plain formula, never PyTorch's kernel."""
+    from diffusers.models import attention_processor as kinds
+    from transformers import PreTrainedModel
+
+    if isinstance(module, PreTrainedModel):
+        module.set_attn_implementation("eager")
+        return
+    for name, part in module.named_modules():
+        processor = getattr(part, "processor", None)
+        wraps = isinstance(processor, kinds.AttnProcessor2_0)
+        # A token refiner's masks are bool, which diffusers' plain processor does not take.
+        if isinstance(processor, kinds.JointAttnProcessor2_0) or (wraps and ".token_refiner." in name):
+            part.set_processor(JointAttention(Attention(eager=True)))
+        elif wraps:
+            part.set_processor(kinds.AttnProcessor())

@@ -1,0 +1,67 @@
+"""A run up to its first training step: encodings made, model loaded, on any device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from runner.core.events import Events
+from runner.data.loader import Sources, StepLoader
+from runner.families.registry import family
+from runner.plan.compile import Graph, compile_graph
+from runner.plan.keys import training_texts, training_views
+from runner.plan.prepare import Prepared
+from runner.stages.context import Context
+from runner.stages.encodings import Latents, Texts
+from runner.stages.modules import Trained, build
+from runner.stages.pictures import Encoded, encode_prompts
+from runner.stages.score import Scorer
+from runner.stages.task import DiffusionTask
+from tests.inprocess import applied, prepared
+from tests.support import Place
+
+
+@dataclass
+class Ready:
+    """A run with its encodings made and its model loaded, as the training stage has them."""
+
+    run: Prepared
+    graph: Graph
+    context: Context
+    trained: Trained
+    sources: Sources
+    encoded: Encoded
+    scorer: Scorer
+
+    def task(self) -> tuple[DiffusionTask, StepLoader]:
+        """The training task, in training mode, and its batches."""
+        loader = StepLoader(self.graph.train, self.sources, 0)
+        task = DiffusionTask(self.context, self.graph.train, self.trained, loader, None, None)
+        task.train_mode(True)
+        return task, loader
+
+
+def ready(place: Place, device: torch.device) -> Ready:
+    """Encodes on the CPU and moves what trains to `device`."""
+    applied(place.file, until="cache")
+    run = prepared(place.file)
+    graph = compile_graph(run)
+    events = Events(place.folder / "events.jsonl", ())
+    own = family(run.spec.name)
+    context = Context(own, run.store, graph.runtime, graph.train.numerics, torch.device("cpu"), events)
+    latents, texts = Latents(context, graph.latents.encoder), Texts(context, graph.texts.encoder)
+    sources = Sources(
+        latents.ready(training_views(graph.train.items, 42)), latents.key,
+        lambda item: graph.runtime.model.latent_shape(item.fit.bucket, item.latent_frames(graph.runtime.model.frame_factor)),
+        texts.ready(training_texts(graph.train.items, 42)), texts.key, own.size_conditioning,
+        own.process(graph.train.numerics).prediction_type != "flow", own.cut,
+    )  # fmt: skip
+    encoded = encode_prompts(context, [replace(prompt, seed=1) for prompt in run.prompts], True)
+    scorer = Scorer.prepare(context, graph.select, (graph.latents.encoder, graph.texts.encoder), False)
+    trained = build(context, graph.train, None)
+    for module in trained.modules.values():
+        module.to(device)
+    there = replace(context, device=device)
+    scorer.context = there
+    return Ready(run, graph, there, trained, sources, encoded, scorer)
