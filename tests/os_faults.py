@@ -74,15 +74,15 @@ def failing(fault: Fault) -> Iterator[Fault]:
             fault.check("write", self.name, named=False)
             return super().write(content)
 
-    def failing_open(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    def failing_open(file: Any, mode: str = "r", buffering: int = -1, *text: Any, **named: Any) -> Any:
         if isinstance(file, int) or not str(file).startswith(str(fault.root)):
-            return opened(file, mode, *args, **kwargs)
+            return opened(file, mode, buffering, *text, **named)
         fault.check("open", file)
-        if not set(mode) & set("wax+") or fault.call != "write" or args or set(kwargs) - {"encoding", "errors"}:
-            return opened(file, mode, *args, **kwargs)
+        if not set(mode) & set("wax+") or fault.call != "write":
+            return opened(file, mode, buffering, *text, **named)
         raw = File(file, mode.replace("b", "").replace("t", ""))
         stream: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-        return stream if "b" in mode else io.TextIOWrapper(stream, **kwargs)
+        return stream if "b" in mode else io.TextIOWrapper(stream, *text, **named)
 
     patches = [
         mock.patch.object(os, "rename", wrapped("rename", os.rename, 1)),
@@ -121,15 +121,19 @@ def applied_with(place: Place, fault: Fault) -> Said:
 
 
 def chained(place: Place, call: str, expected: dict[str, bytes]) -> int:
-    """Applies again and again, the k-th time with the k-th call failing, until one comes through; returns how many failed."""
-    failures, count = 0, 0
+    """Applies again and again with a call failing, each path once, until an apply comes through; returns how many failed.
+
+    What a fault stopped is done by the next apply, which fails at the next call that has not failed yet.
+    """
+    failures, count, seen = 0, 1, set()
     while True:
-        count += 1
-        fault = Fault(place.folder, call, "", count, CODES[(count + len(call)) % len(CODES)])
+        fault = Fault(place.folder, call, "", count, CODES[(failures + len(call)) % len(CODES)])
         applied_with(place, fault)
         if not fault.hit:
             break
         failures += 1
+        count += fault.hit[0] in seen
+        seen.add(fault.hit[0])
         print(f"{call:<8}{errno.errorcode[fault.code]:<14}{fault.hit[0]}", flush=True)
     result = said(place, "apply", "--yes")
     assert result.code == 0, result.err

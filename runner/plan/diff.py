@@ -311,13 +311,12 @@ class _Diff:
         made = "videos" if moving == {True} else "pictures" if moving == {False} else "pictures and videos"
         if any(prompt.seed is None for prompt in inputs.prompts):
             return Action("sample", "+", f"make {total} {made}; seeds of -1 are drawn", total=total, missing=total)
-        present = self.store.index.item_keys("samples")
+        indexed, store = self.store.index.item_keys("samples"), self.store
         wanted = [(0, "raw")] + [
             (step, kind) for step in inputs.steps for kind in (("raw", "ema") if inputs.ema else ("raw",))
         ]
-        missing = sum(
-            1 for step, kind in wanted for prompt in inputs.prompts if inputs.key(prompt, step, kind) not in present
-        )
+        keys = [inputs.key(prompt, step, kind) for step, kind in wanted for prompt in inputs.prompts]
+        missing = sum(1 for key in keys if key not in indexed or not store.item("samples", key).is_file())
         if missing == 0:
             return Action("sample", "=", f"all {total} {made} are made", total=total)
         reasons = []

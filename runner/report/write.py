@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from runner import __version__
-from runner.atomic import new_file, write_text
+from runner.atomic import new_file, remove, write_text
 from runner.inputs import candidates
 from runner.plan.compile import Graph
 from runner.plan.history import flat_config
@@ -15,6 +15,7 @@ from runner.report.page import Report, label, render_report
 from runner.report.strip import Column, draw_strip
 from runner.store.published import Published
 from runner.store.run_folder import sample_name
+from runner.store.samples import is_sound
 from runner.store.training import TrainFolder
 
 
@@ -23,10 +24,11 @@ def columns_of(prepared: Prepared, graph: Graph, selection: dict[str, Any]) -> l
     columns = []
     chosen = (selection["chosen"]["step"], selection["chosen"]["weights"])
     for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
-        pictures = {
-            row: prepared.store.item("samples", graph.sample.key(prompt, step, weights))
-            for row, prompt in enumerate(graph.sample.prompts)
-        }
+        keys = [graph.sample.key(prompt, step, weights) for prompt in graph.sample.prompts]
+        for key, prompt in zip(keys, graph.sample.prompts, strict=True):
+            if not is_sound(prepared.store, key, prompt):
+                remove(prepared.store.item("samples", key))  # so that the next plan makes it again
+        pictures = {row: prepared.store.item("samples", key) for row, key in enumerate(keys)}
         videos = {
             row: f"samples/{sample_name(step, weights, prompt.index)}.mp4"
             for row, prompt in enumerate(graph.sample.prompts)
