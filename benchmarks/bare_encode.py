@@ -29,7 +29,8 @@ def main() -> None:
         for start in range(0, len(files), batch):
             chunk = files[start : start + batch]
             pictures = [
-                Image.open(file).convert("RGB").resize((size, size), Image.Resampling.LANCZOS) for file in chunk
+                Image.open(file, formats=["PNG"]).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+                for file in chunk
             ]
             pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
             latents = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mode() * vae.config.scaling_factor

@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 MOST_TEXT_BYTES = 2**20
 """Of a file that people write by hand: run.toml, prompts, a dataset's settings."""
@@ -24,7 +24,7 @@ _KINDS = (
 )  # fmt: skip
 
 
-def open_regular(file: Path | str, most: int | None = None) -> BinaryIO:
+def open_regular(file: Path | str, most: int | None = None) -> BufferedReader:
     """Opens a regular file of at most `most` bytes for reading. Raises `OSError` for any other, and never waits."""
     problem = name_problem(str(file))
     if problem is not None:

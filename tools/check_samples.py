@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from runner.core.process import prepare_environment
+from runner.pictures import read_picture
 from tools.classify_shapes import classify
 from tools.draw_shapes import BASE_SHAPES
 
@@ -51,7 +50,7 @@ def quality(prompts: Sequence[str], pictures: Sequence[Path]) -> Quality:
         match = _PROMPT.match(prompt)
         assert match, prompt
         colour, shape, _ = match.groups()
-        with Image.open(file) as picture:
+        with read_picture(file) as picture:
             verdict = classify(picture)
         asked[shape] += 1
         seen.setdefault(shape, Counter())[verdict.shape] += 1

@@ -11,6 +11,7 @@ from runner.config.sections import SectionProblem, joined, parse_sections
 from runner.dataset.clips import whole
 from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
 from runner.families.spec import FamilySpec, Model
+from runner.pictures import decoding
 from runner.seeding import derive
 from schemas.sampling import OneFrameInference, Prompt, Sampling
 
@@ -42,6 +43,12 @@ class PromptFile(NamedTuple):
 
     path: str
     digest: str
+    facts: str = ""
+    """runner/pictures.py"""
+
+    def identity(self, masked: bool = False) -> str:
+        """Content and how it is decoded. `masked`: its transparency is a mask."""
+        return f"{self.digest} {decoding(self.facts, masked)}".rstrip()
 
 
 Files = Callable[[str], PromptFile]
@@ -73,7 +80,7 @@ class VideoSettings:
 
     def facts(self) -> dict[str, Any]:
         def digest(file: PromptFile | None) -> str | None:
-            return None if file is None else file.digest
+            return None if file is None else file.identity()
 
         found = {
             name: value
@@ -83,7 +90,8 @@ class VideoSettings:
         found["one_frame"] = None if self.one_frame is None else list(self.one_frame)
         return found | {
             "images": [digest(file) for file in self.images], "end_image": digest(self.end_image),
-            "controls": [digest(file) for file in self.controls], "masks": [digest(file) for file in self.masks],
+            "controls": [file.identity(mask is None) for file, mask in zip(self.controls, self.masks, strict=True)],
+            "masks": [digest(file) for file in self.masks],
         }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,8 @@ from runner.dataset.buckets import Fit, View, cover
 from runner.dataset.clips import Clip
 from runner.dataset.encodings import Mask, TrainItem
 from runner.errors import RunFailed
+from runner.files import read_bytes
+from runner.pictures import GROUND, MOST_BYTES, alpha_of, as_rgb, has_alpha, read_picture
 
 
 class PictureRequest(NamedTuple):
@@ -40,16 +40,15 @@ class PictureRequest(NamedTuple):
             from runner.data.videos import read_clip
 
             return read_clip(self.path, self.digest, self.clip, self.view)
-        with Image.open(BytesIO(_content(self.path, self.digest))) as picture:
-            return to_pixels(transformed(picture, self.view))
+        masked = self.mask is not None and self.mask.path is None
+        return to_pixels(transformed(_known(self.path, self.digest), self.view, None if masked else GROUND))
 
     def mask_pixels(self) -> Tensor:
         """fp32 [1, H, W] in 0..1: how much of the loss counts."""
         assert self.mask is not None
         own = self.mask.path is None
-        content = _content(self.path, self.digest) if own else _content(self.mask.path or "", self.mask.digest)
-        with Image.open(BytesIO(content)) as picture:
-            return to_mask(picture, self.view, own)
+        picture = _known(self.path, self.digest) if own else _known(self.mask.path or "", self.mask.digest)
+        return to_mask(picture, self.view, own)
 
     def control_pictures(self) -> list[tuple[Tensor, Tensor | None]]:
         """(fp32 [3, H, W] in -1..1, its transparency [1, H, W] in 0..1 where it has any) of each control image, resized
@@ -57,50 +56,38 @@ class PictureRequest(NamedTuple):
         found = []
         for control in self.controls:
             assert control.path is not None
-            with Image.open(BytesIO(_content(control.path, control.digest))) as picture:
-                fit = Fit(
-                    self.view.bucket, cover(upright_size(picture), self.view.bucket), picture.size, self.view.area
-                )
-                same = fit.resized == self.view.resized  # then it is cropped at the same place
-                view = self.view if same else replace(fit.centre, flip=self.view.flip)
-                alpha = to_mask(picture, view, True) if has_alpha(picture) else None
-                found.append((to_pixels(transformed(picture, view)), alpha))
+            picture = _known(control.path, control.digest)
+            fit = Fit(self.view.bucket, cover(picture.size, self.view.bucket), picture.size, self.view.area)
+            same = fit.resized == self.view.resized  # then it is cropped at the same place
+            view = self.view if same else replace(fit.centre, flip=self.view.flip)
+            alpha = to_mask(picture, view, True) if has_alpha(picture) else None
+            found.append((to_pixels(transformed(picture, view, None)), alpha))
         return found
 
 
-def has_alpha(picture: Image.Image) -> bool:
-    """Whether a picture has transparency."""
-    return "A" in picture.getbands() or "transparency" in picture.info
-
-
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) after the camera's orientation."""
-    return ImageOps.exif_transpose(picture).size
-
-
-def _content(path: str, digest: str) -> bytes:
+def _known(path: str, digest: str) -> Image.Image:
+    """The picture with which was planned. Raises `RunFailed` where it is another one by now."""
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise RunFailed(f"{path} cannot be read any more: {error.strerror}", hint="apply again") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise RunFailed(
             f"{path} changed while the run was going on", hint="apply again: the plan takes the new content"
         )
-    return content
+    return read_picture(content)
 
 
 def to_mask(picture: Image.Image, view: View, transparency: bool) -> Tensor:
     """fp32 [1, H, W] in 0..1 from a picture's transparency, or from the brightness of its red channel."""
-    upright = ImageOps.exif_transpose(picture)
-    channel = upright.convert("RGBA").getchannel("A") if transparency else upright.convert("RGB").getchannel("R")
+    channel = alpha_of(picture) if transparency else as_rgb(picture, "black").getchannel("R")
     shown = transformed(channel.convert("RGB"), replace(view, hue=0, gamma=100))
     return torch.from_numpy(np.asarray(shown.getchannel(0), dtype=np.float32) / 255)[None]
 
 
-def transformed(picture: Image.Image, view: View) -> Image.Image:
-    """The picture as the encoder sees it."""
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
+def transformed(picture: Image.Image, view: View, ground: str | None = GROUND) -> Image.Image:
+    """An upright picture as the encoder sees it; `ground` stands behind transparent pixels."""
+    upright = as_rgb(picture, ground)
     if upright.size != view.resized:
         smaller = view.area and view.resized[0] < upright.width
         upright = upright.resize(view.resized, Image.Resampling.BOX if smaller else Image.Resampling.LANCZOS)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from runner import pictures
 from runner.data.images import to_pixels, transformed
 from runner.dataset.buckets import View
 from runner.dataset.clips import Clip, kept_frames
-from runner.dataset.folders import is_media
+from runner.dataset.frames import MOST_BYTES, UnusableVideo, frame_names, frame_picture, open_video, video_frames
 from runner.errors import RunFailed
+from runner.files import open_regular, read_bytes
 
 LARGE = 2**31 - 1
 
@@ -39,7 +42,7 @@ def read_clip(path: str, digest: str, clip: Clip, view: View) -> Tensor:
     frames: list[Tensor] = []
     for index, frame in enumerate(_frames(path, digest)):
         if index in wanted:
-            frames.append(to_pixels(transformed(frame, view)))
+            frames.append(to_pixels(transformed(frame(), view)))
         if index >= last:
             break
     if len(frames) != clip.length:
@@ -47,35 +50,38 @@ def read_clip(path: str, digest: str, clip: Clip, view: View) -> Tensor:
     return torch.from_numpy(np.stack([frame.numpy() for frame in frames], axis=1))
 
 
-def _frames(path: str, digest: str) -> Iterator[Image.Image]:
-    """The frames of a video or of a folder of pictures, upright."""
+def _frames(path: str, digest: str) -> Iterator[Callable[[], Image.Image]]:
+    """The frames of a video or of a folder of pictures; each is made a picture when it is asked for."""
     if os.path.isdir(path):
         yield from _sequence(path, digest)
         return
     import av
 
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path, MOST_BYTES) as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise RunFailed(f"{path} changed while the run was going on", hint="apply again: the plan takes the new content")  # fmt: skip
-        with av.open(path) as container:
-            video = container.streams.video[0]
-            video.thread_type = "AUTO"
-            for frame in container.decode(video):
-                picture = frame.to_image()
-                yield picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
-    except (OSError, av.FFmpegError) as error:
+                raise _changed(path)
+        with open_video(path) as container:
+            for frame in video_frames(container):
+                yield partial(frame_picture, frame)
+    except (OSError, av.FFmpegError, UnusableVideo) as error:
         raise RunFailed(f"{path} cannot be read any more: {error}", hint="apply again") from None
 
 
-def _sequence(folder: str, digest: str) -> Iterator[Image.Image]:
-    names = sorted(name for name in os.listdir(folder) if is_media(name, "image"))
-    contents = [hashlib.sha256(Path(folder, name).read_bytes()).hexdigest() for name in names]
-    if hashlib.sha256("\n".join(contents).encode()).hexdigest() != digest:
-        raise RunFailed(f"{folder} changed while the run was going on", hint="apply again: the plan takes the new content")  # fmt: skip
-    for name in names:
-        with Image.open(Path(folder, name)) as picture:
-            yield picture
+def _sequence(folder: str, digest: str) -> Iterator[Callable[[], Image.Image]]:
+    try:
+        files = [Path(folder, name) for name in frame_names(folder)]
+        contents = [hashlib.sha256(read_bytes(file, pictures.MOST_BYTES)).hexdigest() for file in files]
+        if hashlib.sha256("\n".join(contents).encode()).hexdigest() != digest:
+            raise _changed(folder)
+        for file in files:
+            yield partial(pictures.read_picture, file)
+    except OSError as error:
+        raise RunFailed(f"{folder} cannot be read any more: {error}", hint="apply again") from None
+
+
+def _changed(path: str) -> RunFailed:
+    return RunFailed(f"{path} changed while the run was going on", hint="apply again: the plan takes the new content")
 
 
 _FROM_RGB = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255

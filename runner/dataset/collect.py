@@ -18,6 +18,7 @@ from runner.dataset.notes import Notes
 from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
+from runner.pictures import decoding
 from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
 from schemas.dataset import OneFrame as OneFrameOptions
@@ -128,7 +129,8 @@ class _Fitting:
                 continue
             face = _face_of(item.name) if settings.look.face_range or settings.look.crop_style == "face" else None
             own = TrainItem(
-                item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask
+                item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask,
+                read=decoding(item.facts, masked=item.mask is not None and item.mask.path is None),
             )  # fmt: skip
             if item.frames:
                 placed += self._clips(item, own, bad)

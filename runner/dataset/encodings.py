@@ -44,10 +44,12 @@ class Mask(NamedTuple):
 
     path: str | None
     digest: str
+    read: str = ""
+    """How it was decoded, where that is not plain (`runner.pictures.decoding`)."""
 
     @property
     def facts(self) -> str:
-        return "alpha" if self.path is None else self.digest
+        return "alpha" if self.path is None else f"{self.digest} {self.read}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,29 @@ class TrainItem(NamedTuple):
     one_frame: OneFrame | None = None
     controls: tuple[Mask, ...] = ()
     """Control images of one-frame training."""
+    read: str = ""
+    """How the picture or video was decoded, where that is not plain (`runner.pictures.decoding`)."""
 
     def facts(self) -> str:
         """Everything that decides what training on this item does."""
         extra = "" if self.face is None and self.mask is None else f" {self.face} {self.mask and self.mask.facts}"
         if self.clip is not None or self.one_frame is not None:
             extra += f" {self._media} {tuple(self.section or ())} {tuple(self.one_frame or ())}"
+        if self.read:
+            extra += f" {self.read}"
         return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}{extra}"
 
     @property
     def _media(self) -> str:
-        return " ".join([self.clip.facts if self.clip else "", *(control.digest for control in self.controls)])
+        return " ".join([self.clip.facts if self.clip else "", *(control.facts for control in self.controls)])
 
     @property
     def picture(self) -> str:
         """Identity of the picture or clip, its mask and its control images, for the keys of encodings."""
         mask = f" {self.mask.facts}" if self.mask is not None else ""
         media = f" {self._media}" if self.clip is not None or self.controls else ""
-        return f"{self.digest}{mask}{media}"
+        read = f" {self.read}" if self.read else ""
+        return f"{self.digest}{mask}{media}{read}"
 
     @property
     def identity(self) -> tuple[str | int, ...]:

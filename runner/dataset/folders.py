@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.dataset.clips import ClipOptions
+from runner.dataset.media import ENDINGS, is_media
 from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, read_metadata
-from runner.dataset.probe import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from runner.families.locate import resolve_path
 from schemas.dataset import Buckets, Dataset, ItemOptions, OneFrame, Source
 
 _REPEATS_IN_NAME = re.compile(r"(\d+)_(.*)")
-_ENDINGS = {"image": IMAGE_EXTENSIONS, "video": VIDEO_EXTENSIONS}
 _NOUNS = {"image": "pictures", "video": "videos"}
 
 
@@ -152,8 +151,8 @@ def _places(number: int, path: Path, kind: str) -> list[Path]:
     if not children:
         endings = sorted({os.path.splitext(entry.name)[1] or entry.name for entry in entries})
         held = f"it holds only {', '.join(endings[:6])}" if endings else "it is empty"
-        wanted = " ".join(sorted(extension.lstrip(".") for extension in _ENDINGS[kind]))
-        other = next((other for other in _ENDINGS if other != kind and set(endings) & _ENDINGS[other]), None)
+        wanted = " ".join(sorted(extension.lstrip(".") for extension in ENDINGS[kind]))
+        other = next((other for other in ENDINGS if other != kind and set(endings) & ENDINGS[other]), None)
         hint = f"{noun} end in {wanted}"
         raise SourceProblem(
             number, f"no {noun} in {path}: {held}", f'{hint}; {_NOUNS[other]} need kind = "{other}"' if other else hint
@@ -182,8 +181,3 @@ def _from_name(path: Path) -> tuple[int, str | None]:
     if match is None or int(match.group(1)) < 1:
         return 1, None
     return int(match.group(1)), match.group(2).strip() or None
-
-
-def is_media(name: str, kind: str) -> bool:
-    """Whether a file's name is that of a picture, or of a video."""
-    return name[name.rfind(".") :].lower() in _ENDINGS[kind] and not name.startswith(".")

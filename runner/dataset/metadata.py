@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.dataset.probe import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from runner.dataset.media import ENDINGS
 
 METADATA_SUFFIXES = (".json", ".jsonl")
 MAX_BYTES = 500_000_000
@@ -95,7 +95,7 @@ def _below(file: Path, place: str, name: str, folder: Path, kind: str) -> str:
             f"{file.name}, {place}: {name} lies outside of {folder}",
             f"put the list into the folder of its {'videos' if kind == 'video' else 'pictures'}",
         )
-    endings = VIDEO_EXTENSIONS if kind == "video" else IMAGE_EXTENSIONS
+    endings = ENDINGS[kind]
     if os.path.splitext(whole)[1].lower() in endings or (kind == "video" and os.path.isdir(whole)):
         return relative
     ending = next((ending for ending in sorted(endings) if os.path.exists(whole + ending)), None)

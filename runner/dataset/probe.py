@@ -1,84 +1,45 @@
-"""Reads a picture once: its digest, its upright size, or why it cannot be decoded. Captions: their text."""
+"""Reads a picture or video once: its digest, its upright size and facts, or why it cannot be decoded. Captions: their text."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import warnings
-import zlib
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
+from runner.dataset import frames
+from runner.files import open_regular, read_bytes
+from runner.pictures import MOST_BYTES, MissingDecoder, probe_picture
 from runner.store.index import FileContent
 
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
-VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts"})
 MAX_CAPTION_BYTES = 1_000_000
-DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, MemoryError,
-    AttributeError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-"""What Pillow's decoders raise on bytes that are no whole picture."""
-_ORIENTATION = 0x0112
-_TURNED = range(5, 9)
 
 
 def probe_image(path: Path) -> FileContent:
     """Decodes the whole picture, so that a truncated one is found before training; the index remembers the result."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, MOST_BYTES)
     except OSError as error:
         return FileContent("", problem=f"cannot be read: {error.strerror}")
     digest = hashlib.sha256(content).hexdigest()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content)) as picture:
-                turned = picture.getexif().get(_ORIENTATION) in _TURNED
-                picture.load()
-                width, height = picture.size
-    except DECODE_ERRORS as error:
-        reason = "it is empty" if not content else f"{type(error).__name__}: {error}".replace(repr(content), "")
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = reason if not content else "its content is no picture of a known format"
-        elif isinstance(error, (OSError, SyntaxError)):
-            reason = reason if not content else str(error)
-        return FileContent(digest, problem=f"cannot be decoded: {reason}")
-    if turned:
-        width, height = height, width
-    return FileContent(digest, width, height)
+        size, facts = probe_picture(content)
+    except MissingDecoder as error:  # no digest: it is looked at again, as the package may come
+        return FileContent("", problem=f"cannot be read: {error.strerror}")
+    except OSError as error:
+        return FileContent(digest, problem=f"cannot be decoded: {error.strerror}")
+    return FileContent(digest, *size, facts=facts)
 
 
 def probe_video(path: Path) -> FileContent:
-    """Decodes the whole video, one frame at a time, and counts its frames (`text`): what containers say of their length
-    is often wrong. A video that breaks off is not used."""
+    """Decodes the whole video and counts its frames (`text`). One that is cut off or damaged is not used."""
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path, frames.MOST_BYTES) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = frames.read_video(stream, str(path))
     except OSError as error:
         return FileContent("", problem=f"cannot be read: {error.strerror}")
-    import av
-
-    count, size = 0, (0, 0)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return FileContent(digest, problem="has no video stream")
-            stream_of = container.streams.video[0]
-            stream_of.thread_type = "AUTO"
-            for frame in container.decode(stream_of):
-                if count == 0:
-                    turned = abs(frame.rotation) % 180 == 90
-                    size = (frame.height, frame.width) if turned else (frame.width, frame.height)
-                count += 1
-    except (av.FFmpegError, ValueError, MemoryError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        return FileContent(digest, problem=f"cannot be decoded after frame {count}: {reason}")
-    if count == 0:
-        return FileContent(digest, problem="has no frames")
-    return FileContent(digest, *size, str(count))
+    except frames.UnusableVideo as problem:
+        return FileContent(digest, problem=str(problem))
+    return FileContent(digest, *found.size, str(found.frames), facts=" ".join(found.words))
 
 
 def probe_caption(path: Path) -> FileContent:

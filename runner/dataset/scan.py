@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 from runner.dataset.buckets import Size
 from runner.dataset.encodings import Mask
-from runner.dataset.folders import Folder, SourceProblem, is_media
+from runner.dataset.folders import Folder, SourceProblem
+from runner.dataset.frames import frame_names
+from runner.dataset.media import is_media
 from runner.dataset.notes import Notes
 from runner.dataset.probe import probe_caption, probe_image, probe_video
+from runner.pictures import ANIMATED, GROUND, TRANSPARENT, decoding
 from runner.store.index import FileContent, Index, Stamp, stamp
 
 Progress = Callable[[int, int], None]
@@ -35,6 +38,8 @@ class Item(NamedTuple):
     """Frames of a video; 0: a picture."""
     controls: tuple[Mask, ...] = ()
     """Control images: their files and digests."""
+    facts: str = ""
+    """Of the picture or video, as the index holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,8 @@ def _scan_folder(
         listing = os.listdir(location)
         captions = {name: name[: name.rfind(".")] + extension for name in listing if is_media(name, folder.kind)}
         present = set(captions.values()).intersection(listing)
-    masks = _masks(folder.masks, index) if folder.masks is not None else None
+    before = len(items)
+    masks = _masks(folder.masks, index, notes) if folder.masks is not None else None
     controls = _Controls(folder, index)
     probe = probe_video if folder.kind == "video" else probe_image
     known = index.unchanged(location, present.union(captions))
@@ -112,8 +118,27 @@ def _scan_folder(
             size = (picture.width, picture.height)
             frames = int(picture.text or 1) if folder.kind == "video" else 0
             found = own if controls.wanted else ()
-            items.append(Item(folder, label, f"{location}/{name}", picture.digest, size, text, mask, frames, found))
+            items.append(
+                Item(
+                    folder, label, f"{location}/{name}", picture.digest, size, text, mask, frames, found, picture.facts
+                )
+            )
+    _note_media(folder.noun, items[before:], notes)
     return len(captions)
+
+
+def _note_media(noun: str, items: list[Item], notes: Notes) -> None:
+    """What is left of pictures and videos that hold more than is trained on."""
+    told = [item for item in items if item.facts]
+    notes.add(
+        "pictures have several frames or pages; the first is used", 'kind = "video" trains on frames',
+        [item.name for item in told if ANIMATED in item.facts],
+    )  # fmt: skip
+    notes.add(
+        f"{noun} have transparent pixels; {GROUND} stands behind them",
+        "alpha_mask = true trains only on what is opaque; for another ground, paint it",
+        [item.name for item in told if TRANSPARENT in item.facts and not (item.mask and item.mask.path is None)],
+    )  # fmt: skip
 
 
 class _Controls:
@@ -134,7 +159,7 @@ class _Controls:
                 content = known_pictures(place, [last], self.index)[last]
                 if content.problem is not None:
                     return ()
-                found.append(Mask(f"{place}/{last}", content.digest))
+                found.append(Mask(f"{place}/{last}", content.digest, decoding(content.facts, masked=True)))
             return tuple(found)
         stem = os.path.splitext(os.path.basename(name))[0]
         if stem in self.files:
@@ -147,17 +172,23 @@ class _Controls:
 
 
 def _sequence(location: str, index: Index) -> FileContent:
-    """A folder of pictures as a video, in the order of their names."""
-    names = sorted(name for name in os.listdir(location) if is_media(name, "image"))
+    """A folder of pictures as a video."""
+    names = frame_names(location)
     if not names:
         return FileContent("", problem="is a folder without pictures")
     known = known_pictures(location, names, index)
     broken = next((name for name in names if known[name].problem is not None), None)
     if broken is not None:
         return FileContent("", problem=f"its frame {broken} {known[broken].problem}")
-    digest = hashlib.sha256("\n".join(known[name].digest for name in names).encode()).hexdigest()
     first = known[names[0]]
-    return FileContent(digest, first.width, first.height, str(len(names)))
+    for name in names:
+        size = known[name].width, known[name].height
+        if size != (first.width, first.height):
+            problem = f"its frame {name} is {size[0]}x{size[1]}, the first, {names[0]}, {first.width}x{first.height}"
+            return FileContent("", problem=problem)
+    digest = hashlib.sha256("\n".join(known[name].digest for name in names).encode()).hexdigest()
+    facts = " ".join(dict.fromkeys(word for name in names for word in known[name].facts.split()))
+    return FileContent(digest, first.width, first.height, str(len(names)), facts=facts)
 
 
 def known_pictures(location: str, names: list[str], index: Index) -> dict[str, FileContent]:
@@ -167,13 +198,20 @@ def known_pictures(location: str, names: list[str], index: Index) -> dict[str, F
     return known
 
 
-def _masks(folder: Path, index: Index) -> dict[str, Mask]:
-    """Name without its ending → mask."""
+def _masks(folder: Path, index: Index, notes: Notes | None = None) -> dict[str, Mask]:
+    """Name without its ending → mask; without `notes`, → control image, whose transparency is a mask."""
     location = str(folder)
     names = [name for name in os.listdir(location) if is_media(name, "image")]
     known = known_pictures(location, names, index)
+    if notes is not None:
+        notes.add(
+            "masks have transparent pixels, which do not count", "paint them white where they should",
+            [f"{folder.name}/{name}" for name in names if TRANSPARENT in known[name].facts],
+        )  # fmt: skip
     return {
-        os.path.splitext(name)[0]: Mask(f"{location}/{name}", known[name].digest)
+        os.path.splitext(name)[0]: Mask(
+            f"{location}/{name}", known[name].digest, decoding(known[name].facts, masked=notes is None)
+        )
         for name in names
         if known[name].problem is None
     }
@@ -199,7 +237,8 @@ def _read_anew(
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for done, entry in enumerate(pool.map(read, names), 1):
             found[entry[0]] = entry[2]
-            fresh.append(entry)
+            if entry[2].problem is None or entry[2].digest:  # what could not be read may be readable the next time
+                fresh.append(entry)
             if progress is not None:
                 progress(done, len(names))
             if len(fresh) >= 2000:

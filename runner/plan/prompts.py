@@ -15,6 +15,7 @@ from runner.dataset.scan import known_pictures
 from runner.errors import Diagnostic, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
+from runner.pictures import ANIMATED, GROUND, TRANSPARENT
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.sampling import Prompt, Sampling
@@ -60,7 +61,7 @@ class PromptReading:
                 self._show(index, len(prompts), problem)
         for index, warning in readying.warnings:
             self._show(index, len(prompts), warning)
-        return ready, readying.notes
+        return ready, readying.notes + [note for prompt in ready for note in _picture_notes(prompt)]
 
     def _show(self, index: int, count: int, problem: PromptProblem) -> None:
         """Where the key stands: in the prompt, in [sampling], or else the prompt itself."""
@@ -79,6 +80,28 @@ class PromptReading:
         self.findings.append(Diagnostic(f"prompt {index + 1}: {problem}", places, problem.hint, severity))
 
 
+def _picture_notes(prompt: ReadyPrompt) -> list[str]:
+    """What is left of its pictures that hold more than is used. A control image's transparency is its mask."""
+    video = prompt.video
+    if video is None:
+        return []
+    plain = {
+        *video.images,
+        video.end_image,
+        *(file for file, mask in zip(video.controls, video.masks, strict=True) if mask),
+    }
+    notes = []
+    for file in dict.fromkeys([*video.images, video.end_image, *video.controls, *video.masks]):
+        if file is None or not file.facts:
+            continue
+        named = f"prompt {prompt.index + 1}: {Path(file.path).name}"
+        if ANIMATED in file.facts:
+            notes.append(f"{named} has several frames or pages; the first is used")
+        if TRANSPARENT in file.facts and file in plain:
+            notes.append(f"{named} has transparent pixels; {GROUND} stands behind them")
+    return notes
+
+
 def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
     """The picture that a prompt names. Raises `PromptProblem`."""
     path = resolve_path(name, folder)
@@ -87,4 +110,4 @@ def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
     content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
     if content.problem is not None:
         raise PromptProblem("image", f"{path} {content.problem}")
-    return PromptFile(str(path), content.digest)
+    return PromptFile(str(path), content.digest, content.facts)

@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 
 from runner.config.load import load
-from runner.dataset.probe import IMAGE_EXTENSIONS
+from runner.dataset.media import is_media
 from runner.errors import InvalidConfig
 from runner.families.detect import detect
 from runner.plan.diff import make_plan
@@ -55,7 +55,7 @@ def uncaptioned(images: Path) -> int:
     if not images.is_dir() or re.match(r"\d+_", images.name):
         return 0
     names = set(os.listdir(images))
-    pictures = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
+    pictures = [name for name in names if is_media(name, "image")]
     return sum(1 for name in pictures if os.path.splitext(name)[0] + ".txt" not in names)
 
 

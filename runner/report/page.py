@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from runner.pictures import read_picture
 from runner.report.curves import Line, chart
 from runner.report.strip import Column
 from runner.shipped import shipped
@@ -195,7 +196,7 @@ def _column(column: Column, rows: int) -> dict[str, Any]:
 def _data_uri_of_file(file: Path | None) -> str:
     if file is None or not file.is_file():
         return ""
-    with Image.open(file) as picture:
+    with read_picture(file) as picture:
         small = picture.convert("RGB")
         small.thumbnail((PAGE_PICTURE, PAGE_PICTURE), Image.Resampling.LANCZOS)
         return _data_uri(small)
@@ -211,5 +212,5 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def _longest(file: Path) -> int:
-    with Image.open(file) as picture:
+    with read_picture(file) as picture:
         return max(picture.size)

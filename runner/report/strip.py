@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from runner.pictures import read_picture
+
 GAP = 6
 SMALLEST = 96
 LARGEST = 256
@@ -80,7 +82,7 @@ def _cell(
         pen.rectangle((x, y, x + width - 1, y + height - 1), outline="#d0d7de")
         pen.text((x + width / 2, y + height / 2), "missing", fill="#8c959f", font=font, anchor="mm")
     else:
-        with Image.open(file) as picture:
+        with read_picture(file) as picture:
             enlarged = picture.width < width
             method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
             strip.paste(picture.convert("RGB").resize((width, height), method), (x, y))

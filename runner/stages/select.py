@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from runner.atomic import new_folder, remove
-from runner.data.images import transformed
+from runner.data.images import PictureRequest, to_picture
 from runner.dataset.encodings import TrainItem, still_view
 from runner.errors import RunFailed, Stopped
 from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs, candidates
+from runner.pictures import read_picture
 from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
@@ -87,7 +88,7 @@ def _similarities(
         for prompt in sample.prompts:
             file = context.store.item("samples", sample.key(prompt, step, weights))
             if file.is_file():
-                with Image.open(file) as picture:
+                with read_picture(file) as picture:
                     rows.append(_thumbnail(picture))
         if rows:
             found[step, weights] = float((np.stack(rows) @ training.T).max())
@@ -95,8 +96,8 @@ def _similarities(
 
 
 def _thumbnail_of_item(item: TrainItem) -> np.ndarray:
-    with Image.open(item.path) as picture:
-        return _thumbnail(transformed(picture, still_view(item)))
+    pixels = PictureRequest.of(item, still_view(item)).pixels()
+    return _thumbnail(to_picture(pixels if item.clip is None else pixels[:, 0]))
 
 
 def _thumbnail(picture: Image.Image) -> np.ndarray:

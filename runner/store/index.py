@@ -23,12 +23,12 @@ from runner.atomic import make_folder, remove, rename
 from runner.errors import RunFailed
 from runner.records import said
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _CREATE = """
 drop table if exists files;
 create table files (
     folder text not null, name text not null, inode integer, size integer, mtime_ns integer, ctime_ns integer,
-    digest text, width integer, height integer, text text, problem text, sum integer, primary key (folder, name)
+    digest text, width integer, height integer, text text, problem text, facts text, sum integer, primary key (folder, name)
 ) without rowid;
 create table if not exists items (kind text not null, key text not null, bytes integer, primary key (kind, key)) without rowid;
 create table if not exists measured (key text primary key, value real) without rowid;
@@ -49,6 +49,8 @@ class FileContent(NamedTuple):
     height: int = 0
     text: str | None = None
     problem: str | None = None
+    facts: str = ""
+    """What else is to be known of a picture or video, in words: runner/pictures.py, runner/dataset/frames.py."""
 
 
 _CONTENT = ", ".join(FileContent._fields)

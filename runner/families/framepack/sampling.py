@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from runner.config.ready import PromptFile, ReadyPrompt, VideoSettings
 from runner.core.task import moved
-from runner.data.images import has_alpha, to_mask, to_pixels, transformed, upright_size
+from runner.data.images import to_mask, to_pixels, transformed
 from runner.dataset.buckets import Fit, cover
 from runner.dataset.sections import Layout, forward_layout, inverted_layout, paddings, section_order
 from runner.diffusion.unipc import sample, sigmas
@@ -25,6 +25,7 @@ from runner.families.contract import Conditioning, Made, Texts
 from runner.families.framepack.encoding import KNOWN, embed_picture, masked_latents, positions
 from runner.families.parts.autoencode import decode_latents
 from runner.families.spec import Model
+from runner.pictures import GROUND, has_alpha, read_picture
 
 HISTORY = 19
 """Known frames beside the start: 1 + 2 + 16."""
@@ -47,39 +48,48 @@ def encode_pictures(
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for number, file in enumerate(video.images):
         if file.digest not in made:
-            picture, _ = _picture(file, prompt, None)
+            picture = to_pixels(_fitted(_opened(file), prompt))
             latents = masked_latents(modules["vae"], picture, None, device, dtype)
             made[file.digest] = latents, embed_picture(modules["image_encoder"], picture)
         found[f"start.{number}"], found[f"image.{number}"] = made[file.digest]
     if video.end_image is not None:
-        found["end"] = masked_latents(modules["vae"], _picture(video.end_image, prompt, None)[0], None, device, dtype)
+        found["end"] = masked_latents(
+            modules["vae"], to_pixels(_fitted(_opened(video.end_image), prompt)), None, device, dtype
+        )
     if video.controls:
         rows = []
         for file, mask in zip(video.controls, video.masks, strict=True):
-            picture, alpha = _picture(file, prompt, mask)
+            picture, alpha = _control(file, prompt, mask)
             rows.append(masked_latents(modules["vae"], picture, alpha, device, dtype))
         found["controls"] = torch.cat(rows, dim=1)
     return {name: tensor.float().cpu() for name, tensor in found.items()}
 
 
-def _picture(file: PromptFile, prompt: ReadyPrompt, mask: PromptFile | None) -> tuple[Tensor, Tensor | None]:
+def _control(file: PromptFile, prompt: ReadyPrompt, mask: PromptFile | None) -> tuple[Tensor, Tensor | None]:
     """(pixels [3, H, W], what counts of them [1, H, W]: of the mask's file, else its own transparency)."""
+    picture = _opened(file)
+    if mask is not None:
+        shape = _opened(mask)
+        return to_pixels(_fitted(picture, prompt)), to_mask(shape, _view(shape, prompt), False)
+    if has_alpha(picture):
+        return to_pixels(_fitted(picture, prompt, None)), to_mask(picture, _view(picture, prompt), True)
+    return to_pixels(_fitted(picture, prompt)), None
+
+
+def _opened(file: PromptFile) -> Image.Image:
     try:
-        with Image.open(file.path) as picture:
-            pixels = to_pixels(transformed(ImageOps.exif_transpose(picture), _view(picture, prompt)))
-            alpha = to_mask(picture, _view(picture, prompt), True) if mask is None and has_alpha(picture) else None
-        if mask is not None:
-            with Image.open(mask.path) as shape:
-                alpha = to_mask(shape, _view(shape, prompt), False)
+        return read_picture(file.path)
     except OSError as error:
-        raise RunFailed(f"{file.path} cannot be read any more: {error}", hint="apply again") from None
-    return pixels, alpha
+        raise RunFailed(f"{file.path} cannot be read any more: {error.strerror}", hint="apply again") from None
+
+
+def _fitted(picture: Image.Image, prompt: ReadyPrompt, ground: str | None = GROUND) -> Image.Image:
+    return transformed(picture, _view(picture, prompt), ground)
 
 
 def _view(picture: Image.Image, prompt: ReadyPrompt) -> Any:
-    size = upright_size(picture)
     bucket = (prompt.width, prompt.height)
-    return Fit(bucket, cover(size, bucket), size, True).centre
+    return Fit(bucket, cover(picture.size, bucket), picture.size, True).centre
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------

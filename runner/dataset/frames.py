@@ -1,0 +1,198 @@
+"""The frames of videos and of folders of pictures: opened, upright, in order. What is planned and what is encoded read them
+alike; torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from PIL import Image
+
+from runner.dataset.containers import said_bytes
+from runner.dataset.media import is_media
+from runner.pictures import TRANSPARENT, alpha_of, as_rgb
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+
+MOST_BYTES = 2**36
+"""Of one video's file."""
+MOST_PIXELS = 2**26
+"""Of one frame."""
+MIRRORED, VARIABLE = "mirrored", "variable"
+"""Facts of a video, beside those of pictures and `rate=FPS`: shown mirrored; frames at uneven times."""
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
+"""No playlists and no scripts: those name other files and addresses to read."""
+_TURNS = {
+    (1, 0, 0, 1): None, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT, (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180, (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}  # fmt: skip
+"""What a display matrix (a, b, c, d) does: a point (x, y) is shown at (ax + cy, bx + dy)."""
+
+
+class UnusableVideo(Exception):
+    """Why a video cannot be trained on: "is cut off: …"."""
+
+
+@dataclass
+class VideoFacts:
+    """What decoding a video told."""
+
+    size: tuple[int, int] = (0, 0)
+    """Upright (width, height)."""
+    frames: int = 0
+    words: list[str] = field(default_factory=list)
+
+
+def open_video(path: str) -> InputContainer:
+    """A video's container. The file is one that `open_regular` has opened before."""
+    import av
+
+    return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
+
+
+def video_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
+    """The decoded frames, as stored."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    yield from container.decode(stream)
+
+
+def frame_names(folder: str) -> list[str]:
+    """The pictures of a folder in the natural order of their numbers: 1, 2, 10."""
+    return sorted((name for name in os.listdir(folder) if is_media(name, "image")), key=_natural)
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)], name
+
+
+def frame_picture(frame: av.VideoFrame) -> Image.Image:
+    """A frame as it is shown: upright, RGB, on the ground of transparent pictures."""
+    turn = _turn(frame)
+    picture = as_rgb(_seen_through(frame)) if _has_alpha(frame) else frame.to_image()
+    return picture if turn is None else picture.transpose(turn)
+
+
+def read_video(stream: BinaryIO, path: str) -> VideoFacts:
+    """Decodes a whole video, one frame at a time: what containers say of their frames is often wrong. Raises
+    `UnusableVideo`."""
+    import av
+
+    size = os.fstat(stream.fileno()).st_size
+    stream.seek(0)
+    said = said_bytes(stream, size)
+    if said > size:
+        raise UnusableVideo(f"is cut off: its container says {said:,} bytes, the file has {size:,}")
+    found = VideoFacts()
+    try:
+        with open_video(path) as container:
+            if not container.streams.video:
+                raise UnusableVideo("has no video stream")
+            _decode(container, found)
+    except (av.FFmpegError, ValueError, MemoryError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnusableVideo(f"cannot be decoded after frame {found.frames}: {reason}") from None
+    if found.frames == 0:
+        raise UnusableVideo("has no frames")
+    return found
+
+
+def _decode(container: InputContainer, found: VideoFacts) -> None:
+    stream = container.streams.video[0]
+    stream.thread_type = "SLICE"  # threads of whole frames lose the decoder's errors
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    times: list[int | None] = []
+    packets = 0
+    for packet in container.demux(stream):
+        if packet.size:
+            packets += 1
+            times.append(packet.pts)
+        if packet.is_corrupt:
+            raise UnusableVideo(f"is damaged after frame {found.frames}: a packet is not whole")
+        for frame in packet.decode():
+            _look(frame, found)
+    if container.format.name.startswith("mov") and packets < len(stream.index_entries):
+        raise UnusableVideo(f"is cut off: it has {packets} of the {len(stream.index_entries)} frames that it lists")
+    rate = _rate(times, float(stream.time_base or 0), stream.average_rate, found.words)
+    if rate:
+        found.words.append(f"rate={rate:.6g}")
+
+
+def _look(frame: av.VideoFrame, found: VideoFacts) -> None:
+    """Counts a decoded frame; what there is to know of it joins the facts."""
+    if frame.is_corrupt:
+        raise UnusableVideo(f"is damaged at frame {found.frames}")
+    turn = _turn(frame)
+    swapped = turn is not None and turn >= Image.Transpose.ROTATE_90 and turn != Image.Transpose.ROTATE_180
+    size = (frame.height, frame.width) if swapped else (frame.width, frame.height)
+    if found.frames == 0:
+        found.size = size
+    elif size != found.size:
+        raise UnusableVideo(
+            f"changes its size: frame {found.frames} is {size[0]}x{size[1]}, the first {found.size[0]}x{found.size[1]}"
+        )
+    if turn in _MIRRORS and MIRRORED not in found.words:
+        found.words.append(MIRRORED)
+    if TRANSPARENT not in found.words and _has_alpha(frame) and alpha_of(_seen_through(frame)).getextrema()[0] != 255:
+        found.words.append(TRANSPARENT)
+    found.frames += 1
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def _seen_through(frame: av.VideoFrame) -> Image.Image:
+    """RGBA, as stored."""
+    return Image.fromarray(frame.to_ndarray(format="rgba"))
+
+
+_MIRRORS = (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+)  # fmt: skip
+
+
+def _turn(frame: av.VideoFrame) -> Image.Transpose | None:
+    """What has to be done so that a frame stands as its display matrix says. Raises `UnusableVideo`."""
+    data = cast(Any, frame.side_data).get("DISPLAYMATRIX")  # PyAV's types call it a dictionary of its own
+    if data is None:
+        return None
+    values = struct.unpack("=9i", bytes(data)[:36])
+    matrix = [values[index] for index in (0, 1, 3, 4)]
+    most = max(abs(value) for value in matrix)
+    if most == 0:
+        return None
+    signs = tuple(round(value / most) if abs(value) > most / 100 else 0 for value in matrix)
+    if signs not in _TURNS:
+        raise UnusableVideo("is turned by its display matrix, and not by a right angle or a mirror")
+    return _TURNS[signs]
+
+
+def _rate(times: list[int | None], unit: float, said: Fraction | None, words: list[str]) -> float:
+    """Frames a second by the frames' times in units of so many seconds, or what the container says where that agrees or
+    they are not known; 0: nobody knows. Whether they are uneven joins `words`."""
+    known = sorted(time for time in times if time is not None)
+    gaps = [after - before for before, after in pairwise(known)]
+    if len(known) < len(times) or not gaps or unit == 0 or known[0] == known[-1]:
+        return float(said or 0)
+    usual = max(1, median(gaps))
+    rounding = 1 if usual >= 3 else 0
+    uneven = sum(1 for gap in gaps if abs(gap - usual) > 0.2 * usual + rounding)
+    if uneven > max(1, len(gaps) // 100) or max(gaps) > 3 * usual + rounding:
+        words.append(VARIABLE)
+    elif said and abs(said * usual * unit - 1) < 0.02 + rounding / usual:
+        return float(said)
+    return len(gaps) / ((known[-1] - known[0]) * unit)
