@@ -132,12 +132,15 @@ def _note_media(noun: str, items: list[Item], notes: Notes) -> None:
     told = [item for item in items if item.facts]
     notes.add(
         "pictures have several frames or pages; the first is used", 'kind = "video" trains on frames',
-        [item.name for item in told if ANIMATED in item.facts],
+        sorted(item.name for item in told if ANIMATED in item.facts),
     )  # fmt: skip
     notes.add(
         f"{noun} have transparent pixels; {GROUND} stands behind them",
-        "alpha_mask = true trains only on what is opaque; for another ground, paint it",
-        [item.name for item in told if TRANSPARENT in item.facts and not (item.mask and item.mask.path is None)],
+        "alpha_mask = true trains only on what is opaque; for another ground, paint it" if noun == "pictures"
+        else "for another ground, paint it",
+        sorted(
+            item.name for item in told if TRANSPARENT in item.facts and not (item.mask and item.mask.path is None)
+        ),
     )  # fmt: skip
 
 

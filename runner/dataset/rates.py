@@ -1,0 +1,42 @@
+"""What is to be said of a video's own frame rate: frames are taken as they come, or dropped by what source_fps says."""
+
+from __future__ import annotations
+
+from runner.dataset.frames import VARIABLE
+from runner.dataset.notes import Notes
+
+NEAR = 0.05
+"""Rates that differ by no more count as equal: 23.976, 24 and 25."""
+
+
+def rate_of(facts: str) -> float | None:
+    """Frames a second, where they are known."""
+    return next((float(word[5:]) for word in facts.split() if word.startswith("rate=")), None)
+
+
+def note_rate(name: str, facts: str, source_fps: float | None, fps: float, notes: Notes) -> None:
+    """Notes on a video whose frames go to a model of so many frames a second."""
+    rate = rate_of(facts)
+    if rate is None:
+        return
+    if VARIABLE in facts:
+        notes.add(
+            "videos have frames at uneven times, and are trained as if they were even",
+            f"make them even first: ffmpeg -i IN -fps_mode cfr -r {fps:g} OUT", [f"{name}, {rate:.4g} fps in the mean"],
+        )  # fmt: skip
+    if source_fps is not None:
+        if abs(rate / source_fps - 1) > NEAR:
+            notes.add(
+                f"videos have another rate than source_fps = {source_fps:g} says",
+                "say their own rate; a source for each rate, where they have several", [f"{name} has {rate:.4g}"],
+            )  # fmt: skip
+    elif rate > fps * (1 + NEAR):
+        notes.add(
+            f"videos of {rate:.4g} fps are trained frame by frame at {fps:g} fps, {rate / fps:.2g} times slower than they are",
+            f"source_fps = {rate:.4g} drops frames", [name],
+        )  # fmt: skip
+    elif rate < fps * (1 - NEAR):
+        notes.add(
+            f"videos of {rate:.4g} fps are trained frame by frame at {fps:g} fps, {fps / rate:.2g} times faster than they are",
+            f"no frames are made up; convert them first where that matters: ffmpeg -i IN -r {fps:g} OUT", [name],
+        )  # fmt: skip
