@@ -227,8 +227,8 @@ def test_a_turned_photo_is_seen_upright(place: Place) -> None:
     assert pixels[0, -3, 2] > 0.8, "red below"
 
 
-def test_pictures_of_any_mode_are_read_as_kohya_reads_them(tmp_path: Path) -> None:
-    """Converted to RGB: what lies under a transparent pixel is used (`alpha_mask` is another matter)."""
+def test_pictures_of_any_mode_are_read(tmp_path: Path) -> None:
+    """Converted to RGB; what is transparent stands on white (`alpha_mask` is another matter)."""
     import hashlib
 
     from runner.data.images import PictureRequest
@@ -243,4 +243,4 @@ def test_pictures_of_any_mode_are_read_as_kohya_reads_them(tmp_path: Path) -> No
         )
         pixels = request.pixels()
         assert pixels.shape == (3, 16, 16)
-        assert float(pixels.mean()) == pytest.approx(1.0 if mode == "CMYK" else -1.0)
+        assert float(pixels.mean()) == pytest.approx(1.0 if mode in ("CMYK", "RGBA", "LA") else -1.0)
