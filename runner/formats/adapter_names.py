@@ -100,8 +100,10 @@ def _split(key: str) -> tuple[str, str | None]:
     found = None if key.startswith(EMBEDDING) else _TENSORS.search(key)
     if found is None or not found.start():
         return key, None
-    name = next(value for value in found.groupdict().values() if value is not None)
-    return key[: found.start()], _HALVES.get(name, name)
+    module, name = key[: found.start()], next(value for value in found.groupdict().values() if value is not None)
+    if name == "diff" and module.endswith(".bias"):  # ComfyUI names parameters too
+        return module.removesuffix(".bias"), "diff_b"
+    return module.removesuffix(".weight") if name == "diff" else module, _HALVES.get(name, name)
 
 
 def parse(keys: Iterable[str], layers: Sequence[Target]) -> Parsed:
