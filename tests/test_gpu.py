@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.inprocess import applied, stopped_anew, trained_bytes
+from tests.ready import ready
 from tests.support import Place
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -76,3 +77,20 @@ def test_lean_full_fine_tunes_on_a_gpu(family_place: Callable[..., Place], kind:
     training = {"clip_grad": "per_tensor", "memory": memory, "optimizer": {"type": kind, "stochastic_rounding": True}}
     place = family_place("sd3", run={"device": "cuda"}, model={"dtype": "bf16"}, network=None, training=training, selection={"publish": []})  # fmt: skip
     assert trained_bytes(place.file)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"])
+def test_no_step_waits_for_a_gpu(family_place: Callable[..., Place], name: str) -> None:
+    """After the first step, which warms up, PyTorch raises at whatever makes the host wait for the device."""
+    place = family_place(name)
+    place.write({"run": {"device": "cuda"}})
+    task, loader = ready(place, torch.device("cuda")).task()
+    steps = [next(loader.steps_from(step)) for step in range(3)]
+    for number, batches in enumerate(steps):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            for batch in batches:
+                task.loss(batch).backward()
+            torch.nn.utils.clip_grad_norm_(list(task.parameters.values()), 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
