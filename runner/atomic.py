@@ -5,17 +5,21 @@ All that is written goes through here, so that a failing call of the system beco
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from runner.files import kind_of
 
 TEMPORARY = ".tmp-"
 _NAMED = re.compile(r"\.tmp-(?:([0-9a-f]{8})-)?(\d+)-(.+)", re.DOTALL)
@@ -63,6 +67,7 @@ def new_file(path: Path, synced: bool = True) -> Iterator[Path]:
     Without `synced` a loss of power may leave it torn: for what carries a checksum and can be made again.
     """
     make_folder(path.parent)
+    _refuse_devices(path)
     temporary = temporary_for(path)
     try:
         with _block(temporary, path):
@@ -76,6 +81,16 @@ def new_file(path: Path, synced: bool = True) -> Iterator[Path]:
         raise
     if synced:
         fsync_folder(path.parent)
+
+
+def _refuse_devices(path: Path) -> None:
+    """A rename would put a file in the place of /dev/null."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise CannotWrite(errno.EEXIST, f"it is {kind_of(mode)}, not a file", str(path))
 
 
 @contextmanager

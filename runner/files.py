@@ -35,7 +35,7 @@ def open_regular(file: Path | str, most: int | None = None) -> BufferedReader:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             code = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
-            raise OSError(code, f"it is {_kind(found.st_mode)}, not a file", str(file))
+            raise OSError(code, f"it is {kind_of(found.st_mode)}, not a file", str(file))
         if most is not None and found.st_size > most:
             raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes; at most {most:,} are read", str(file))
         return os.fdopen(descriptor, "rb")
@@ -64,7 +64,7 @@ def file_problem(file: Path | str) -> str | None:
         return f"there is no file {file}"
     except OSError as error:
         return f"{shown_path(file)} cannot be read: {error.strerror}"
-    return None if stat.S_ISREG(mode) else f"{file} is {_kind(mode)}, not a file"
+    return None if stat.S_ISREG(mode) else f"{file} is {kind_of(mode)}, not a file"
 
 
 def name_problem(name: str) -> str | None:
@@ -86,7 +86,8 @@ def shown_path(file: Path | str) -> str:
     return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"
 
 
-def _kind(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """What is no regular file, in words."""
     return next((words for test, words in _KINDS if test(mode)), "of an unknown kind")
 
 

@@ -111,3 +111,14 @@ def test_a_tree_is_linked_again_over_what_is_there(tmp_path: Path) -> None:
     for _ in range(2):
         link_or_copy_tree(tmp_path / "from", tmp_path / "to")
     assert os.path.samefile(tmp_path / "from" / "a" / "file", tmp_path / "to" / "a" / "file")
+
+
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """As root a rename onto /dev/null would take it from every program of the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CannotWrite) as caught, new_file(pipe):
+        pass
+    assert (caught.value.strerror, caught.value.filename) == ("it is a named pipe, not a file", str(pipe))
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
