@@ -25,6 +25,10 @@ CACHE_VERSION = 1
 TRAIN_VERSION = 1
 SAMPLE_VERSION = 1
 SELECT_VERSION = 1
+JUDGE_VERSION = 2
+"""Of the rule alone: measurements stay."""
+LEAST_FOR_ERROR = 12
+"""Measured items below which their spread says too little: the lowest loss decides then, and no error is allowed for."""
 
 
 @dataclass(frozen=True)

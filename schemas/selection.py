@@ -42,7 +42,7 @@ class Selection(Section):
     """How the best checkpoint is chosen and where it goes."""
 
     strategy: Literal["best", "last", "manual"] = key("best", effect="trajectory", stage="select")
-    """best: by the metric, and of those within its error the earliest. last: the last. manual: the one named by step."""
+    """best: by the metric, and where 12 items or more are measured the earliest of those within its error. last: the last. manual: the one named by step."""
 
     metrics: list[Literal["stable_loss"]] = key(
         default_factory=lambda: ["stable_loss"], effect="trajectory", stage="select", max_length=1

@@ -6,11 +6,12 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from runner.cli import out
+from runner.errors import UsageError
 
 if TYPE_CHECKING:
     from runner.config.load import Loaded
@@ -32,6 +33,16 @@ settings_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write a record for programs to stdout.")
 target_option = click.option("--target", type=click.Choice(TARGETS), help="Stop after this stage.")
+
+
+def memory_size(option: str, text: str) -> int:
+    """Bytes of a GPU's memory as typed. Raises `UsageError` where it is none."""
+    from runner.plan.fit import parse_memory
+
+    size = parse_memory(text)
+    if size is None:
+        raise UsageError(f"{option} {text}: write it as 12GB", hint="from 1GB to 10TB, in GB, GiB or MB; 12 is 12GB")
+    return size
 
 
 def store_of(file: Path) -> Store:
@@ -75,12 +86,13 @@ def _reading_progress() -> Callable[[int, int], None] | None:
     return show
 
 
-def plan_figures(plan: Plan) -> Figures:
-    """The plan's figures with this machine's measured step, where there is one."""
+def plan_figures(plan: Plan, device: Literal["cpu", "cuda"] | None = None) -> Figures:
+    """The plan's figures with this machine's measured step, where there is one; memory is of `device`, where it is not
+    run.device that is asked about."""
     from runner.plan.estimate import figures
     from runner.plan.speed import step_key
 
-    return figures(plan, plan.prepared.store.index.measured(step_key(plan.graph)))
+    return figures(plan, plan.prepared.store.index.measured(step_key(plan.graph)), device)
 
 
 def shown_plan(plan: Plan, figures: Figures) -> str:

@@ -9,6 +9,7 @@ import click
 from runner.cli import out
 from runner.cli.common import (
     json_option,
+    memory_size,
     plan_figures,
     prepared_run,
     run_file,
@@ -16,7 +17,7 @@ from runner.cli.common import (
     shown_plan,
     target_option,
 )
-from runner.errors import Exit, UsageError
+from runner.errors import Exit
 
 
 @click.command()
@@ -42,15 +43,13 @@ def command(
 ) -> int:
     """Show what `runner apply FILE` would do, and why. Changes nothing but the index of files it has read."""
     from runner.plan.diff import make_plan
-    from runner.plan.fit import fit, parse_memory
+    from runner.plan.fit import fit
     from runner.plan.planfile import write_plan_file
     from runner.plan.render import plan_record, render_fit
 
-    limit = None if memory is None else parse_memory(memory)
-    if memory is not None and limit is None:
-        raise UsageError(f"--fit {memory}: write it as 12GB", hint="sizes are in MB, GB, MiB or GiB")
+    limit = None if memory is None else memory_size("--fit", memory)
     plan = make_plan(prepared_run(file, settings), target)
-    figures = plan_figures(plan)
+    figures = plan_figures(plan, None if limit is None else "cuda")
     record = plan_record(plan, figures)
     found = None if limit is None else fit(plan, limit)
     if found is not None:

@@ -158,9 +158,9 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(self.folder), purge_step=self.resumed_from)
-        for name in ("loss", "grad_norm", "steps_per_second", "lr"):
-            if event.get(name) is not None:
-                self.writer.add_scalar(f"train/{name}", event[name], event["step"])
+        for name, value in event.items():
+            if name in ("loss", "grad_norm", "steps_per_second") or name.partition("/")[0] in ("lr", "d"):
+                self.writer.add_scalar(f"train/{name}", value, event["step"])
 
     def close(self) -> None:
         if self.writer is not None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from runner.config.diagnose import dotted
 from runner.config.locate import Path
-from runner.config.source import Source
-from runner.config.training_rules import conflict, training_rules
+from runner.config.source import Source, conflict
+from runner.config.training_rules import training_rules
 from runner.errors import Diagnostic
 from schemas import RunConfig
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -50,6 +50,23 @@ def load(file: FilePath, settings: Sequence[str] = ()) -> Loaded:
     """
     source = read(file)
     source.overrides = apply_overrides(source.document, settings)
+    return check(source)
+
+
+def changed(source: Source, values: Mapping[str, Any]) -> Loaded:
+    """The same file as if it said these values of dotted keys, checked."""
+    document = deepcopy(source.document)
+    for dotted_key, value in values.items():
+        *tables, name = dotted_key.split(".")
+        node = document
+        for table in tables:
+            node = node.setdefault(table, {})
+        node[name] = value
+    return check(replace(source, document=document))
+
+
+def check(source: Source) -> Loaded:
+    """Validates a document that was read."""
     diagnostics = list(_dates(source))
     if diagnostics:
         return Loaded(source, None, diagnostics)

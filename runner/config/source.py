@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from runner.config.locate import Path, Positions, Span, locate
-from runner.errors import Place
+from runner.errors import Diagnostic, Place
 
 
 @dataclass
@@ -69,3 +69,8 @@ class Source:
         if span is None:
             return self.file_place()
         return (Place(self.shown_name, span.line, span.column, span.length, self.lines[span.line - 1]),)
+
+
+def conflict(source: Source, message: str, paths: list[Path], hint: str) -> Diagnostic:
+    """An error that shows every place involved."""
+    return Diagnostic(message, tuple(place for path in paths for place in source.key_places(path)), hint)

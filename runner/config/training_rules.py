@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterator
 
 from runner.config.locate import Path
-from runner.config.source import Source
+from runner.config.optimizer_rules import optimizer_rules, schedule_rules
+from runner.config.source import Source, conflict
 from runner.errors import Diagnostic
-from runner.optim.kinds import OPTIMIZERS, class_problem
 from schemas import RunConfig
 
 ZERO_TERMINAL_SNR_SAMPLERS = (
     "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
 )  # fmt: skip
 """Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
-
-
-def conflict(source: Source, message: str, paths: list[Path], hint: str) -> Diagnostic:
-    places = tuple(place for path in paths for place in source.key_places(path))
-    return Diagnostic(message, places, hint)
 
 
 def training_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -30,28 +24,10 @@ def training_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, f"timesteps: min {training.timesteps.min} is not below max {training.timesteps.max}",
             [("training", "timesteps", "min"), ("training", "timesteps", "max")], "max is excluded: min = 0, max = 1000 is all of them",
         )  # fmt: skip
-    known = {
-        "cosine_with_restarts": {"num_cycles"}, "cosine": {"num_cycles"}, "polynomial": {"power", "lr_end"},
-        "warmup_stable_decay": {"decay_ratio", "min_lr_ratio"}, "piecewise": {"boundaries", "factors"},
-    }  # fmt: skip
-    for name in training.scheduler.args:
-        allowed = known.get(training.scheduler.type, set())
-        if name not in allowed:
-            listed = ", ".join(sorted(allowed)) or "no arguments"
-            yield Diagnostic(
-                f'the schedule "{training.scheduler.type}" has no argument `{name}`',
-                source.key_places(("training", "scheduler", "args", name)), f"it takes {listed}",
-            )  # fmt: skip
-    if training.scheduler.type == "piecewise":
-        yield from _piecewise(config, source)
-    yield from _optimizer_args(config, source)
+    yield from optimizer_rules(config, source)
+    yield from schedule_rules(config, source)
     yield from _memory(config, source)
     yield from _zero_snr_samplers(config, source)
-    if training.max_train_steps is not None and (training.scheduler.warmup_steps or 0) > training.max_train_steps:
-        yield conflict(
-            source, f"the warm-up of {training.scheduler.warmup_steps} steps is longer than the run of {training.max_train_steps}",
-            [("training", "scheduler", "warmup_steps"), ("training", "max_train_steps")], "shorten the warm-up",
-        )  # fmt: skip
     if training.loss.zero_terminal_snr and config.model.prediction_type == "epsilon":
         yield conflict(
             source, "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned",
@@ -66,22 +42,6 @@ def training_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         yield conflict(
             source, "bf16 weights under fp16 computation lose range both ways",
             [("model", "dtype"), ("training", "mixed_precision")], "use one of the two for both",
-        )  # fmt: skip
-
-
-def _piecewise(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    args = config.training.scheduler.args
-    boundaries, factors = args.get("boundaries"), args.get("factors")
-    if not isinstance(boundaries, list) or not isinstance(factors, list) or len(factors) != len(boundaries) + 1:
-        yield Diagnostic(
-            'the schedule "piecewise" needs `boundaries` and one more of `factors`',
-            source.value_places(("training", "scheduler", "type")),
-            "args = { boundaries = [1000, 2000], factors = [1.0, 0.1, 0.01] }",
-        )  # fmt: skip
-    elif boundaries != sorted(boundaries) or not all(isinstance(step, int) for step in boundaries):
-        yield Diagnostic(
-            "`boundaries` must be whole numbers of steps, ascending",
-            source.value_places(("training", "scheduler", "args", "boundaries")),
         )  # fmt: skip
 
 
@@ -141,67 +101,6 @@ def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, "stochastic_rounding is for weights that train whole; adapters are kept in fp32",
             [("training", "optimizer", "stochastic_rounding"), ("network",)], "take it out",
         )  # fmt: skip
-    if training.optimizer.type == "schedule_free_adamw" and (
-        training.memory.fused_backward or training.memory.optimizer_offload or training.optimizer.stochastic_rounding
-    ):
-        yield conflict(
-            source, "schedule_free_adamw changes between two sets of weights and cannot work tensor by tensor",
-            [("training", "optimizer", "type")], "use adamw with fused_backward, optimizer_offload and stochastic_rounding",
-        )  # fmt: skip
-    rates = {training.learning_rate if value is True else float(value) for value in training.components.rates.values()}
-    kind = OPTIMIZERS.get(training.optimizer.type)
-    if (
-        kind is not None
-        and kind.one_rate
-        and (len(rates) > 1 or (network is not None and network.lora_plus_ratio != 1))
-    ):
-        yield conflict(
-            source, f'the optimizer "{training.optimizer.type}" finds one learning rate for everything; components cannot have their own',
-            [("training", "optimizer", "type"), ("training", "components")], "set the components to true",
-        )  # fmt: skip
-    if training.optimizer.type == "prodigy" and training.learning_rate < 0.1:
-        yield Diagnostic(
-            f"prodigy finds the learning rate itself and multiplies it by learning_rate = {training.learning_rate:g}",
-            source.key_places(("training", "learning_rate")), "set learning_rate = 1", "warning",
-        )  # fmt: skip
-
-
-def _optimizer_args(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    optimizer = config.training.optimizer
-    kind = OPTIMIZERS.get(optimizer.type)
-    if kind is None:
-        problem = class_problem(optimizer.type)
-        if problem is not None:
-            near = difflib.get_close_matches(optimizer.type, OPTIMIZERS, 1, 0.5)
-            yield Diagnostic(
-                problem, source.value_places(("training", "optimizer", "type")),
-                f'did you mean "{near[0]}"?' if near else f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
-            )  # fmt: skip
-        return
-    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
-        yield Diagnostic(
-            f'the optimizer "{optimizer.type}" needs the package {kind.package}, which is not installed',
-            source.value_places(("training", "optimizer", "type")), f'pip install {kind.package}, or use "adamw"',
-        )  # fmt: skip
-    for name in ("betas", "eps", "weight_decay"):
-        if getattr(optimizer, name) is not None and name not in kind.defaults:
-            yield Diagnostic(
-                f'the optimizer "{optimizer.type}" has no `{name}`',
-                source.key_places(("training", "optimizer", name)), "take it out",
-            )  # fmt: skip
-    known = kind.args
-    for name, value in optimizer.args.items():
-        path: Path = ("training", "optimizer", "args", name)
-        if name not in known:
-            yield Diagnostic(
-                f'the optimizer "{optimizer.type}" has no argument `{name}`', source.key_places(path),
-                f"it takes {', '.join(sorted(known))}; {' and '.join(kind.defaults)} are keys of [training.optimizer]",
-            )  # fmt: skip
-        elif type(value) is not known[name] and not (known[name] is float and type(value) is int):
-            words = {bool: "true or false", int: "an integer", float: "a number"}
-            yield Diagnostic(
-                f"`{name}` of the optimizer must be {words[known[name]]}, not {value!r}", source.value_places(path)
-            )
 
 
 def _zero_snr_samplers(config: RunConfig, source: Source) -> Iterator[Diagnostic]:

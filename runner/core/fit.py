@@ -17,6 +17,7 @@ from runner.core.state import State, flatten_optimizer, restore_optimizer
 from runner.core.task import Batch, Task
 from runner.errors import RunFailed
 from runner.optim.averaging import begin_training, evaluated
+from runner.optim.rates import effective_rates
 from runner.optim.single import SingleOptimizers
 
 
@@ -162,9 +163,7 @@ def _check_finite(meters: _Meters, recent: dict[int, list[Batch]], loop: Loop, h
 
 def _log(meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Hooks, steps_per_second: float) -> None:
     line = {"loss": meters.loss.item() / max(meters.count, 1)}
-    for group in optimizer.param_groups:
-        name = "lr" if len(optimizer.param_groups) == 1 else f"lr/{group['name']}"
-        line[name] = float(group["lr"])
+    line |= effective_rates(optimizer)
     if meters.norm is not None:
         line["grad_norm"] = meters.norm.item()
     meters.history.append({"step": step, **line})

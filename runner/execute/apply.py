@@ -19,7 +19,7 @@ from runner.execute.export import Exporter
 from runner.execute.view import refresh_view
 from runner.families.registry import family
 from runner.inputs import candidates
-from runner.optim.build import optimizer_arguments, optimizer_class
+from runner.optim.build import try_optimizer
 from runner.optim.kinds import OPTIMIZERS
 from runner.plan.compile import Graph
 from runner.plan.diff import current_graph, dropped_pin, finished_training, known_pin
@@ -70,8 +70,10 @@ class Apply:
         device = choose_device(prepared.config.run.device)
         prepare_torch(prepared.config.run.deterministic, self.graph.runtime.threads)
         optimizer = self.graph.train.optimizer
-        if optimizer.type not in OPTIMIZERS:  # a class by its full name: checked before anything is loaded
-            optimizer_arguments(optimizer, optimizer_class(optimizer.type))
+        if (
+            optimizer.type not in OPTIMIZERS or optimizer.args
+        ):  # what the class itself refuses, before anything is loaded
+            try_optimizer(optimizer)
         self.environment = environment(_device_name(device))
         bundle = family(prepared.config.model.family)
         self.context = Context(bundle, self.store, self.graph.runtime, self.graph.train.numerics, device, events, stop)

@@ -244,6 +244,9 @@ class MemoryQuestion:
     optimizer_offload: bool = False
     vae_tile: int | None = None
     vae_chunk: int | None = None
+    sample_tile: int | None = None
+    """Tiles and strips in which samples are decoded."""
+    sample_chunk: int | None = None
     frames: int = 1
     """Latent frames that are trained of an item."""
     clip_frames: int = 1
@@ -268,6 +271,11 @@ class MemoryAnswer:
     @property
     def peak(self) -> int:
         return max(self.phases.values(), default=0)
+
+    @property
+    def highest(self) -> str:
+        """The phase of the peak."""
+        return max(self.phases, key=lambda name: self.phases[name], default="train")
 
 
 @dataclass(frozen=True)
@@ -316,6 +324,8 @@ class FamilySpec:
     """What max_token_length may be."""
     clips: Callable[[Model], ClipRule] | None = None
     """What it makes of videos; None: it makes stills."""
+    tiles: tuple[int, ...] = (512, 256)
+    """Sides in pixels of the autoencoder's tiles that are worth proposing, large ones first."""
     swap: Callable[[Model, bool], SwapRule] | None = None
     """(model, whether it trains) → what blocks_to_swap means; None: so many blocks, of which one stays."""
 

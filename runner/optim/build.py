@@ -85,6 +85,12 @@ def build_optimizer(settings: Optimizer, groups: Groups, options: SingleOptions 
     return SingleOptimizers(make, groups, options) if options is not None and options.needed else make(groups)
 
 
+def try_optimizer(settings: Optimizer) -> None:
+    """Builds it over a tensor of its own, before anything is loaded. Raises `Invalid` for what the class refuses."""
+    parameter = nn.Parameter(torch.zeros(4, 4))
+    build_optimizer(settings, [{"params": [parameter], "lr": 1e-4, "name": "denoiser"}])
+
+
 def _make(
     settings: Optimizer, cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any], groups: Groups
 ) -> torch.optim.Optimizer:

@@ -6,13 +6,44 @@ A test compares the table with the classes.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_BNB = {"min_8bit_size": int, "is_paged": bool}
 CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What an argument of an optimizer or a schedule may be. `above` and `below` are excluded bounds."""
+
+    type: type
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    @property
+    def words(self) -> str:
+        """`an integer, at least 1`."""
+        named = {bool: "true or false", int: "an integer", float: "a number"}[self.type]
+        bounds = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
+        said = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+        return f"{named}, {said}" if said else named
+
+    def takes(self, value: Any) -> bool:
+        if self.type is bool or isinstance(value, bool):
+            return self.type is bool and isinstance(value, bool)
+        if not isinstance(value, int) and not (self.type is float and isinstance(value, float)):
+            return False
+        return self.least <= value <= self.most and self.above < value < self.below
+
+
+_SWITCH, _SHARE, _COUNT = Argument(bool), Argument(float, least=0, below=1), Argument(int, least=0, most=10**12)
+_POSITIVE = Argument(float, above=0)
+_BNB = {"min_8bit_size": _COUNT, "is_paged": _SWITCH}
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,7 @@ class OptimizerKind:
 
     address: str
     defaults: Mapping[str, Any]
-    args: Mapping[str, type]
+    args: Mapping[str, Argument]
     state_bytes: float
     package: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -38,34 +69,60 @@ _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 _LION = {"betas": (0.9, 0.99), "weight_decay": 0.01}
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind(
-        "torch.optim:AdamW", _ADAM, {"amsgrad": bool, "maximize": bool, "foreach": bool, "fused": bool}, 8.0
+        "torch.optim:AdamW", _ADAM, {"amsgrad": _SWITCH, "maximize": _SWITCH, "foreach": _SWITCH, "fused": _SWITCH}, 8.0
     ),
     "adamw8bit": OptimizerKind(
-        "bitsandbytes.optim:AdamW8bit", _ADAM, {"amsgrad": bool, **_BNB}, 2.1, "bitsandbytes"
+        "bitsandbytes.optim:AdamW8bit", _ADAM, {"amsgrad": _SWITCH, **_BNB}, 2.1, "bitsandbytes"
     ),
     "paged_adamw8bit": OptimizerKind(
-        "bitsandbytes.optim:PagedAdamW8bit", _ADAM, {"amsgrad": bool, "min_8bit_size": int}, 2.1, "bitsandbytes"
+        "bitsandbytes.optim:PagedAdamW8bit", _ADAM, {"amsgrad": _SWITCH, "min_8bit_size": _COUNT}, 2.1, "bitsandbytes"
     ),
     "lion": OptimizerKind("bitsandbytes.optim:Lion", _LION, _BNB, 4.0, "bitsandbytes"),
     "lion8bit": OptimizerKind("bitsandbytes.optim:Lion8bit", _LION, _BNB, 1.05, "bitsandbytes"),
     "adafactor": OptimizerKind(
         "transformers.optimization:Adafactor", {"weight_decay": 0.0},
-        {"clip_threshold": float, "decay_rate": float, "beta1": float, "scale_parameter": bool, "relative_step": bool, "warmup_init": bool},
+        {"clip_threshold": _POSITIVE, "decay_rate": Argument(float, least=-1, below=0), "beta1": _SHARE, "scale_parameter": _SWITCH, "relative_step": _SWITCH, "warmup_init": _SWITCH},
         0.1, fixed={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     ),
     "prodigy": OptimizerKind(
         "prodigyopt:Prodigy", {**_ADAM, "weight_decay": 0.0},
-        {"beta3": float, "decouple": bool, "use_bias_correction": bool, "safeguard_warmup": bool, "d0": float, "d_coef": float, "growth_rate": float, "slice_p": int},
+        {"beta3": _SHARE, "decouple": _SWITCH, "use_bias_correction": _SWITCH, "safeguard_warmup": _SWITCH, "d0": _POSITIVE, "d_coef": _POSITIVE, "growth_rate": Argument(float, least=1), "slice_p": Argument(int, least=1, most=10**6)},
         16.0, "prodigyopt", one_rate=True,
     ),
     "schedule_free_adamw": OptimizerKind(
-        "schedulefree:AdamWScheduleFree", _ADAM, {"warmup_steps": int, "r": float, "weight_lr_power": float, "foreach": bool}, 8.0,
+        "schedulefree:AdamWScheduleFree", _ADAM, {"warmup_steps": _COUNT, "r": Argument(float, least=0), "weight_lr_power": Argument(float, least=0), "foreach": _SWITCH}, 8.0,
         "schedulefree",
     ),
     "muon": OptimizerKind(
-        "runner.optim.muon:MuonWithAdamW", {**_ADAM, "weight_decay": 0.1}, {"momentum": float, "nesterov": bool, "ns_steps": int}, 4.5
+        "runner.optim.muon:MuonWithAdamW", {**_ADAM, "weight_decay": 0.1}, {"momentum": _SHARE, "nesterov": _SWITCH, "ns_steps": Argument(int, least=1, most=99)}, 4.5
     ),
 }  # fmt: skip
+
+
+_STEPS, _FACTORS = Argument(int, least=1), Argument(float, least=0)
+SCHEDULES: dict[str, dict[str, Argument]] = {
+    "constant": {}, "linear": {}, "rex": {},
+    "cosine": {"num_cycles": Argument(float, above=0, most=1000)},
+    "cosine_with_restarts": {"num_cycles": Argument(int, least=1, most=1000)},
+    "polynomial": {"power": Argument(float, above=0, most=100), "lr_end": Argument(float, least=0)},
+    "warmup_stable_decay": {"decay_ratio": Argument(float, above=0, most=1), "min_lr_ratio": Argument(float, least=0, most=1)},
+    "piecewise": {"boundaries": _STEPS, "factors": _FACTORS},
+}  # fmt: skip
+"""Schedule → its arguments; those of piecewise are lists of such numbers."""
+POLYNOMIAL_END = 1e-7
+"""lr_end of polynomial where none is given."""
+
+
+def is_schedule_free(kind: str) -> bool:
+    """Whether an optimizer averages its weights in place of a schedule; of a class by full name as its name tells."""
+    return kind == "schedule_free_adamw" or "schedulefree" in kind.rpartition(".")[2].lower()
+
+
+def finds_rate(kind: str) -> bool:
+    """Whether an optimizer estimates the distance to the solution and multiplies it by learning_rate (Prodigy,
+    D-Adaptation)."""
+    name = kind.rpartition(".")[2].lower()
+    return "prodigy" in name or "dadapt" in name
 
 
 def state_bytes(kind: str) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
+from runner.optim.kinds import POLYNOMIAL_END
 from schemas.training import Scheduler
 
 Factor = Callable[[int], float]
@@ -78,7 +79,11 @@ def _library(settings: Scheduler, warmup: int, steps: int, learning_rate: float)
         from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 
         made = get_polynomial_decay_schedule_with_warmup(
-            stand_in, warmup, steps, lr_end=settings.args.get("lr_end", 1e-7), power=settings.args.get("power", 1.0)
+            stand_in,
+            warmup,
+            steps,
+            lr_end=settings.args.get("lr_end", POLYNOMIAL_END),
+            power=settings.args.get("power", 1.0),
         )
     elif settings.type == "cosine" and "num_cycles" in settings.args:
         from diffusers.optimization import get_cosine_schedule_with_warmup

@@ -55,6 +55,11 @@ class SingleOptimizers(torch.optim.Optimizer):
             for index, parameter in enumerate(self._parameters()):
                 parameter.register_post_accumulate_grad_hook(self._hook(index))
 
+    def singles_of(self, group: Group) -> list[torch.optim.Optimizer]:
+        """The optimizers of a group's tensors."""
+        number = next(number for number, own in enumerate(self.param_groups) if own is group)
+        return [single for single, place in zip(self.singles, self._places, strict=True) if place == number]
+
     def _parameters(self) -> list[Tensor]:
         return [single.param_groups[0]["params"][0] for single in self.singles]
 

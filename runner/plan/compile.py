@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from runner.dataset.encodings import TrainItem
 from runner.inputs import (
     CACHE_VERSION,
+    JUDGE_VERSION,
     SAMPLE_VERSION,
     SELECT_VERSION,
     TRAIN_VERSION,
@@ -149,7 +150,7 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     add("cache.text", CACHE_VERSION, texts, (), ())
     add("train", TRAIN_VERSION, train, ("cache.latents", "cache.text"), ())
     add("sample", SAMPLE_VERSION, sample, ("train",), ())
-    add("select", SELECT_VERSION, select, ("train", "sample"), ())
+    add("select", JUDGE_VERSION, select, ("train", "sample"), ())
     publish = PublishInputs(
         nodes["select"].fingerprint, tuple(selection.publish), training.checkpoints.dtype, config.run.name
     )

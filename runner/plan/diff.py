@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runner.inputs import SelectInputs, TrainInputs
+from runner.errors import Diagnostic, InvalidConfig
+from runner.inputs import LEAST_FOR_ERROR, SelectInputs, TrainInputs
 from runner.plan.compile import Graph, compile_graph
 from runner.plan.history import (
     Applied,
@@ -335,6 +336,7 @@ class _Diff:
 
     def _select(self, train: Action, sample: Action) -> Action:
         inputs = self.graph.select
+        self._manual(train)
         count = len(inputs.steps) * (2 if inputs.ema else 1)
         record = read_selection(self.store, self.graph.fingerprint("select"))
         if not train.pending and record is not None:
@@ -351,12 +353,34 @@ class _Diff:
             if inputs.held_out
             else f"{len(inputs.compared)} training items (nothing is held out)"
         )
+        measured = len(inputs.held_out) or len(inputs.compared)
+        if inputs.strategy == "best" and measured < LEAST_FOR_ERROR:
+            items += f", fewer than {LEAST_FOR_ERROR}: the lowest loss decides"
         how = f"measure {missing} of {count + 1} on {items}" if inputs.metrics else "nothing is measured"
         reasons = []
         if self.applied is not None and not train.pending:
             reasons = config_reasons(self.applied.record.get("config", {}), self.config, ["select"])
         summary = f"choose among {count} candidates; {how}"
         return Action("select", "+", summary, reasons, count + 1, missing)
+
+    def _manual(self, train: Action) -> None:
+        """A checkpoint to choose that is not there, or will not be made. Raises `InvalidConfig`."""
+        inputs = self.graph.select
+        if inputs.strategy != "manual" or inputs.pinned is not None or inputs.step in inputs.steps:
+            return
+        runtime = self.graph.runtime
+        if train.pending and inputs.step in checkpoint_steps(self.graph.train.steps, runtime.checkpoint_every):
+            return  # of those before the newest `keep` the best stays
+        there = "will be" if train.pending else "is"
+        steps = ", ".join(map(str, inputs.steps[-20:]))
+        raise InvalidConfig(
+            [
+                Diagnostic(
+                    f"there {there} no checkpoint at step {inputs.step}",
+                    self.prepared.source.value_places(("selection", "step")), f"checkpoints are at steps {steps}",
+                )
+            ]
+        )  # fmt: skip
 
     def _publish(self, select: Action) -> Action:
         targets = len(self.graph.publish.targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from runner.dataset.order import batch_counts, bucket_counts
 from runner.families.spec import MemoryAnswer, MemoryQuestion
@@ -19,6 +19,8 @@ from runner.plan.resolve import checkpoint_steps
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 ITEM_OVERHEAD = 232
 """Bytes of header and checksum around an encoded item."""
+LIBRARIES = {"cpu": 500_000_000, "cuda": 900_000_000}
+"""What the libraries themselves take: of a GPU CUDA's context and their kernels."""
 PNG_SHARE = 0.55
 """A sample's PNG against its pixels' bytes."""
 
@@ -41,8 +43,16 @@ class Figures:
     trainable: int
     trained_layers: int
     memory: MemoryAnswer
+    """Without the libraries' own."""
+    device: Literal["cpu", "cuda"]
+    """What `memory` is of."""
     disk: dict[str, int]
     seconds: float | None
+
+    @property
+    def peak(self) -> int:
+        """Predicted bytes at the peak, the libraries included."""
+        return self.memory.peak + LIBRARIES[self.device]
 
     def as_record(self) -> dict[str, Any]:
         """The figures for `--json`."""
@@ -60,7 +70,9 @@ class Figures:
             "epochs": round(self.epochs, 4),
             "checkpoints": self.checkpoints,
             "trainable_parameters": self.trainable,
-            "predicted_peak_memory_bytes": self.memory.peak,
+            "predicted_peak_memory_bytes": self.peak,
+            "memory_of": "GPU" if self.device == "cuda" else "CPU",
+            "library_memory_bytes": LIBRARIES[self.device],
             "predicted_memory_bytes": dict(self.memory.phases),
             "predicted_disk_bytes": self.disk,
             "predicted_seconds": self.seconds,
@@ -71,9 +83,10 @@ def _bucket(size: tuple[int, int], layout: str, **count: int) -> dict[str, Any]:
     return {"size": list(size), **({"layout": layout} if layout else {}), **count}
 
 
-def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
-    """The figures of a plan. `seconds_per_step` is what was measured on this machine, if anything was."""
-    prepared, graph = plan.prepared, plan.graph
+def figures(plan: Plan, seconds_per_step: float | None, device: Literal["cpu", "cuda"] | None = None) -> Figures:
+    """The figures of a plan. `seconds_per_step` is what was measured on this machine, if anything was; `device` is what
+    memory is asked of, where it is not run.device."""
+    prepared = plan.prepared
     collection, config = prepared.collection, prepared.config
     trainable, layers = trained_numbers(plan)
     per_bucket: Counter[tuple[tuple[int, int], str]] = Counter()
@@ -82,6 +95,7 @@ def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
     every = config.training.checkpoints.every_n_steps
     assert every is not None
     train = plan.actions["train"]
+    question = memory_question(plan, trainable, device)
     return Figures(
         items=len(collection.items),
         held_out=len(collection.held_out),
@@ -92,14 +106,23 @@ def figures(plan: Plan, seconds_per_step: float | None) -> Figures:
         steps=prepared.length.steps,
         steps_per_epoch=prepared.length.steps_per_epoch,
         epochs=prepared.length.epochs,
-        checkpoints=len(graph.sample.steps),
+        checkpoints=_made_checkpoints(plan),
         checkpoint_every=every,
         trainable=trainable,
         trained_layers=layers,
-        memory=prepared.spec.memory(memory_question(plan, trainable)),
+        memory=prepared.spec.memory(question),
+        device=question.device,
         disk=disk_bytes(plan, trainable),
         seconds=seconds_per_step * train.missing if seconds_per_step is not None and train.pending else None,
     )
+
+
+def _made_checkpoints(plan: Plan) -> int:
+    """Those that training makes, or a finished one has."""
+    runtime = plan.graph.runtime
+    if plan.actions["train"].pending and runtime.keep is not None:
+        return len(checkpoint_steps(plan.graph.train.steps, runtime.checkpoint_every))
+    return len(plan.graph.sample.steps)
 
 
 def trained_numbers(plan: Plan) -> tuple[int, int]:
@@ -110,8 +133,10 @@ def trained_numbers(plan: Plan) -> tuple[int, int]:
     return sum(prepared.model.components[name].parameters for name in prepared.config.training.components.rates), 0
 
 
-def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
-    """What the family's memory model is asked."""
+def memory_question(plan: Plan, trainable: int, device: Literal["cpu", "cuda"] | None = None) -> MemoryQuestion:
+    """What the family's memory model is asked; of run.device, where no other device is named."""
+    if device is None:
+        device = "cuda" if on_gpu(plan.graph.runtime.device) else "cpu"
     prepared, graph = plan.prepared, plan.graph
     config, runtime, train = prepared.config, graph.runtime, graph.train
     whole = train.targets is None
@@ -141,18 +166,20 @@ def memory_question(plan: Plan, trainable: int) -> MemoryQuestion:
         and (runtime.sample_every is not None or runtime.sample_at_first),
         whole_bytes=2 if train.optimizer.stochastic_rounding else 4,
         fused_backward=runtime.fused_backward,
-        blocks_to_swap=runtime.blocks_to_swap if on_gpu(runtime.device) else 0,
+        blocks_to_swap=runtime.blocks_to_swap if device == "cuda" else 0,
         activation_offload=runtime.activation_offload,
         quantization=numerics.quantization,
         text_encoder_quantization=numerics.text_encoder_quantization,
         vae_tile=graph.latents.encoder.tile_size,
         vae_chunk=runtime.vae_chunk_size,
+        sample_tile=runtime.sample_tile,
+        sample_chunk=runtime.sample_chunk,
         **_video_question(plan, size),
         optimizer_offload=runtime.optimizer_offload,
         latents_cached=runtime.latents != "off",
         text_cached=runtime.texts != "off",
         targets={f"{target.component}.{target.name}": target.rank for target in train.targets or ()},
-        device="cuda" if on_gpu(runtime.device) else "cpu",
+        device=device,
     )
 
 

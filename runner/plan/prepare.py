@@ -27,6 +27,7 @@ from runner.formats.headers import read_header
 from runner.plan.fingerprint import canonical, identity
 from runner.plan.prompts import PromptReading
 from runner.plan.resolve import Derived, Length, resolve, resolve_length
+from runner.plan.step_rules import step_rules
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.dataset import ItemOptions
@@ -112,6 +113,9 @@ class _Preparation:
         config, derived = resolve(self.config, self.spec, model, self.folder, self.options)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
         assert config.run.output_dir is not None
+        self.findings += step_rules(config, self.source, length)
+        if any(finding.severity == "error" for finding in self.findings):
+            raise InvalidConfig(self.findings)
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,

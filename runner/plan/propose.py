@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +17,21 @@ from runner.config.load import load
 from runner.dataset.media import is_media
 from runner.errors import InvalidConfig
 from runner.families.detect import detect
+from runner.inputs import LEAST_FOR_ERROR
 from runner.plan.diff import make_plan
 from runner.plan.estimate import figures
 from runner.plan.fit import Fit, fit
 from runner.plan.prepare import Prepared, prepare
-from runner.plan.render import size_text
+from runner.plan.render import counted, memory_words, size_text
 from runner.seeding import lot
 from runner.store.store import find_store
 
 PROMPTS = 3
-LEAST_HELD_OUT = 10
-"""Pictures below which none is held out."""
+SCHEMA = "run.schema.json"
+"""The file beside run.toml that its first line names, for editors."""
+HELD_OUT_SHARE = 5
+"""At most one of so many pictures is held out."""
+MOST_HELD_OUT = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Wishes:
     class_tokens: str | None
     name: str | None
     memory: int | None
+    """Bytes of the GPU that will train; None: what --fit would change is left alone."""
     settings: Sequence[str]
 
 
@@ -67,22 +73,39 @@ def propose(wishes: Wishes, target: Path) -> Proposal:
     run = _prepared(document, wishes.settings, folder)
     _suit(document, wishes, run)
     run = _prepared(document, wishes.settings, folder)
-    notes = [f"{run.spec.title}, {len(run.collection.items)} pictures, {run.length.steps} steps"]
+    notes = [f"{run.spec.title}, {counted(len(run.collection.items), 'picture')}, {counted(run.length.steps, 'step')}"]
+    notes.append(_held_out(run))
     plan = make_plan(run)
     if wishes.memory is not None:
         notes.append(_fitted(document, fit(plan, wishes.memory)))
         _prepared(document, wishes.settings, folder)
     else:
-        notes.append(f"predicted peak memory: {size_text(figures(plan, None).memory.peak)}; with --memory settings are chosen that fit")  # fmt: skip
-    notes.append(f"look at the plan: runner plan {target}")
-    head = f"#:schema ./run.schema.json\n# Written by `runner new`. Every key: `runner explain KEY`, docs/run_toml.md; all spelled out: `runner fmt --full {target.name}`.\n"
+        numbers = figures(plan, None)
+        notes.append(f"predicted peak memory: {size_text(numbers.peak)} {memory_words(numbers.device)}; with --memory settings are chosen that fit")  # fmt: skip
+    typed = shlex.quote(str(target))
+    notes.append(f"next, to look at the plan and to train:\n  runner plan {typed}\n  runner apply {typed}")
+    head = f"#:schema ./{SCHEMA}\n# Written by `runner new`. Every key: `runner explain KEY`, docs/run_toml.md; all spelled out: `runner fmt --full {target.name}`.\n"
     return Proposal(head + _with_settings(document, wishes.settings), notes)
+
+
+def default_name(images: Path) -> str:
+    """A run's name after its folder of pictures: `cat` of `10_cat`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"^\d+_", "", images.absolute().name)).strip("-._") or "run"
+
+
+def _held_out(run: Prepared) -> str:
+    """What selection will look at."""
+    count = len(run.collection.held_out)
+    if count:
+        return f"{counted(count, 'picture')} held out: the checkpoint is chosen by them"
+    least = LEAST_FOR_ERROR * HELD_OUT_SHARE
+    return f"nothing is held out, which needs {least} pictures: the checkpoint is chosen by training items, which cannot show overfitting"
 
 
 def _first(wishes: Wishes, family: str, file: Path, folder: Path) -> dict[str, Any]:
     """The least that can be planned with."""
     images = wishes.images.absolute()
-    name = wishes.name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r"^\d+_", "", images.name)).strip("-._") or "run"
+    name = wishes.name or default_name(images)
     source: dict[str, Any] = {"path": _relative(images, folder)}
     if wishes.class_tokens is not None:
         source["class_tokens"] = wishes.class_tokens
@@ -128,8 +151,8 @@ def _suit(document: dict[str, Any], wishes: Wishes, run: Prepared) -> None:
     count = len(items)
     uses = run.collection.uses_per_epoch
     document["dataset"]["batch_size"] = 4 if uses >= 200 else 2 if uses >= 20 else 1
-    if count >= LEAST_HELD_OUT:
-        document["dataset"]["held_out"] = {"count": max(1, min(8, count // 10))}
+    if count >= LEAST_FOR_ERROR * HELD_OUT_SHARE:
+        document["dataset"]["held_out"] = {"count": max(LEAST_FOR_ERROR, min(MOST_HELD_OUT, count // 10))}
     full = wishes.method == "full"
     pictures = min(20_000, max(1_500, 100 * count)) if not full else min(60_000, max(3_000, 150 * count))
     document["training"] = {
@@ -151,12 +174,13 @@ def _fitted(document: dict[str, Any], found: Fit) -> str:
         for table in tables:
             node = node.setdefault(table, {})
         node[key] = value
-    if found.after > found.limit:
-        return f"warning: nothing fits into {size_text(found.limit)}; with all that can be done {size_text(found.after)} are predicted"
+    limit, after = size_text(found.limit), f"{size_text(found.after)} predicted {memory_words('cuda')}"
+    if not found.fits:
+        return f"warning: nothing fits into {limit}; with all that can be done {after}"
     if not found.steps:
-        return f"fits into {size_text(found.limit)} as it is: {size_text(found.after)} predicted"
+        return f"fits into {limit} as it is: {after}"
     reasons = "; ".join(remedy.why for remedy, _ in found.steps)
-    return f"fits into {size_text(found.limit)}: {size_text(found.after)} predicted instead of {size_text(found.before)}, because {reasons}"
+    return f"fits into {limit}: {after}, instead of {size_text(found.before)}, because {reasons}"
 
 
 def _with_settings(document: dict[str, Any], settings: Sequence[str]) -> str:

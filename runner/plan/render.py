@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.dataset.buckets import describe
 from runner.plan.diff import Plan
-from runner.plan.estimate import Figures
+from runner.plan.estimate import LIBRARIES, Figures
 from runner.plan.fit import Fit, toml_lines
 
 Paint = Callable[[str, str], str]
@@ -36,7 +36,8 @@ def render_plan(plan: Plan, figures: Figures, paint: Paint = lambda text, _: tex
         lines += ["", "  dataset", *(f"    {note}" for note in prepared.dataset_notes.render())]
     lines += [f"  note: {note}" for note in (*prepared.notes, *plan.notes)]
     if prepared.deferred:
-        lines.append(f"  note: the digest of {len(prepared.deferred)} large model files is left to apply")
+        files = counted(len(prepared.deferred), "large model file")
+        lines.append(f"  note: the digest of {files} is left to apply")
     pending = [action for action in plan.actions.values() if action.pending]
     lines += ["", _summary(plan, len(pending))]
     return "\n".join(lines)
@@ -45,7 +46,7 @@ def render_plan(plan: Plan, figures: Figures, paint: Paint = lambda text, _: tex
 def _summary(plan: Plan, pending: int) -> str:
     if not pending:
         return "Nothing to do: everything is up to date."
-    text = f"{pending} of {len(plan.actions)} stages have something to do."
+    text = f"{pending} of {len(plan.actions)} stages {'has' if pending == 1 else 'have'} something to do."
     if plan.throws_away:
         text += f"\n{another_training(plan.throws_away)} Apply asks first, or needs --yes."
     return text
@@ -65,19 +66,14 @@ def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
         extra.append(f"{figures.regularization} of them for regularization")
     if figures.excluded:
         extra.append(f"{len(figures.excluded)} left out")
-    config = plan.prepared.config
-    accumulation = config.training.gradient_accumulation_steps
-    per_epoch = f"{figures.steps_per_epoch:,} steps an epoch"
-    if accumulation > 1:
-        per_epoch += f" (x {accumulation} batches)"
     rows = [
         ("items", items + (f" ({', '.join(extra)})" if extra else "")),
         ("buckets", describe(figures.buckets[:8]) + (", …" if len(figures.buckets) > 8 else "")),
         ("batches", describe(figures.batches_per_epoch[:8]) + " an epoch"),
-        ("steps", f"{figures.steps:,} in all, {per_epoch}, {figures.epochs:.2f} epochs"),
-        ("checkpoints", f"{figures.checkpoints}, one each {figures.checkpoint_every:,} steps and at the end"),
+        ("steps", _steps(figures, plan)),
+        ("checkpoints", _checkpoints(figures, plan)),
         ("trained", _trained(figures)),
-        ("memory", f"{size_text(figures.memory.peak)} predicted at the peak ({_phase(figures)}), and about 0.5 GB for the libraries"),
+        ("memory", _memory(figures)),
         ("disk", _disk(figures)),
         ("time", _time(figures, plan)),
     ]  # fmt: skip
@@ -93,8 +89,39 @@ def _trained(figures: Figures) -> str:
     return f"{figures.trainable:,} parameters{layers}"
 
 
-def _phase(figures: Figures) -> str:
-    return max(figures.memory.phases, key=lambda name: figures.memory.phases[name], default="train")
+def _steps(figures: Figures, plan: Plan) -> str:
+    """`24 in all, 3 steps an epoch of 8 batches each, the last of 2; 8.00 epochs`."""
+    accumulation = plan.prepared.config.training.gradient_accumulation_steps
+    batches = sum(count for _, _, count in figures.batches_per_epoch)
+    each = ""
+    if accumulation > batches:
+        each = f" of {counted(batches, 'batch', 'batches')} (an epoch has no more, and its rest is not carried on: gradient_accumulation_steps = {accumulation} is never reached)"
+    elif accumulation > 1:
+        rest = batches % accumulation
+        each = f" of {accumulation} batches" + (f", the last of {rest}" if rest else "")
+    return f"{figures.steps:,} in all, {counted(figures.steps_per_epoch, 'step')} an epoch{each}; {figures.epochs:.2f} epochs"
+
+
+def _checkpoints(figures: Figures, plan: Plan) -> str:
+    every, keep = figures.checkpoint_every, plan.graph.runtime.keep
+    if every >= figures.steps:
+        return "1, at the end"
+    text = f"{figures.checkpoints:,}, one each {'step' if every == 1 else f'{every:,} steps'}"
+    if figures.steps % every:
+        text += " and at the end"
+    if keep is not None and keep < figures.checkpoints:
+        text += f"; kept are the newest {'one' if keep == 1 else keep} and the best of those before"
+    return text
+
+
+def _memory(figures: Figures) -> str:
+    return f"{size_text(figures.peak)} predicted at the peak ({figures.memory.highest}) {memory_words(figures.device)}"
+
+
+def memory_words(device: str) -> str:
+    """`on a GPU, 0.9 GB for its libraries included`: what a memory figure of the plan, of --fit and of new is of."""
+    place = "a GPU" if device == "cuda" else "the CPU"
+    return f"on {place}, {LIBRARIES[device] / 1e9:.1f} GB for the libraries included"
 
 
 def _disk(figures: Figures) -> str:
@@ -116,6 +143,11 @@ def _derived(plan: Plan, paint: Paint) -> list[str]:
     for item in plan.prepared.derived:
         lines.append(f"    {item.key} = {item.value}  {paint('(' + item.why + ')', 'bright_black')}")
     return lines
+
+
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def size_text(count: int) -> str:
@@ -146,13 +178,17 @@ def duration(seconds: float) -> str:
 
 def render_fit(found: Fit) -> str:
     """A proposal of `--fit` as shown in a terminal: each change with the peak that it leads to, and the lines to write."""
-    head = f"Predicted peak on a GPU, its libraries included: {size_text(found.before)} as it is."
-    if found.after > found.limit:
-        head += f" Nothing fits into {size_text(found.limit)}; this is the least that can be done:"
-    elif not found.steps:
-        return f"\n{head} It fits into {size_text(found.limit)}."
+    limit = size_text(found.limit)
+    head = f"Predicted peak {memory_words('cuda')}: {size_text(found.before)} as it is."
+    if found.fits and not found.steps:
+        return f"\n{head} It fits into {limit}."
+    if found.fits:
+        head += f" The fastest settings that fit into {limit}:"
     else:
-        head += f" The fastest settings that fit into {size_text(found.limit)}:"
+        head += f" Nothing fits into {limit}."
+        head += (
+            " This is the least that can be done:" if found.steps else " There is no setting left that saves memory."
+        )
     lines = ["", head]
     for remedy, peak in found.steps:
         named = ", ".join(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in remedy.settings.items())  # fmt: skip
@@ -160,8 +196,16 @@ def render_fit(found: Fit) -> str:
         lines.append(
             f"{'':12}{remedy.why}" + (f"; a step takes about x {remedy.slower:.2f}" if remedy.slower > 1.005 else "")
         )
-    lines += [f"  In all a step takes about x {found.slower:.2f} (phase at the peak: {found.phase}).", ""]
-    return "\n".join([*lines, *(f"    {line}" for line in toml_lines(found.settings))])
+    if found.steps:
+        lines.append(f"  In all a step takes about x {found.slower:.2f} (phase at the peak: {found.phase}).")
+    if not found.fits:
+        lines.append(f"  What is left is to train less at a time: {_SMALLER}.")
+    if found.steps:
+        lines += ["", "  In run.toml:", "", *(f"    {line}" for line in toml_lines(found.settings))]
+    return "\n".join(lines)
+
+
+_SMALLER = "a smaller dataset.resolution, shorter clips, a smaller network.rank, smaller samples"
 
 
 def plan_record(plan: Plan, figures: Figures) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Which checkpoint is the best: vetoes, then the lowest stable loss, then the earliest within its error. Torch-free.
+"""Which checkpoint is the best: vetoes, then the lowest stable loss, then (of enough measured items) the earliest within
+its error. Torch-free.
 
 Losses are compared item by item under the same noise: the error of a difference is that of its paired values, far
 smaller than that of either loss.
@@ -11,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.inputs import SelectInputs
+from runner.inputs import LEAST_FOR_ERROR, SelectInputs
 
 SELECTION_VERSION = 1
 Candidate = tuple[int, str]
@@ -104,6 +105,10 @@ def _choose(
     for row in open_rows:
         difference, error = paired_difference(row["per_item"], best["per_item"])
         row["difference"], row["standard_error"] = difference, error
+    count = len(best["per_item"])
+    if count < LEAST_FOR_ERROR:
+        few = f"{count} measured item{'s' * (count != 1)}, fewer than {LEAST_FOR_ERROR}: too few to allow for an error"
+        return best, f"lowest stable loss, {best['stable_loss']:.5f} ({few})", "runner"
     close = [row for row in open_rows if row is best or row["difference"] <= row["standard_error"]]
     chosen = min(close, key=lambda row: (row["step"], row["stable_loss"]))
     if chosen is best:

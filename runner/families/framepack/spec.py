@@ -101,5 +101,6 @@ FRAMEPACK = FamilySpec(
     token_lengths=(TEXT_TOKENS,),
     clips=clips,
     swap=swap_rule,
+    tiles=(256, 128),
     refused_keys={**REFUSED, "training.raw_embedded_guidance": "FramePack is told 1000 times the guidance in every tool"},
 )  # fmt: skip

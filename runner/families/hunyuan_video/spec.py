@@ -178,6 +178,7 @@ HUNYUAN_VIDEO = FamilySpec(
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(TEXT_TOKENS,),
     swap=swap_rule,
+    tiles=(256, 128),
     clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),
     refused_keys={
         **REFUSED,

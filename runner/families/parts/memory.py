@@ -7,6 +7,7 @@ layer live at once. docs/performance.md says how far this is from measured peaks
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -91,7 +92,7 @@ class _Prediction:
         self.denoiser, self.ask = denoiser, ask
         self.parts = ask.model.components
         self.encoders = ask.model.text_encoders
-        self.layers = denoiser.layers(self.parts["denoiser"].config)
+        self.layers = _listed(denoiser.layers, self.parts["denoiser"].config)
 
     def answer(self) -> MemoryAnswer:
         ask, parts = self.ask, self.parts
@@ -110,9 +111,9 @@ class _Prediction:
         denoiser = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
         if ask.sample_size is not None:
             phases["sample"] = denoiser + self._picture(ask.sample_size)
-        if ask.whole:  # the trained modules, the checkpoint that is put into them, and the exported copy
+        if ask.whole and ask.device == "cpu":  # the trained modules, the checkpoint for them, and the exported copy
             everything = sum(part.parameters for part in parts.values())
-            phases["publish"] = (2 * sum(weights.values()) if ask.device == "cpu" else 0) + 2 * everything
+            phases["publish"] = 2 * sum(weights.values()) + 2 * everything
         together = 1 if ask.model.makes_video else SCORED_TOGETHER
         phases["select"] = denoiser + self.denoiser.forward(
             self.layers, self._use(together, area, self._seen(ask.frames))
@@ -154,16 +155,17 @@ class _Prediction:
         return found
 
     def _swapped(self, held: float) -> float:
-        """Bytes of the denoiser that lie on the host; two blocks are on their way at a time."""
-        blocks = list(dict.fromkeys(name for layer in self.layers if (name := self.denoiser.block_of(layer.name))))
-        inside = sum(
-            prod(shape)
-            for layer in self.layers
-            if self.denoiser.block_of(layer.name)
-            for _, shape in layer.parameters()
-        )
-        each = inside / max(1, len(blocks)) * held / self.parts["denoiser"].parameters
-        return max(0, self.ask.blocks_to_swap - 2) * each
+        """Bytes of the denoiser that lie on the host: all but as many of the largest blocks in a row as there is room for,
+        and two on their way."""
+        sizes: dict[str, float] = {}
+        for layer in self.layers:
+            block = self.denoiser.block_of(layer.name)
+            if block is not None:
+                sizes[block] = sizes.get(block, 0.0) + sum(prod(shape) for _, shape in layer.parameters())
+        room = min(len(sizes), len(sizes) - self.ask.blocks_to_swap + 2)
+        rows = list(sizes.values())
+        stays = max(sum(rows[start : start + room]) for start in range(len(rows) - room + 1))
+        return (sum(rows) - stays) * held / self.parts["denoiser"].parameters
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -215,9 +217,14 @@ class _Prediction:
         ask = self.ask
         kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
         widest = self._widest(use) * use.number * LIVE_BACKWARD
+        share = self._kept_share()
         pieces = (
-            self._checkpointed(kept, use) if ask.checkpointing else [(_weights(layer), size) for layer, size in kept]
+            self._checkpointed(kept, use)
+            if ask.checkpointing
+            else [(_weights(layer), size * share) for layer, size in kept]
         )
+        if not ask.checkpointing and share == 0:  # what is on its way to the host
+            pieces.append((0.0, max(size for _, size in kept)))
         left = sum(size for _, size in pieces)
         working = HEAP * left if ask.device == "cpu" else widest
         gradients = 0.0 if ask.whole else ask.trainable * 4.0
@@ -232,6 +239,10 @@ class _Prediction:
             top = max(top, left + gradients)
         return top + working
 
+    def _kept_share(self) -> float:
+        """What of the kept activations stays on the device."""
+        return 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
+
     def _widest(self, use: Use) -> float:
         """Numbers of the widest layer's output."""
         if self.ask.model.makes_video:  # the MLP's inside; modulations have one row an item
@@ -245,7 +256,7 @@ class _Prediction:
         blocks: dict[str, list[tuple[Layer, float]]] = {}
         for layer, size in kept:
             blocks.setdefault(self.denoiser.block_of(layer.name) or layer.name, []).append((layer, size))
-        share = 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
+        share = self._kept_share()
         pieces = []
         for block in blocks.values():
             first = block[0][0]
@@ -264,16 +275,21 @@ class _Prediction:
         """Encoding or decoding `batch` pictures of `pixels`, or clips of so many frames."""
         video = self.ask.model.makes_video
         whole = 3.0 * 4 * pixels * frames * batch if video else 0.0  # the clip itself, in fp32
-        if self.ask.vae_tile:
-            pixels, batch = min(pixels, self.ask.vae_tile**2), 1
-        layers = (video_vae_layers if video else vae_layers)(self.parts["vae"].config)
+        tile, chunk = (
+            (self.ask.vae_tile, self.ask.vae_chunk)
+            if half == "encoder"
+            else (self.ask.sample_tile, self.ask.sample_chunk)
+        )
+        if tile:  # a tile of each picture of the batch
+            pixels = min(pixels, tile**2)
+        layers = _listed(video_vae_layers if video else vae_layers, self.parts["vae"].config)
         sizes = (
             max(layer.inputs, layer.outputs) * pixels / 4**layer.level * _frames_at(layer, frames)
             for layer in layers
             if layer.name.startswith(half)
         )
         number = 4 if self.ask.device == "cpu" else self.ask.vae_bytes  # a CPU's convolutions work in fp32
-        live = LIVE_VAE_CHUNKED if self.ask.vae_chunk else LIVE_VAE
+        live = LIVE_VAE_CHUNKED if chunk else LIVE_VAE
         return live * max(sizes) * batch * number + whole
 
     def _picture(self, size: tuple[int, int]) -> float:
@@ -302,8 +318,19 @@ def _weights(layer: Layer) -> float:
 
 def _text_layers(component: Component) -> list[Layer]:
     if "num_key_value_heads" in component.config:
-        return llama_layers(component.config)
-    return (clip_layers if "hidden_size" in component.config else t5_layers)(component.config)
+        return _listed(llama_layers, component.config)
+    return _listed(clip_layers if "hidden_size" in component.config else t5_layers, component.config)
+
+
+_LISTED: dict[tuple[Callable[[Config], list[Layer]], str], list[Layer]] = {}
+
+
+def _listed(layers: Callable[[Config], list[Layer]], config: Config) -> list[Layer]:
+    """The layers of a configuration, listed once: `--fit` asks many times."""
+    key = layers, json.dumps(config, sort_keys=True, default=str)
+    if key not in _LISTED:
+        _LISTED[key] = layers(config)
+    return _LISTED[key]
 
 
 def _text_saved(component: Component, positions: int, number: int) -> float:

@@ -1,0 +1,198 @@
+"""What saves memory, as `--fit` may propose it: settings, what they change in the question that the family's memory model
+is asked, and how much longer a step takes with them; torch-free.
+
+What a family knows (its blocks, its autoencoder's tiles and strips, the keys that it refuses) comes from its spec. The
+factors are those that users of these techniques report; docs/performance.md has those that were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from runner.families.spec import MemoryQuestion
+from runner.optim.kinds import state_bytes
+from runner.plan.diff import Plan
+
+Change = Callable[[MemoryQuestion], MemoryQuestion]
+CACHING = ("latents", "tiles", "strips", "captions", "text")
+"""Groups that only the phases of caching depend on, where captions and pictures are cached."""
+LARGE_ENCODERS = 10**9
+"""Parameters of text encoders below which packing them is worth nothing."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of settings that saves memory. Of several with one `group` at most one is taken; later ones save
+    more."""
+
+    group: str
+    settings: Mapping[str, Any]
+    slower: float
+    why: str
+    change: Change
+
+
+def _with(**values: Any) -> Change:
+    return lambda asked: replace(asked, **values)
+
+
+def remedies(plan: Plan, question: MemoryQuestion) -> list[list[Remedy]]:
+    """What could be changed of what is not set already, group by group; each on its own may still be refused."""
+    refused = plan.prepared.spec.refused_keys
+    groups: dict[str, list[Remedy]] = {}
+    for remedy in (*_training(plan, question), *_caching(plan, question)):
+        if not any(key in refused for key in remedy.settings):
+            groups.setdefault(remedy.group, []).append(remedy)
+    return list(groups.values())
+
+
+def _training(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
+    config = plan.prepared.config
+    yield from _whole(plan, question) if question.whole else _adapters(plan, question)
+    yield from _batches(plan, question)
+    yield from _activations(question)
+    if question.optimizer_bytes > state_bytes("adamw8bit") and config.training.optimizer.type == "adamw":
+        yield Remedy(
+            "optimizer", {"training.optimizer.type": "adamw8bit"}, 1.001, "the optimizer's states take 8 bits",
+            _with(optimizer_bytes=state_bytes("adamw8bit")),
+        )  # fmt: skip
+    if question.eager_attention:
+        yield Remedy(
+            "attention", {"model.attention": "sdpa"}, 1.0, "attention's matrix is not kept", _with(eager_attention=False)
+        )  # fmt: skip
+    if question.sample_size is not None:
+        for tile in _tiles(plan, question.sample_tile, question.sample_size):
+            yield Remedy(
+                "sample tiles", {"sampling.vae_tile_size": tile}, 1.0002, f"samples are decoded in tiles of {tile} (they change slightly)",
+                _with(sample_tile=tile),
+            )  # fmt: skip
+        if question.sample_chunk is None:
+            yield Remedy(
+                "sample strips", {"sampling.vae_chunk_size": 32}, 1.0003, "samples are decoded in strips of 32",
+                _with(sample_chunk=32),
+            )  # fmt: skip
+
+
+def _activations(question: MemoryQuestion) -> Iterator[Remedy]:
+    """Checkpointing, and what it keeps on the host; moving everything that is not recomputed would take too long."""
+    checkpointing = {"training.memory.gradient_checkpointing": True}
+    offload = {"training.memory.activation_offload": True}
+    again = "activations are computed again in the backward pass"
+    if not question.checkpointing:
+        yield Remedy("activations", checkpointing, 1.33, again, _with(checkpointing=True))
+    if question.activation_offload:
+        return
+    if question.checkpointing:
+        yield Remedy(
+            "activations", offload, 1.1, "what stays of the activations waits on the host", _with(activation_offload=True)
+        )  # fmt: skip
+    else:
+        yield Remedy(
+            "activations", {**checkpointing, **offload}, 1.46, f"{again}; what stays of them waits on the host",
+            _with(checkpointing=True, activation_offload=True),
+        )  # fmt: skip
+
+
+def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
+    spec, model = plan.prepared.spec, plan.prepared.model
+    rule = spec.swap_rule(model, True)
+    blocks = len(spec.blocks(model))
+    for share in (0.25, 0.5, 0.75, 1.0):
+        count = int(rule.most * share)
+        waiting = rule.blocks(count)
+        if waiting > question.blocks_to_swap:
+            yield Remedy(
+                "swap", {"training.memory.blocks_to_swap": count}, 1 + 0.6 * share, f"{waiting} of {blocks} blocks wait on the host",
+                _with(blocks_to_swap=waiting),
+            )  # fmt: skip
+    if question.quantization == "none":
+        for kind, slower, words in (("fp8_scaled", 1.06, "8"), ("nf4", 1.15, "4")):
+            yield Remedy(
+                "quantization", {"model.quantization": kind}, slower, f"the denoiser's frozen weights take {words} bits",
+                _with(quantization=kind),
+            )  # fmt: skip
+
+
+def _whole(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
+    training = plan.prepared.config.training
+    if not question.optimizer_offload:
+        yield Remedy(
+            "states", {"training.memory.optimizer_offload": True}, 1.4, "the optimizer's states wait on the host",
+            _with(optimizer_offload=True),
+        )  # fmt: skip
+    if question.whole_bytes > 2:
+        yield Remedy(
+            "rounding", {"training.optimizer.stochastic_rounding": True}, 1.02,
+            "the trained weights are held in bf16, rounded by chance", _with(whole_bytes=2),
+        )  # fmt: skip
+    if not question.fused_backward and training.gradient_accumulation_steps == 1:
+        clip = {} if training.max_grad_norm == 0 else {"training.clip_grad": "per_tensor"}
+        yield Remedy(
+            "fused", {"training.memory.fused_backward": True, **clip}, 1.01,
+            "each gradient is used and freed as it comes", _with(fused_backward=True),
+        )  # fmt: skip
+
+
+def _batches(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
+    """Smaller batches, of which as many items as before make a step."""
+    config = plan.prepared.config
+    size, accumulation = config.dataset.batch_size, config.training.gradient_accumulation_steps
+    if any(group.batch_size != size for group in plan.graph.train.groups):  # a dataset file's own
+        return
+    smaller = [count for count in (size // 2, size // 4, 1) if count >= 1 and size % count == 0 and count < size]
+    for count in dict.fromkeys(smaller):
+        yield Remedy(
+            "batch", {"dataset.batch_size": count, "training.gradient_accumulation_steps": accumulation * size // count},
+            1 + 0.5 * (1 - count / size), f"{count} of a batch at a time; as many as before make a step",
+            partial(_smaller_batch, count=count),
+        )  # fmt: skip
+
+
+def _smaller_batch(question: MemoryQuestion, count: int) -> MemoryQuestion:
+    return replace(question, batch=min(question.batch, count))
+
+
+def _caching(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
+    if question.encodes_latents:
+        if question.latent_batch > 1:
+            yield Remedy(
+                "latents", {"caching.latent_batch_size": 1}, 1.0005, "one picture or clip is encoded at a time", _with(latent_batch=1)
+            )  # fmt: skip
+        if question.vae_chunk is None:
+            yield Remedy(
+                "strips", {"caching.vae_chunk_size": 32}, 1.0006, "the autoencoder works in strips of 32",
+                lambda asked: replace(asked, vae_chunk=32, sample_chunk=asked.sample_chunk or 32),
+            )  # fmt: skip
+        for tile in _tiles(plan, question.vae_tile, question.size):
+            yield Remedy(
+                "tiles", {"caching.vae_tile_size": tile}, 1.002, f"the autoencoder works in tiles of {tile} (its results change slightly)",
+                partial(_tiled, tile=tile),
+            )  # fmt: skip
+    if question.encodes_text and question.text_batch > 1:
+        yield Remedy("captions", {"caching.text_batch_size": 1}, 1.0004, "one caption is encoded at a time", _with(text_batch=1))  # fmt: skip
+    encoders = question.model.text_encoders
+    large = sum(question.model.components[name].parameters for name in encoders) > LARGE_ENCODERS
+    if (
+        large
+        and question.text_encoder_quantization == "none"
+        and not any(question.trains.get(name) for name in encoders)
+    ):
+        for kind, slower, words in (("fp8_scaled", 1.001, "8"), ("nf4", 1.003, "4")):
+            yield Remedy(
+                "text", {"model.text_encoder_quantization": kind}, slower, f"the text encoders are held in {words} bits",
+                _with(text_encoder_quantization=kind),
+            )  # fmt: skip
+
+
+def _tiled(question: MemoryQuestion, tile: int) -> MemoryQuestion:
+    """Samples are decoded in the same tiles where they have none of their own."""
+    sampled = tile if question.sample_tile in (None, question.vae_tile) else question.sample_tile
+    return replace(question, vae_tile=tile, sample_tile=sampled)
+
+
+def _tiles(plan: Plan, now: int | None, size: tuple[int, int]) -> list[int]:
+    """The family's sides of tiles that are smaller than the picture and than what is set."""
+    return [tile for tile in plan.prepared.spec.tiles if tile < min(now or max(size), max(size))]
