@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,9 @@ class Exporter:
     def __init__(
         self, context: Context, prepared: Prepared, train: TrainInputs, checkpoints: Checkpoints, run: str
     ) -> None:
-        self.context, self.prepared, self.train, self.checkpoints, self.run = context, prepared, train, checkpoints, run
+        # Files are put together on the host: a whole model beside the rest may not fit on the device.
+        self.context = replace(context, device=torch.device("cpu"))
+        self.prepared, self.train, self.checkpoints, self.run = prepared, train, checkpoints, run
 
     def export(self, step: int, weights: str, form: str, dtype: str) -> Path:
         """A file, or a folder for a whole diffusers model. Raises `UsageError` for a format that does not apply."""

@@ -23,6 +23,10 @@ LIBRARIES = {"cpu": 500_000_000, "cuda": 900_000_000}
 """What the libraries themselves take: of a GPU CUDA's context and their kernels."""
 PNG_SHARE = 0.55
 """A sample's PNG against its pixels' bytes."""
+MP4_SHARE = 0.08
+"""Bytes of a video for each pixel of each frame; an estimate, moving noise takes ten times as much."""
+SAMPLE_OVERHEAD = 1000
+"""Bytes of a sample's settings in its file."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,9 @@ def memory_question(plan: Plan, trainable: int, device: Literal["cpu", "cuda"] |
         text_batch=runtime.text_batch_size,
         text_tokens=prepared.model.text_tokens,
         encodes_latents=plan.actions["cache.latents"].pending or runtime.latents != "disk",
-        encodes_text=plan.actions["cache.text"].pending or runtime.texts != "disk",
+        encodes_text=plan.actions["cache.text"].pending
+        or runtime.texts != "disk"
+        or (plan.actions["sample"].pending and bool(graph.sample.prompts)),  # the prompts' own texts
         sample_size=max(((prompt.width, prompt.height) for prompt in graph.sample.prompts), key=prod, default=None),
         samples_in_training=bool(graph.sample.prompts)
         and (runtime.sample_every is not None or runtime.sample_at_first),
@@ -231,14 +237,30 @@ def disk_bytes(plan: Plan, trainable: int) -> dict[str, int]:
         number = 2 if graph.train.optimizer.stochastic_rounding else 4
         found["checkpoints"] = kept * kinds * trainable * number
         found["state"] = int(trainable * (number + state_bytes(graph.train.optimizer.type) + (4 if kinds == 2 else 0)))
-    sample = plan.actions["sample"]
-    if sample.pending and sample.total:
-        pixels = sum(prompt.width * prompt.height for prompt in graph.sample.prompts)
-        found["samples"] = int(sample.missing / max(1, len(graph.sample.prompts)) * pixels * 3 * PNG_SHARE)
+    samples = _sample_bytes(plan)
+    if samples:
+        found["samples"] = samples
     if plan.actions["publish"].pending:
         found["exports"] = _export_bytes(plan, trainable)
     assert numerics.family == model.family
     return found
+
+
+def _sample_bytes(plan: Plan) -> int:
+    """Of the pictures and videos that are missing: of the base model, of each checkpoint, and those between them."""
+    runtime, prompts, sample = plan.graph.runtime, plan.graph.sample.prompts, plan.actions["sample"]
+    if not prompts or not sample.pending:
+        return 0
+    between = 0
+    if plan.actions["train"].pending and runtime.sample_every is not None:
+        steps = plan.graph.train.steps
+        saved = set(checkpoint_steps(steps, runtime.checkpoint_every))
+        between = sum(step not in saved for step in range(runtime.sample_every, steps + 1, runtime.sample_every))
+    each = SAMPLE_OVERHEAD * len(prompts)
+    for prompt in prompts:
+        pixels = prompt.width * prompt.height
+        each += int(pixels * 3 * PNG_SHARE) + (int(pixels * prompt.frames * MP4_SHARE) if prompt.is_video else 0)
+    return int((sample.missing / len(prompts) + between) * each)
 
 
 def _latent_bytes(plan: Plan, stored: int) -> int:
@@ -248,7 +270,7 @@ def _latent_bytes(plan: Plan, stored: int) -> int:
     if not missing or not items:
         return 0
     frames = {id(item): (item.clip.length - 1) // model.frame_factor + 1 for item in items if item.clip is not None}
-    area = sum(prod(item.fit.bucket) * frames.get(id(item), 1) for item in items) / len(items)
+    area = sum(prod(item.fit.bucket) * (frames.get(id(item), 1) + len(item.controls)) for item in items) / len(items)
     image = (
         model.image_tokens * int(model.components["image_encoder"].config["hidden_size"]) if model.image_tokens else 0
     )
