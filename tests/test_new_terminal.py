@@ -80,7 +80,7 @@ def test_elsewhere_it_asks_nothing_and_says_what_comes_next(bare: Place) -> None
     result = bare.run("new", "--model", "model", "--images", "pics", "--out", "sub dir/my run.toml").ok()
     assert result.out == "sub dir/my run.toml\n"
     lines = result.err.splitlines()
-    assert lines[0] == "Stable Diffusion 1.5, 10 pictures, 800 steps"
+    assert lines[0] == "Stable Diffusion 1.5, 10 pictures, 1,500 steps"
     assert lines[1] == (
         "nothing is held out, which needs 60 pictures: the checkpoint is chosen by training items, which cannot show overfitting"
     )

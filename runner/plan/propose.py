@@ -84,7 +84,7 @@ def propose(wishes: Wishes, target: Path) -> Proposal:
         notes.append(f"predicted peak memory: {size_text(numbers.peak)} {memory_words(numbers.device)}; with --memory settings are chosen that fit")  # fmt: skip
     typed = shlex.quote(str(target))
     notes.append(f"next, to look at the plan and to train:\n  runner plan {typed}\n  runner apply {typed}")
-    head = f"#:schema ./{SCHEMA}\n# Written by `runner new`. Every key: `runner explain KEY`, docs/run_toml.md; all spelled out: `runner fmt --full {target.name}`.\n"
+    head = f"#:schema ./{SCHEMA}\n# Written by `runner new`. Every key: `runner explain KEY`, docs/run_toml.md; all spelled out: `runner fmt --full {shlex.quote(target.name)}`.\n"
     return Proposal(head + _with_settings(document, wishes.settings), notes)
 
 
