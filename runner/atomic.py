@@ -100,10 +100,9 @@ def _block(temporary: Path, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         about = error.filename2 or error.filename
-        if about is not None and not str(about).startswith(str(temporary)):
+        if error.errno is None or (about is not None and not str(about).startswith(str(temporary))):
             raise
-        with writing(path):
-            raise
+        raise CannotWrite(error.errno, error.strerror, str(path)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_trained_again_up_to_it(place: Place) -> None:
     assert texts == [
         f"the checkpoint of step 2 is damaged: {file}: it is not what was written; it is trained again",
         "the finished training is damaged; it goes on from its last state",
-        "checkpoints of steps 2 are gone or damaged; they are trained again",
+        "gone or damaged: the checkpoint of step 2; trained again up to step 2",
     ]
 
 
@@ -103,7 +103,7 @@ def test_nothing_damaged_is_exported(place: Place) -> None:
     )
     plan = said(place, "plan", "--detailed-exitcode")
     assert plan.code == 2
-    assert "make the checkpoints of steps 2 again: 2 steps" in plan.out
+    assert "make the checkpoint of step 2 again: 2 steps" in plan.out
     assert said(place, "apply", "--yes").code == 0
     assert said(place, "export", "run.toml", "--checkpoint", "2", "--format", "diffusers", "--to", "out.safetensors").code == 0  # fmt: skip
 

@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from runner import __version__
-from runner.errors import Exit, Stopped, UserError
+from runner.errors import Exit, RunFailed, Stopped, UserError
 
 VERBS: dict[str, tuple[str, str]] = {
     "recipes": ("runner.cli.recipes", "List the recipes that come with runner."),
@@ -121,6 +121,8 @@ def _ended(error: Exception) -> int:
     from runner.cli.edge import refused, report_bug
 
     failure = refused(error) if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError):
+        failure = RunFailed("there is not enough memory", hint="end other programs, or give this one less to do")
     if failure is None:
         return report_bug(error)
     from runner.cli.out import diagnostics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from runner.cli import out
 from runner.cli.common import json_option
 from runner.errors import Exit
+from runner.records import DamagedRecord, read_record
 from runner.store.store import Store, find_store
 
 
@@ -62,9 +62,12 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
 
 def _chosen(output: Path) -> str | None:
     try:
-        chosen = json.loads((output / "selection.json").read_text(encoding="utf-8"))["chosen"]
-    except (OSError, ValueError, KeyError):
+        record = read_record(output / "selection.json", {"chosen": {"step": int, "weights": str}})
+    except DamagedRecord:
         return None
+    if record is None:
+        return None
+    chosen = record["chosen"]
     return f"{chosen['step']}" + ("" if chosen["weights"] == "raw" else f" {chosen['weights']}")
 
 

@@ -78,6 +78,8 @@ def _is_event(event: Any) -> bool:
     """Whether a line is an event as this version writes them."""
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         return False
+    if any(not isinstance(event.get(name), (str, type(None))) for name in ("stage", "text", "reason")):
+        return False
     numbers = [event.get("v", 0), event.get("attempt", 0), event.get("step") or 0]
     if event["type"] == "step":
         numbers += [event.get("total"), event.get("steps_per_second", 0.0), event.get("loss") or 0.0]

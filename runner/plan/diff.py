@@ -24,7 +24,7 @@ from runner.plan.resolve import checkpoint_steps
 from runner.store.artifacts import read_selection
 from runner.store.published import Published, view_is_current
 from runner.store.run_folder import read_pin, write_pin
-from runner.store.training import TrainFolder, longest_of
+from runner.store.training import TrainFolder, longest_of, named_steps
 
 Symbol = Literal["+", "~", "-/+", "="]
 _WORDS = {"+": "create", "~": "continue", "-/+": "replace", "=": "none"}
@@ -270,7 +270,7 @@ class _Diff:
         again = gaps[-1] if gaps else 0
         summary = f"finish again from step {done} of {steps}"
         if gaps:
-            summary = f"make the checkpoints of steps {', '.join(map(str, gaps))} again: {again} steps"
+            summary = f"make {named_steps(gaps)} again: {again} steps"
         return Action(
             "train", "~", summary, ["its record or a checkpoint is gone or damaged"], steps, again + steps - done
         )

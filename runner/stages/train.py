@@ -36,7 +36,7 @@ from runner.stages.modules import Trained, build_swapped, learning_rates
 from runner.stages.previews import Previews
 from runner.stages.score import Scorer
 from runner.stages.task import DiffusionTask
-from runner.store.training import MANIFEST, MANIFEST_VERSION, RECORD, TrainFolder, longest_of
+from runner.store.training import MANIFEST, MANIFEST_VERSION, RECORD, TrainFolder, longest_of, named_steps
 
 LARGE = 2**28
 """Bytes of weights that are worth no copy where it would be made of the same memory."""
@@ -158,8 +158,7 @@ class TrainStage:
         if gaps:
             first, _ = load_newest(self.states, gaps[0])
             self.redo = first, gaps
-            listed = ", ".join(map(str, gaps))
-            self._warn(f"checkpoints of steps {listed} are gone or damaged; they are trained again")
+            self._warn(f"gone or damaged: {named_steps(gaps)}; trained again up to step {gaps[-1]}")
         elif runtime.keep is not None:  # what is kept depends on what there is
             for later in self.checkpoints.steps():
                 if later > step:

@@ -30,6 +30,11 @@ def checkpoint_digests(folder: Path) -> dict[str, str]:
     return dict(record["files"]) if record is not None else {}
 
 
+def named_steps(steps: Sequence[int]) -> str:
+    """`the checkpoint of step 2` or `the checkpoints of steps 2, 4`."""
+    return f"the checkpoint{'s' * (len(steps) > 1)} of step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}"
+
+
 def numbered(folder: Path, prefix: str) -> dict[int, Path]:
     """Number → folder `<prefix>00000050`; whatever else lies there is none of ours."""
     if not folder.is_dir():
