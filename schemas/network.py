@@ -44,7 +44,7 @@ class Network(Section):
     """alpha of the convolutions' adapters. Unset: equal to conv_rank."""
 
     targets: str | list[str] = key("default", effect="trajectory", stage="train")
-    """Which layers of the denoiser get adapters: a preset ("default": Kohya's set; "attention": q, k, v and out only) or a list of regular expressions searched in the layers' diffusers names."""
+    """Which layers of the denoiser get adapters: a preset ("default": Kohya's set; "attention": q, k, v and out only) or a list of regular expressions searched in the layers' diffusers names. One that names text_projection adds that layer of the text encoders that train and have it."""
 
     rank_pattern: dict[str, Rank] = key(default_factory=dict, effect="trajectory", stage="train")
     """Another rank for layers whose name matches a regular expression: { "attn2" = 4 }."""
@@ -62,7 +62,7 @@ class Network(Section):
     """Max-norm regularization as in Kohya's tools: after each step an adapter whose product has a larger norm is scaled down to it (lora). 1 is common. Unset: off."""
 
     base_weights: list[str] = key(default_factory=list, effect="none")
-    """LoRA files that are merged into the model before training, each "FILE" or "FILE:MULTIPLIER". Their content decides whether a run is the same; the trained adapter is made for the merged model."""
+    """Adapter files that are merged into the model before training, each "FILE" or "FILE:MULTIPLIER": LoRA, DoRA, LoHa, LoKr, OFT or differences of weights, of any tool. The plan checks every layer's name and shape. Their content decides whether a run is the same; the trained adapter is made for the merged model."""
 
     init_from: str | None = key(None, effect="none")
-    """A LoRA file (Kohya's or diffusers' format) to start from; every one of its layers must fit, and its content decides whether a run is the same."""
+    """An adapter file of any tool and of the network's type to start from; every one of its layers must fit, and its content decides whether a run is the same."""
