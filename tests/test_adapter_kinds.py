@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from runner.errors import Invalid, InvalidConfig
+from runner.families.spec import Target
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable
+from runner.formats.adapter_names import parse
 from runner.formats.adapter_read import read_lora
 from runner.formats.headers import Header, read_header
 from runner.formats.tensors import write_tensors
@@ -215,27 +218,72 @@ def test_biases_norms_and_embeddings_change_too(runs: Callable[[str], Prepared],
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
+Shapes = dict[str, tuple[int, ...]]
+NORM = "lora_te1_text_model_encoder_layers_0_layer_norm1"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A model, those of its layers that the headers are for, and headers of every kind."""
+
+    run: Prepared
+    modules: dict[str, nn.Module]
+    layers: list[Target]
+    headers: list[Shapes]
+
+
 @pytest.fixture(scope="module")
-def ground(runs: Callable[[str], Prepared]) -> tuple[Prepared, dict[str, nn.Module], list[dict[str, tuple[int, ...]]]]:
+def ground(runs: Callable[[str], Prepared]) -> Ground:
     run = runs("sd3")
-    base = states(modules_of(run))
-    headers = []
+    modules = modules_of(run)
+    base = states(modules)
+    headers: list[Shapes] = [{f"{NORM}.w_norm": (16,), f"{NORM}.b_norm": (16,)}, {f"{NORM}.diff": (16,)}]
     for module, layers in {**MODULES, **SWAPPED}.items():
         for tensors, _ in kinds(of_module(base, layers, False)).values():
             headers.append({f"{module}.{key}": tuple(x.shape) for key, x in tensors.items()})
-    return run, modules_of(run), headers
+    keys = [key for header in headers for key in header]
+    found = {layer.full_name for module in parse(keys, run.spec.layers(run.model)).modules for layer in module.layers}
+    return Ground(run, modules, [x for x in run.spec.layers(run.model) if x.full_name in found], headers)
+
+
+def answered(ground: Ground, header: Shapes, folder: Path) -> bool:
+    """Checks a header as a plan does; what it takes is merged. Whether it took it."""
+    listed = Header({key: ("F32", shape) for key, shape in header.items()})
+    problem = check_mergeable(listed, ground.layers).problem
+    check_adapter_file(folder / "x.safetensors", listed, ground.layers)
+    if problem is not None:
+        assert "\n" not in problem
+        return False
+    write_tensors(folder / "x.safetensors", {key: torch.full(shape, 0.01) for key, shape in header.items()})
+    merge_into(ground.modules, read_lora(folder / "x.safetensors", ground.layers, 0.5).changes)
+    return True
+
+
+OPTIONAL = ("alpha", "dora_scale", "rescale", "b_norm", "w_norm")
+
+
+def test_every_single_fault_of_a_header_is_found(ground: Ground, tmp_path: Path) -> None:
+    """A tensor left out, a side that is another: refused, but for what may be left out."""
+    for header in ground.headers:
+        assert answered(ground, header, tmp_path)
+        for key, shape in header.items():
+            without = {other: own for other, own in header.items() if other != key}
+            assert not without or answered(ground, without, tmp_path) == key.endswith(OPTIONAL), (header, key)
+            for place, side in enumerate(shape):
+                for other in {0, 1, side + 1} - {side}:
+                    wrong = {**header, key: (*shape[:place], other, *shape[place + 1 :])}
+                    assert not answered(ground, wrong, tmp_path), wrong
 
 
 NAMES = ["lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_magnitude_vector", "hada_w1_a", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_b", "lokr_t2", "oft_R.weight", "oft_blocks", "rescale", "diff", "diff_b", "w_norm", "b_norm"]  # fmt: skip
 SIDES = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 16, 32, 48, 64, 96])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_header_is_refused_or_its_file_merges(ground: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:  # fmt: skip
-    """Mutations of valid headers: sides, ranks of tensors, halves left out and added, other layers' modules."""
-    run, modules, headers = ground
-    header = dict(data.draw(st.sampled_from(headers)))
+def test_a_header_is_refused_or_its_file_merges(ground: Ground, data: st.DataObject, tmp_path: Path) -> None:
+    """Several faults at once: sides, numbers of sides, tensors left out and added."""
+    header = dict(data.draw(st.sampled_from(ground.headers)))
     for _ in range(data.draw(st.integers(0, 2))):
         key = data.draw(st.sampled_from(sorted(header)))
         module = key.split(".")[0]
@@ -253,19 +301,10 @@ def test_a_header_is_refused_or_its_file_merges(ground: Any, data: st.DataObject
                 header[key] = header[key][:-1]
             case "swap":
                 header[key] = header[key][::-1]
-    listed = Header({key: ("F32", shape) for key, shape in header.items()})
-    checked = check_mergeable(listed, run.spec.layers(run.model))
-    check_adapter_file(Path("x"), listed, run.targets)
-    if checked.problem is not None:
-        assert "\n" not in checked.problem
-        return
-    file = tmp_path_factory.mktemp("merge") / "x.safetensors"
-    write_tensors(file, {key: torch.full(shape, 0.01) for key, shape in header.items()})
-    lora = read_lora(file, run.spec.layers(run.model), 0.5)
-    merge_into(modules, lora.changes)
+    answered(ground, header, tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     header=st.dictionaries(
         st.one_of(
@@ -281,11 +320,10 @@ def test_a_header_is_refused_or_its_file_merges(ground: Any, data: st.DataObject
         max_size=8,
     )
 )
-def test_any_header_is_answered(ground: Any, header: dict[str, Any]) -> None:
-    run, _, _ = ground
+def test_any_header_is_answered(ground: Ground, header: dict[str, Any]) -> None:
     for skip in (False, True):
-        check_mergeable(Header(header), run.spec.layers(run.model), skip)
-    check_adapter_file(Path("x"), Header(header), run.targets)
+        check_mergeable(Header(header), ground.layers, skip)
+    check_adapter_file(Path("x"), Header(header), ground.layers)
 
 
 QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
@@ -301,6 +339,7 @@ BAD = {
     f"{QKV} has dora_scale [1, 12], which is of neither the 48 rows nor the 16 inputs": {"lora_down.weight": (2, 16), "lora_up.weight": (48, 2), "dora_scale": (1, 12)},
     f"{QKV} has oft_blocks [5, 4, 4], which are no rotations of 48 rows": {"oft_blocks": (5, 4, 4)},
     f"{QKV} has nothing beside alpha": {"alpha": ()},
+    f"{QKV} has hada_t1, which is for convolutions": {"hada_w1_a": (2, 48), "hada_w1_b": (2, 16), "hada_w2_a": (2, 48), "hada_w2_b": (2, 16), "hada_t1": (2, 2), "hada_t2": (2, 2)},
 }  # fmt: skip
 
 
