@@ -140,8 +140,40 @@ def _formats_of(content: bytes) -> tuple[str, ...]:
             raise MissingDecoder(
                 errno.EINVAL, f"JPEG XL pictures need pillow-jxl-plugin: pip install '{EXTRA}'"
             ) from None
+        if _jxl_pixels(content) > 2 * (Image.MAX_IMAGE_PIXELS or 0):  # the plugin decodes before it tells the size
+            raise Image.DecompressionBombError
         return ("JXL",)
     return _FORMATS
+
+
+def _jxl_pixels(content: bytes) -> int:
+    """Pixels by the header of a JPEG XL codestream (ISO/IEC 18181-1, SizeHeader), which may lie in boxes."""
+    place = 0
+    while content[place + 4 : place + 8] not in (b"jxlc", b"jxlp") and content[:2] != b"\xff\x0a":
+        length = int.from_bytes(content[place : place + 4])
+        if length < 8 or place + length >= len(content):
+            return 0
+        place += length
+    if content[:2] != b"\xff\x0a":
+        place += 12 if content[place + 4 : place + 8] == b"jxlp" else 8
+    bits = int.from_bytes(content[place + 2 : place + 14], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    small = take(1)
+
+    def side() -> int:
+        return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    height = side()
+    ratio = take(3)
+    across = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+    width = side() if ratio == 0 else height * across[ratio - 1][0] // across[ratio - 1][1]
+    return width * height
 
 
 def _scaled_key(picture: Image.Image) -> int | tuple[int, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image, ImageOps
 
 from runner.data.videos import read_clip
@@ -151,6 +153,47 @@ def test_odd_but_whole_clips_are_taken(tmp_path: Path) -> None:
         ends = sorted(entry.pos + entry.size for entry in container.streams.video[0].index_entries)
     assert probed(tmp_path, whole[: ends[12]]).problem == "is cut off: it has 13 of the 20 frames that it lists"
     assert "damaged" in probed(tmp_path, whole[: ends[12] - 9]).problem
+
+
+@pytest.mark.parametrize("number", [1, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], ids=lambda number: NAMES[number])
+def test_a_tail_of_zeros_is_found(tmp_path: Path, number: int) -> None:
+    """Downloads that take their place on disk first have their whole length from the start."""
+    content = healthy(number)
+    end = len(content) * 2 // 3
+    assert probed(tmp_path, content[:end] + bytes(len(content) - end)).problem is not None
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 10, 12, 14], ids=lambda number: NAMES[number])
+def test_edit_lists_take_frames_out_and_are_no_cut(tmp_path: Path, number: int) -> None:
+    content = bytearray(healthy(number))
+    place = content.index(b"elst") + 12
+    length, start = struct.unpack_from(">Ii", content, place)
+    (unit,) = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)
+    for trimmed, frames in (((length // 2, start), 10), ((length, start + unit // 3), 12), ((length * 2, start), 20)):
+        struct.pack_into(">Ii", content, place, *trimmed)
+        found = probed(tmp_path, bytes(content))
+        assert found.problem is None
+        assert abs(int(found.text) - frames) <= 1
+        view = Fit(SIZE, SIZE, SIZE).centre
+        count = int(found.text)
+        assert read_clip(str(tmp_path / "x.mp4"), found.digest, Clip(0, count, None, 24.0), view).shape[1] == count
+
+
+def test_the_cover_is_not_the_video(tmp_path: Path) -> None:
+    """A picture that a player shows for the file is a stream too."""
+    with av.open(BytesIO(healthy(1))) as source, av.open(str(tmp_path / "x.mp4"), "w") as container:
+        cover = container.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        video = container.add_stream_from_template(source.streams.video[0])
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        container.mux(cover.encode())
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                container.mux(packet)
+    found = probe_video(tmp_path / "x.mp4")
+    assert (found.problem, found.width, found.text) == (None, 64, "20")
 
 
 def test_damage_inside_is_found(tmp_path: Path) -> None:

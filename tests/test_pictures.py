@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
+import types
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ from runner.data.images import PictureRequest
 from runner.dataset.encodings import Mask
 from runner.dataset.media import IMAGE_EXTENSIONS
 from runner.dataset.probe import probe_image
+from runner.families.framepack.sampling import _control, _fitted, _opened
 from runner.pictures import as_rgb, probe_picture, read_picture
 from tests.fuzzing import bounded
 from tests.inprocess import prepared
-from tests.support import Place
+from tests.support import Place, draw_clip
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,13 +144,23 @@ def test_bytes_that_are_no_picture_say_why() -> None:
 def test_a_format_that_needs_a_package_names_it_and_is_tried_again(
     tmp_path: Path, content: bytes, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    monkeypatch.setitem(__import__("sys").modules, "pillow_jxl", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
     (tmp_path / "IMG_1.heic").write_bytes(content)
     found = probe_image(tmp_path / "IMG_1.heic")
     assert found.problem is not None
     assert f"pictures need {package}: pip install 'runner[pictures]'" in found.problem
     assert found.digest == "", "not remembered: the package may come"
+
+
+def test_a_jpeg_xl_tells_its_size_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plugin decodes at once."""
+    monkeypatch.setitem(sys.modules, "pillow_jxl", types.ModuleType("pillow_jxl"))
+    bare = (0 | 3 << 1 | (2**20 - 1) << 3 | 1 << 33).to_bytes(12, "little")  # not small; 30 bits of height; square
+    boxed = b"\0\0\0\x0cJXL \r\n\x87\n" + struct.pack(">I4s", 64, b"jxlc") + b"\xff\x0a" + bare + bytes(40)
+    for content in (b"\xff\x0a" + bare + bytes(40), boxed):
+        with pytest.raises(OSError, match="it has more than 178,956,970 pixels"):
+            probe_picture(content)
 
 
 @pytest.mark.parametrize(("form", "module"), [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")])
@@ -358,3 +372,37 @@ def test_masks_of_16_bits_and_with_holes(place: Place) -> None:
 
     assert abs(float(mask_of(deep).mean()) - 0.5) < 0.01
     assert float(mask_of(holes).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_pictures_of_prompts_stand_on_white_too(family_place: Callable[..., Place]) -> None:
+    place = family_place("framepack")
+    hidden = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+    hidden.save(place.folder / "start.png")
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    frames[0].save(place.folder / "end.gif", save_all=True, append_images=frames[1:])
+    draw_clip(place.folder / "clips" / "a.mp4", 40, fps=30)
+    (place.folder / "clips" / "a.txt").write_text("a thing moves")
+    prompt = {"prompt": "a thing", "image": "start.png", "end_image": "end.gif", "sections": 2}
+    place.write(
+        {
+            "model": {"variant": "i2v"}, "network": {"rank": 2}, "training": {"max_train_steps": 2},
+            "dataset": {"held_out": None, "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}]},
+            "sampling": {"prompts": [prompt]},
+        }
+    )  # fmt: skip
+    run = prepared(place.file)
+    assert "prompt 1: start.png has transparent pixels; white stands behind them" in run.notes
+    assert "prompt 1: end.gif has several frames or pages; the first is used" in run.notes
+    assert not [note.render() for note in run.dataset_notes], "FramePack's 30 fps"
+    video = run.prompts[0].video
+    assert video is not None
+    assert [file.identity() for file in video.images] == [f"{video.images[0].digest} transparent"] * len(video.images)
+    assert _fitted(_opened(video.images[0]), run.prompts[0]).getextrema() == ((255, 255),) * 3
+    pixels, alpha = _control(video.images[0], run.prompts[0], None)
+    assert pixels.max() == -1, "a control image's transparency is its mask"
+    assert alpha is not None
+    assert not alpha.any()
+    masked, alpha = _control(video.images[0], run.prompts[0], video.end_image)
+    assert masked.min() == 1, "a mask of its own stands for it"
+    assert alpha is not None
+    assert alpha.all()

@@ -22,6 +22,7 @@ from runner.pictures import TRANSPARENT, alpha_of, as_rgb
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 MOST_BYTES = 2**36
 """Of one video's file."""
@@ -61,9 +62,17 @@ def open_video(path: str) -> InputContainer:
     return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
 
 
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream that is trained: the first that is no cover picture."""
+    from av.stream import Disposition
+
+    streams = container.streams.video
+    return next((one for one in streams if not one.disposition & Disposition.attached_pic), streams[0])
+
+
 def video_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
     """The decoded frames, as stored."""
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     stream.thread_type = "AUTO"
     yield from container.decode(stream)
 
@@ -110,24 +119,50 @@ def read_video(stream: BinaryIO, path: str) -> VideoFacts:
 
 
 def _decode(container: InputContainer, found: VideoFacts) -> None:
-    stream = container.streams.video[0]
+    stream = video_stream(container)
+    if cast(Any, stream.codec_context) is None:
+        raise UnusableVideo("is of a codec that nothing here decodes")
     stream.thread_type = "SLICE"  # threads of whole frames lose the decoder's errors
     stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    unit = float(stream.time_base or 0)
     times: list[int | None] = []
-    packets = 0
-    for packet in container.demux(stream):
+    shown: list[int | None] = []
+    packets, end = 0, 0.0
+    for packet in container.demux():
+        if packet.pts is not None and packet.time_base:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
         if packet.size:
             packets += 1
-            times.append(packet.pts)
+            if not packet.is_discard:  # outside of an edit list
+                times.append(packet.pts)
         if packet.is_corrupt:
             raise UnusableVideo(f"is damaged after frame {found.frames}: a packet is not whole")
-        for frame in packet.decode():
+        for frame in cast("list[av.VideoFrame]", packet.decode()):
             _look(frame, found)
-    if container.format.name.startswith("mov") and packets < len(stream.index_entries):
-        raise UnusableVideo(f"is cut off: it has {packets} of the {len(stream.index_entries)} frames that it lists")
-    rate = _rate(times, float(stream.time_base or 0), stream.average_rate, found.words)
+            shown.append(frame.pts)
+    rate = _rate(times, unit, stream.average_rate, found.words)
+    _end(container, packets, end, rate, found)
+    known = [time for time in times if time is not None]
+    if rate and known and None not in (*times, *shown) and max(shown) * unit < max(known) * unit - 2.5 / rate:  # type: ignore[type-var, operator]
+        raise UnusableVideo(f"stops after frame {found.frames}: what follows cannot be decoded")
     if rate:
         found.words.append(f"rate={rate:.6g}")
+
+
+def _end(container: InputContainer, packets: int, end: float, rate: float, found: VideoFacts) -> None:
+    """Raises `UnusableVideo` where the container lists or says more than there is: the rest of its file may be zeros."""
+    name = container.format.name
+    listed = len(video_stream(container).index_entries) if name.startswith("mov") else 0
+    if packets < listed:
+        raise UnusableVideo(f"is cut off: it has {packets} of the {listed} frames that it lists")
+    said = (container.duration or 0) / 1_000_000 if name.startswith(("matroska", "avi", "asf")) else 0.0
+    if said > 1.02 * end + max(0.1, 3 / (rate or 24)):
+        raise UnusableVideo(
+            f"is cut off: its container says {said:.2f} seconds, and it ends after {end:.2f} (a wrong header is mended by "
+            "ffmpeg -i IN -c copy OUT)"
+        )
 
 
 def _look(frame: av.VideoFrame, found: VideoFacts) -> None:
