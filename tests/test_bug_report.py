@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
         (OSError(errno.EMFILE, "Too many open files", "/a/b"),
          "error: /a/b cannot be read or written: Too many open files\n"
          "hint: allow more open files (ulimit -n) and apply again: the state is kept\n\n"),
+        (shutil.Error([("/from", "/to", "[Errno 5] Input/output error")]),
+         "error: /to cannot be written: [Errno 5] Input/output error\nhint: try again once that is mended\n\n"),
         (OSError(errno.ENOSPC, "No space left on device"),
          "error: the disk is full: a file cannot be written\nhint: free some space and apply again: the state is kept\n\n"),
     ],
@@ -92,6 +95,7 @@ def test_a_bug_s_report_is_short(
     err = capsys.readouterr().err
     assert len(err) < 2000
     assert err.startswith(f"error: this is a bug in runner: {type(error).__name__}: ")
+    assert "\x1b" not in err
     report = report_of(err)
     assert report.stat().st_size < 200_000
     assert "which led to:" in report.read_text()

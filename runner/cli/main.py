@@ -80,10 +80,12 @@ def run() -> int:
     """Runs the command line and returns its exit code."""
     notes, logger = _Notes(), logging.getLogger("runner")
     logger.addHandler(notes)
+    logger.propagate = False  # a library may have given the root a handler
     try:
         return _run()
     finally:
         logger.removeHandler(notes)
+        logger.propagate = True
 
 
 def _run() -> int:

@@ -60,10 +60,11 @@ def copy(recipe: str, destination: Path, settings: tuple[str, ...]) -> None:
     changed = _with_settings(text, settings)
     skipped = shutil.ignore_patterns(".runner", "runs", "published", "*.lock", "__pycache__")
     shutil.copytree(recipes[recipe], destination, dirs_exist_ok=True, ignore=skipped)
-    (destination / "run.toml").write_text(changed, encoding="utf-8")
+    from runner.atomic import write_text
     from runner.cli.schema import schema_text
 
-    (destination / "run.schema.json").write_text(schema_text(), encoding="utf-8")
+    write_text(destination / "run.toml", changed)
+    write_text(destination / "run.schema.json", schema_text())
     out.data(str(destination / "run.toml"))
 
 

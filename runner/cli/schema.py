@@ -43,5 +43,7 @@ def command(out_file: Path | None) -> None:
     if out_file is None:
         out.data(schema_text().rstrip())
     else:
-        out_file.write_text(schema_text(), encoding="utf-8")
+        from runner.atomic import write_text
+
+        write_text(out_file, schema_text())
         out.say(f"written to {out_file}")

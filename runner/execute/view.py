@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def refresh_view(
     published.write(output)
     keep = {path: entry for path, entry in published.files.items() if not Path(path).is_relative_to(output)}
     view = Published("", keep, published.intended)
-    _checkpoints(graph, exporter, output)
-    _samples(prepared, graph, output)
+    shown = [*_checkpoints(graph, exporter, output), *_samples(prepared, graph, output)]
     write_json(output / "selection.json", selection)
     write_json(output / "resolved.json", prepared.config.model_dump(mode="json"))
     chosen = selection["chosen"]
@@ -40,7 +40,7 @@ def refresh_view(
     link_or_copy(best, output / "best.safetensors")
     write_report(prepared, graph, selection, trained, plan_text, environment)
     notes = _publish(prepared, graph, selection, exporter, view)
-    for file in (*sorted(output.glob("samples/step-*")), *sorted(output.glob("checkpoints/step-*"))):
+    for file in shown:
         view.note(file, file.name)
     for name in ("selection.json", "resolved.json", "report.html", "strip.png"):
         if (output / name).exists():
@@ -51,27 +51,30 @@ def refresh_view(
     return notes
 
 
-def _checkpoints(graph: Graph, exporter: Exporter, output: Path) -> None:
+def _checkpoints(graph: Graph, exporter: Exporter, output: Path) -> list[Path]:
     """Raises `DamagedCheckpoint`: nothing damaged is shown or published."""
-    wanted = set()
+    places = []
     for step, weights in candidates(graph.select.steps, graph.select.ema, with_base=False):
         source = exporter.checkpoints.verified(step, weights)
-        name = checkpoint_name(step, weights)
-        wanted.add(name)
-        link_or_copy(source, output / "checkpoints" / name)
-    _drop_others(output / "checkpoints", wanted)
+        places.append(output / "checkpoints" / checkpoint_name(step, weights))
+        link_or_copy(source, places[-1])
+    _drop_others(output / "checkpoints", {place.name for place in places})
+    return places
 
 
-def _samples(prepared: Prepared, graph: Graph, output: Path) -> None:
-    for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True):
-        for prompt in graph.sample.prompts:
-            show_sample(prepared.store, graph.sample.key(prompt, step, weights), output, step, weights, prompt)
+def _samples(prepared: Prepared, graph: Graph, output: Path) -> list[Path]:
+    return [
+        place
+        for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True)
+        for prompt in graph.sample.prompts
+        for place in show_sample(prepared.store, graph.sample.key(prompt, step, weights), output, step, weights, prompt)
+    ]
 
 
 def _drop_others(folder: Path, wanted: set[str]) -> None:
     """Takes away the names of checkpoints that this run no longer has; the store keeps what is another run's."""
     for entry in folder.glob("step-*.safetensors"):
-        if entry.name not in wanted:
+        if entry.name not in wanted and re.fullmatch(r"step-\d{8,}(-ema)?\.safetensors", entry.name):
             remove(entry)
 
 

@@ -118,7 +118,8 @@ class TrainStage:
         sweep(self.checkpoints.folder)
         folder, bits = TrainFolder(self.workspace), self.context.runtime.bits()
         record = folder.record()
-        if record is None and folder.newest_step() is None:
+        begun = (self.workspace / RECORD).exists() and folder.newest_step() is not None
+        if record is None and not begun:  # a kill while another training's states were taken over leaves no record
             self._adopt()
             record = folder.record()
         if record is not None:

@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.store.index import ASIDE
 from runner.store.published import Published
 from runner.store.store import EXTENSIONS, Store
 
@@ -89,6 +90,9 @@ def collect_garbage(store: Store) -> Garbage:
     for folder in sorted((store.root / "exports").glob("*")):
         if folder.name not in exports:
             garbage.entries.append(Entry("exports", folder, _size(folder)))
+    aside = store.root / ASIDE
+    if aside.is_file():
+        garbage.entries.append(Entry("damaged index", aside, aside.stat().st_size))
     return garbage
 
 

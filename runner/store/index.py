@@ -24,6 +24,7 @@ from runner.errors import RunFailed
 from runner.records import said
 
 SCHEMA_VERSION = 3
+ASIDE = "index.sqlite.damaged"
 _CREATE = """
 drop table if exists files;
 create table files (
@@ -141,7 +142,7 @@ class Index:
         make_folder(locks)
         with FileLock(locks / "index.lock", timeout=60):
             if _inode(self.file) == self._identity:  # else another process has done it
-                aside = self.file.with_name(self.file.name + ".damaged")
+                aside = self.file.with_name(ASIDE)
                 remove(aside)
                 if self._identity is not None:
                     rename(self.file, aside)

@@ -37,11 +37,14 @@ def sample_files(store: Store, key: str, prompt: Shown) -> list[Path]:
     return [store.item(kind, key) for kind in (("videos", "settings") if prompt.is_video else ("samples",))]
 
 
-def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: str, prompt: Shown) -> None:
-    """Shows a sample of the store in the run's folder."""
+def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: str, prompt: Shown) -> list[Path]:
+    """Shows a sample of the store in the run's folder; returns where."""
+    places = []
     for file in sample_files(store, key, prompt):
         if file.is_file():
-            link_or_copy(file, output_dir / "samples" / f"{sample_name(step, weights, prompt.index)}{file.suffix}")
+            places.append(output_dir / "samples" / f"{sample_name(step, weights, prompt.index)}{file.suffix}")
+            link_or_copy(file, places[-1])
+    return places
 
 
 PIN = "pin.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.records import NUMBER, DamagedRecord, read_record, sound_record
+from runner.store.index import Stamp, stamp
 
 MANIFEST = "train.json"
 RECORD = "workspace.json"
@@ -48,7 +49,7 @@ def numbered(folder: Path, prefix: str) -> dict[int, Path]:
 
 
 @lru_cache(maxsize=8)
-def _finished(file: Path, _: tuple[int, int, int]) -> dict[str, Any] | None:
+def _finished(file: Path, _: Stamp) -> dict[str, Any] | None:
     return sound_record(file, FINISHED, "the training is finished again from its last state")
 
 
@@ -92,7 +93,7 @@ class TrainFolder:
             stat = file.stat()
         except OSError:
             return None
-        return _finished(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return _finished(file, stamp(stat))
 
     def record(self) -> dict[str, Any] | None:
         """What a training in progress, or a finished one, recorded of its trajectory, threads and bits."""
