@@ -17,7 +17,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
 from PIL import Image, ImageOps
 
 from runner.data.videos import read_clip
@@ -177,23 +176,6 @@ def test_edit_lists_take_frames_out_and_are_no_cut(tmp_path: Path, number: int) 
         view = Fit(SIZE, SIZE, SIZE).centre
         count = int(found.text)
         assert read_clip(str(tmp_path / "x.mp4"), found.digest, Clip(0, count, None, 24.0), view).shape[1] == count
-
-
-def test_the_cover_is_not_the_video(tmp_path: Path) -> None:
-    """A picture that a player shows for the file is a stream too."""
-    with av.open(BytesIO(healthy(1))) as source, av.open(str(tmp_path / "x.mp4"), "w") as container:
-        cover = container.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
-        cover.disposition = Disposition.attached_pic
-        video = container.add_stream_from_template(source.streams.video[0])
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
-        container.mux(cover.encode())
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = video
-                container.mux(packet)
-    found = probe_video(tmp_path / "x.mp4")
-    assert (found.problem, found.width, found.text) == (None, 64, "20")
 
 
 def test_damage_inside_is_found(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from runner.data.images import PictureRequest
 from runner.dataset.encodings import Mask
 from runner.dataset.media import IMAGE_EXTENSIONS
 from runner.dataset.probe import probe_image
+from runner.dataset.scan import known_pictures
 from runner.families.framepack.sampling import _control, _fitted, _opened
 from runner.pictures import as_rgb, probe_picture, read_picture
+from runner.store.index import Index
 from tests.fuzzing import bounded
 from tests.inprocess import prepared
 from tests.support import Place, draw_clip
@@ -150,7 +152,12 @@ def test_a_format_that_needs_a_package_names_it_and_is_tried_again(
     found = probe_image(tmp_path / "IMG_1.heic")
     assert found.problem is not None
     assert f"pictures need {package}: pip install 'runner[pictures]'" in found.problem
-    assert found.digest == "", "not remembered: the package may come"
+    index = Index(tmp_path / "index.sqlite")
+    assert known_pictures(str(tmp_path), ["IMG_1.heic"], index)["IMG_1.heic"] == found
+    assert not index.unchanged(str(tmp_path), ["IMG_1.heic"]), "the package may come"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    known_pictures(str(tmp_path), ["broken.png"], index)
+    assert index.unchanged(str(tmp_path), ["broken.png"])["broken.png"].problem is not None, "this stays"
 
 
 def test_a_jpeg_xl_tells_its_size_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from runner.pictures import TRANSPARENT, alpha_of, as_rgb
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
-    from av.video.stream import VideoStream
 
 MOST_BYTES = 2**36
 """Of one video's file."""
@@ -62,17 +61,9 @@ def open_video(path: str) -> InputContainer:
     return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
 
 
-def video_stream(container: InputContainer) -> VideoStream:
-    """The stream that is trained: the first that is no cover picture."""
-    from av.stream import Disposition
-
-    streams = container.streams.video
-    return next((one for one in streams if not one.disposition & Disposition.attached_pic), streams[0])
-
-
 def video_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
     """The decoded frames, as stored."""
-    stream = video_stream(container)
+    stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     yield from container.decode(stream)
 
@@ -119,7 +110,7 @@ def read_video(stream: BinaryIO, path: str) -> VideoFacts:
 
 
 def _decode(container: InputContainer, found: VideoFacts) -> None:
-    stream = video_stream(container)
+    stream = container.streams.video[0]
     if cast(Any, stream.codec_context) is None:
         raise UnusableVideo("is of a codec that nothing here decodes")
     stream.thread_type = "SLICE"  # threads of whole frames lose the decoder's errors
@@ -154,7 +145,7 @@ def _decode(container: InputContainer, found: VideoFacts) -> None:
 def _end(container: InputContainer, packets: int, end: float, rate: float, found: VideoFacts) -> None:
     """Raises `UnusableVideo` where the container lists or says more than there is: the rest of its file may be zeros."""
     name = container.format.name
-    listed = len(video_stream(container).index_entries) if name.startswith("mov") else 0
+    listed = len(container.streams.video[0].index_entries) if name.startswith("mov") else 0
     if packets < listed:
         raise UnusableVideo(f"is cut off: it has {packets} of the {listed} frames that it lists")
     said = (container.duration or 0) / 1_000_000 if name.startswith(("matroska", "avi", "asf")) else 0.0
