@@ -128,9 +128,10 @@ def measure(
     disk = sum(
         file.stat().st_size for file in (folder / ".runner").rglob("*") if file.is_file() and "index" not in file.name
     )
+    predicted = max(figures["predicted_memory_bytes"].values()) / GB
     setting = {
-        "setting": name, "predicted_gb": figures["predicted_peak_memory_bytes"] / GB, "measured_gb": peak,
-        "ratio": figures["predicted_peak_memory_bytes"] / GB / peak, "predicted_disk_gb": sum(figures["predicted_disk_bytes"].values()) / GB,
+        "setting": name, "predicted_gb": predicted, "measured_gb": peak,
+        "ratio": predicted / peak, "predicted_disk_gb": sum(figures["predicted_disk_bytes"].values()) / GB,
         "measured_disk_gb": disk / GB, "disk_ratio": sum(figures["predicted_disk_bytes"].values()) / disk,
     }  # fmt: skip
     return rows, setting

@@ -132,8 +132,10 @@ class _Search:
         """The choice of the lowest peak, and the fastest of those."""
         chosen = given
         for remedy in (remedy for group in groups for remedy in reversed(group)):
-            if all(remedy.group != other.group for other in chosen) and self.valid((*chosen, remedy)):
-                chosen = (*chosen, remedy)
+            more = (*chosen, remedy)
+            taken = any(remedy.group == other.group for other in chosen)
+            if not taken and self.valid(more) and _names(more) not in self.refused:
+                chosen = more
         while True:
             better = self._fastest(groups, given, caching, self.peak(chosen, caching) * 0.995)
             if better is None:
