@@ -137,3 +137,13 @@ def test_steps_that_do_not_log_read_nothing(place: Place, monkeypatch: pytest.Mo
     place.write({"training": {"logging": {"every_n_steps": 3}}})
     applied(place.file, until="train")
     assert len(calls) == 2
+
+
+def test_the_chart_has_every_group() -> None:
+    """Groups that are alike share a line; more than four kinds of line are still drawn."""
+    from runner.report.page import _rates
+
+    history = [{"step": step, **{f"lr/{name}": rate * step for name, rate in zip("abcdefg", (1, 1, 2, 3, 4, 5, 6), strict=True)}} for step in (1.0, 2.0)]  # fmt: skip
+    found = _rates(history)
+    assert [names for _, names in found] == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"]]
+    assert found[1][0] == ((1.0, 2.0), (2.0, 4.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from runner.config.locate import Path
@@ -45,6 +46,9 @@ def _cadences(config: RunConfig, source: Source) -> Iterator[tuple[Path, int, st
         (("training", "ema", "update_every"), training.ema.update_every if training.ema else None, "the average never moves"),
         (("training", "logging", "every_n_steps"), training.logging.every_n_steps, "the log has one line, the last"),
     ]  # fmt: skip
+    for index, own in enumerate(config.dataset.sources):
+        last = math.ceil(own.token_warmup_step)
+        candidates.append((("dataset", "sources", index, "token_warmup_step"), last, "the last tags are never used"))
     for path, every, what in candidates:
         if every is not None and source.value(path) is not None:
             yield path, every, what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +154,18 @@ def _figures(report: Report) -> list[dict[str, str]]:
             "note": "noisy by nature: every step has other noise levels",
         }
     )
-    rates = sorted({name for line in history for name in line if name == "lr" or name.startswith("lr/")})
-    lines = [
-        Line(name.removeprefix("lr/"), [(float(line["step"]), line[name]) for line in history if name in line], kind)
-        for name, kind in zip(rates, "abcd", strict=False)
-    ]
+    lines = [Line(", ".join(names), points, kind) for (points, names), kind in zip(_rates(history), cycle("abcd"), strict=False)]  # fmt: skip
     figures.append({"title": "Learning rate", "svg": chart(lines, "step", "learning rate"), "note": ""})
     return figures
+
+
+def _rates(history: list[dict[str, float]]) -> list[tuple[tuple[tuple[float, float], ...], list[str]]]:
+    """The courses of the learning rate, each with the groups that have it."""
+    found: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for name in sorted({name for line in history for name in line if name == "lr" or name.startswith("lr/")}):
+        points = tuple((float(line["step"]), line[name]) for line in history if name in line)
+        found.setdefault(points, []).append(name.removeprefix("lr/"))
+    return list(found.items())
 
 
 def _levels(selection: dict[str, Any]) -> str:
