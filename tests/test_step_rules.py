@@ -167,7 +167,10 @@ def test_samples_that_never_come(place: Place) -> None:
     (found,) = findings(place, EPOCHS, rest=rest)
     assert "`every_n_epochs` comes to 6 steps, and the run has 4 (2 epochs of 2): no samples are made" in found
     (found,) = findings(place, EPOCHS, "dataset.sources.0.token_warmup_step=40")
-    assert "`token_warmup_step` comes to 40 steps, and the run has 4 (2 epochs of 2): the last tags are never used" in found
+    assert (
+        "`token_warmup_step` comes to 40 steps, and the run has 4 (2 epochs of 2): the last tags are never used"
+        in found
+    )
     assert findings(place, EPOCHS, "dataset.sources.0.token_warmup_step=0.5") == []
     assert findings(place, EPOCHS) == [], "what is not given is not spoken of"
 
