@@ -6,7 +6,9 @@ says it in words, so that one `except OSError` says all.
 
 from __future__ import annotations
 
+import difflib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ MOST_TEXT_BYTES = 2**20
 """Of a file that people write by hand: run.toml, prompts, a dataset's settings."""
 MOST_JSON_BYTES = 64 * 2**20
 """Of a file that programs write: plan.json, a tokenizer's vocabulary."""
+_MOST_NAMES = 10_000
+"""Of a folder, in which a name like a missing one is looked for."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
@@ -65,6 +69,25 @@ def file_problem(file: Path | str) -> str | None:
     except OSError as error:
         return f"{shown_path(file)} cannot be read: {error.strerror}"
     return None if stat.S_ISREG(mode) else f"{file} is {kind_of(mode)}, not a file"
+
+
+def near_name(path: Path) -> str | None:
+    """For a path that is not there: what its folder holds of a name like it, or the first folder on the way that is missing."""
+    missing, there = path.absolute(), path.absolute().parent
+    while not there.is_dir() and there.parent != there:
+        missing, there = there, there.parent
+    try:
+        with os.scandir(there) as entries:
+            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES))
+    except OSError:
+        return None
+    lowered = {name.lower(): name for name in reversed(names)}
+    same = [name for name in names if Path(name).stem.lower() == missing.stem.lower()]
+    near = difflib.get_close_matches(missing.name.lower(), lowered, 1, 0.6)
+    found = lowered.get(missing.name.lower()) or next(iter(same), None) or (lowered[near[0]] if near else None)
+    if found is not None:
+        return f"did you mean {there / found}?"
+    return f"there is no folder {missing}" if missing != path.absolute() else None
 
 
 def name_problem(name: str) -> str | None:

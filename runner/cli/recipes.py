@@ -48,6 +48,13 @@ def command() -> None:
 def copy(recipe: str, destination: Path, settings: tuple[str, ...]) -> None:
     """Copy RECIPE to the folder DESTINATION, which must not hold a run.toml yet."""
     recipes = dict(all_recipes())
+    if destination.suffix.lower() == ".toml" and not destination.is_dir():
+        parent = destination.parent
+        folder = parent if parent != Path(".") and not (parent / "run.toml").exists() else parent / recipe
+        raise UsageError(
+            f"DESTINATION is a folder, and {destination} is the name of a file",
+            hint=f"type `runner copy {recipe} {folder}`: it makes {folder / 'run.toml'} and what stands beside it",
+        )
     if recipe not in recipes:
         near = difflib.get_close_matches(recipe, recipes, 1)
         hint = f"did you mean {near[0]}?" if near else f"recipes are {', '.join(recipes)}"

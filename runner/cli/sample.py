@@ -15,16 +15,21 @@ import click
 from runner.cli import out
 from runner.cli.applied import applied_run, stages_of
 from runner.cli.common import run_file, settings_option
-from runner.errors import Exit, Invalid, InvalidConfig, UsageError
+from runner.errors import Diagnostic, Exit, Invalid, InvalidConfig, UsageError
+from runner.files import near_name
 
 if TYPE_CHECKING:
+    from runner.config.prompts import Placed
     from runner.config.ready import ReadyPrompt
     from runner.execute.sampling import Sampling
     from runner.plan.prepare import Prepared
 
 
 LENGTHS = ("frames", "seconds", "sections")
-_VIDEO: tuple[tuple[str, Any], ...] = (
+_KEYS: tuple[tuple[str, Any], ...] = (
+    ("--negative-prompt", str), ("--width", click.IntRange(8, 8192)), ("--height", click.IntRange(8, 8192)),
+    ("--num-inference-steps", click.IntRange(1, 1000)), ("--cfg-scale", click.FloatRange(0, 100)), ("--sampler", str),
+    ("--seed", int),
     ("--frames", click.IntRange(1)), ("--seconds", click.FloatRange(0, min_open=True)), ("--sections", click.IntRange(1)),
     ("--fps", click.FloatRange(1, 240)), ("--embedded-guidance", click.FloatRange(0, 100)),
     ("--guidance-rescale", click.FloatRange(0, 1)), ("--flow-shift", click.FloatRange(0, 100, min_open=True)),
@@ -33,24 +38,45 @@ _VIDEO: tuple[tuple[str, Any], ...] = (
     ("--rope-scaling-factor", click.FloatRange(0, 4, min_open=True)),
     ("--rope-scaling-timestep-threshold", click.FloatRange(0, 1000)),
 )  # fmt: skip
+_WRITTEN = {
+    "one_frame": " Written as in a prompt file: target_index=1,control_index=0;10,no_post.",
+    "latent_paddings": " Written with commas: 3,2,1,0.", "control_image": " May be given again.",
+    "control_mask": " May be given again.", "seed": " Here -1 draws one at each call.",
+}  # fmt: skip
+"""What the command line adds to the schema's words."""
 _REPEATED = {"control_image": "control_images", "control_mask": "control_masks"}
 
 
-def _video_options(command: Any) -> Any:
-    """The keys of [[sampling.prompts]] for videos, for prompts that have none of their own."""
-    command = click.option("--bulk-decode/--no-bulk-decode", default=None)(command)
-    for name, kind in reversed(_VIDEO):
-        command = click.option(name, type=kind, multiple=name in ("--control-image", "--control-mask"))(command)
+def _key_options(command: Any) -> Any:
+    """The keys of [[sampling.prompts]], for prompts that have none of their own; the schema says what each is."""
+    from schemas.sampling import Prompt
+    from schemas.walk import docstrings
+
+    told = docstrings(Prompt)
+    command = click.option("--bulk-decode/--no-bulk-decode", default=None, help=told["bulk_decode"])(command)
+    for name, kind in reversed(_KEYS):
+        key = name.removeprefix("--").replace("-", "_")
+        text = told[_REPEATED.get(key, key)] + _WRITTEN.get(key, "")
+        command = click.option(name, type=kind, multiple=key in _REPEATED, help=text)(command)
     return command
 
 
 @click.command()
 @run_file
 @settings_option
-@click.option("--checkpoint", default="best", help="best, last, base, a step (50, 50:ema) or a file.")
+@click.option(
+    "--checkpoint",
+    default="best",
+    help="best, last, base, a step (50, 50:ema) or a file of weights.",
+    show_default=True,
+)
 @click.option("--prompt", "texts", multiple=True, help="A prompt; options may follow in it as in a prompt file.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A .txt, .toml or .json file of prompts.")
-@click.option("--dialect", help="What the letters of options in a prompt mean.")
+@click.option(
+    "--dialect",
+    metavar="NAME",
+    help="What the letters of options in a prompt mean: kohya, musubi or framepack. Unset: by family.",
+)
 @click.option(
     "--lora",
     "loras",
@@ -74,13 +100,7 @@ def _video_options(command: Any) -> Any:
 @click.option(
     "--out", "folder", type=click.Path(path_type=Path), help="Where pictures go; unset: the run's folder, samples/made."
 )
-@click.option("--negative-prompt", help="For prompts that have none.")
-@click.option("--width", type=click.IntRange(8, 8192))
-@click.option("--height", type=click.IntRange(8, 8192))
-@click.option("--num-inference-steps", type=click.IntRange(1, 1000))
-@click.option("--cfg-scale", type=click.FloatRange(0, 100))
-@click.option("--sampler")
-@_video_options
+@_key_options
 @click.option(
     "--output-type",
     type=click.Choice(["media", "images", "latent", "both", "latent_images"]),
@@ -90,14 +110,17 @@ def _video_options(command: Any) -> Any:
 @click.option("--vae-chunk-size", type=click.IntRange(8, 1024), help="Width of the strips of convolutions over time.")
 @click.option("--vae-tile-size", type=click.IntRange(64, 8192), help="Side of the tiles that are decoded, in pixels.")
 @click.option("--blocks-to-swap", type=click.IntRange(0), help="Blocks of the denoiser that wait in the host's memory.")
-@click.option("--seed", type=int, help="For prompts that have none; -1 draws one.")
 def command(
     file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
     dialect: str | None, interactive: bool, folder: Path | None, loras: tuple[str, ...], include: tuple[str, ...],
     exclude: tuple[str, ...], skip_unknown: bool, save_merged: Path | None, output_type: str, vae_chunk_size: int | None,
     vae_tile_size: int | None, blocks_to_swap: int | None, **defaults: Any,
 ) -> int:  # fmt: skip
-    """Make pictures with a checkpoint of FILE's run. Without prompts, those of run.toml are made: the same bytes as in training."""
+    """Make pictures with a checkpoint of what FILE's run last applied, its --set included.
+
+    Without prompts, those of run.toml are made: the same bytes as in training. --width and the other keys of
+    [[sampling.prompts]] are for prompts that do not say them themselves.
+    """
     if (include or exclude or skip_unknown) and not loras:
         raise UsageError(
             "--include, --exclude and --skip-unknown are for LoRA files, and none is given", hint="say --lora FILE"
@@ -161,7 +184,8 @@ def _lora_file(text: str) -> tuple[Path, float]:
         file, multiplier = Path(text), 1.0
     if not file.is_file():
         raise Invalid(
-            f"there is no file {file}", hint="--lora names a .safetensors file, or one and a factor: FILE:0.8"
+            f"there is no file {file}",
+            hint=near_name(file) or "--lora names a .safetensors file, or one and a factor: FILE:0.8",
         )
     if not math.isfinite(multiplier):
         raise UsageError(f"--lora {text}: the multiplier must be a finite number")
@@ -180,20 +204,20 @@ def _dialect(given: str | None, prepared: Prepared) -> str:
 def _prompts(
     prepared: Prepared, texts: tuple[str, ...], prompt_file: Path | None, dialect: str, defaults: dict[str, Any]
 ) -> list[ReadyPrompt]:
-    from runner.config.prompts import parse_line, read_prompt_file
+    from runner.config.prompts import placed_line, placed_prompts
 
-    found = [parse_line(text, dialect, "--prompt") for text in texts]
+    found = [placed_line(text, dialect, "--prompt", 1) for text in texts]
     if prompt_file is not None:
-        found += read_prompt_file(prompt_file, dialect)
+        found += placed_prompts(prompt_file, dialect)
     if not found:
         return [_seeded(prompt) for prompt in prepared.prompts]
     return _ready(prepared, found, defaults, dialect)
 
 
-def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any], dialect: str) -> list[ReadyPrompt]:
+def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], dialect: str) -> list[ReadyPrompt]:
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
     from runner.config.prompts import sampler_name
-    from runner.config.ready import PromptProblem, Readying, located
+    from runner.config.ready import PromptProblem, Readying, located, sampler_problem
     from runner.plan.prompts import prompt_file
 
     if defaults.get("sampler"):
@@ -201,9 +225,12 @@ def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any], diale
             defaults = {**defaults, "sampler": sampler_name(defaults["sampler"])}
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if defaults["sampler"] not in prepared.spec.samplers:
+            message, hint = sampler_problem(defaults["sampler"], prepared.spec)
+            raise UsageError(message, hint=hint)
     given = _given(defaults)
     seed = given.pop("seed", None)
-    found = [located(prompt, Path.cwd()) for prompt in found]
+    found = [located(prompt, Path.cwd()) for prompt, _ in placed]
     if seed is not None:
         found = [prompt if prompt.seed is not None else prompt.model_copy(update={"seed": seed}) for prompt in found]
     kept = prepared.config.sampling
@@ -214,10 +241,16 @@ def _ready(prepared: Prepared, found: list[Any], defaults: dict[str, Any], diale
         sampling, prepared.spec, prepared.model, prepared.config.run.seed, {},
         partial(prompt_file, prepared.store, prepared.folder), dialect,
     )  # fmt: skip
-    try:
-        ready = [readying.ready(index, prompt) for index, prompt in enumerate(found)]
-    except PromptProblem as problem:
-        raise Invalid(str(problem), hint=problem.hint) from None
+    ready, wrong = [], []
+    for index, prompt in enumerate(found):
+        try:
+            ready.append(readying.ready(index, prompt))
+        except PromptProblem as problem:
+            places = placed[index].places
+            where = places.get(problem.key, () if problem.key in given else places[""])
+            wrong.append(Diagnostic(f"prompt {index + 1}: {problem}", where, problem.hint))
+    if wrong:
+        raise InvalidConfig(wrong)
     for note in [*readying.notes, *(str(problem) for _, problem in readying.warnings)]:
         out.say(f"note: {note}")
     return [_seeded(prompt) for prompt in ready]
@@ -247,13 +280,13 @@ def _seeded(prompt: ReadyPrompt) -> ReadyPrompt:
 
 
 def _interact(sampling: Sampling, prepared: Prepared, dialect: str, defaults: dict[str, Any], target: Path) -> None:
-    from runner.config.prompts import parse_line
+    from runner.config.prompts import placed_line
 
     for number, line in enumerate(_lines(), 1):
         if not line.strip():
             continue
         try:
-            prompt = _ready(prepared, [parse_line(line, dialect, "prompt", number)], defaults, dialect)[0]
+            prompt = _ready(prepared, [placed_line(line, dialect, "prompt", number)], defaults, dialect)[0]
             for path in sampling.make([replace(prompt, index=sampling.count)], target):
                 out.data(str(path))
         except (InvalidConfig, Invalid, UsageError) as error:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from runner.config.diagnose import dotted
+from runner.config.foreign_values import backslash_hint
 from runner.config.locate import Path
 from runner.config.source import Source, conflict
 from runner.config.training_rules import training_rules
@@ -18,9 +19,35 @@ LENGTHS = ("frames", "seconds", "sections")
 def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
     """All findings, warnings among them."""
     findings: list[Diagnostic] = []
-    for rule in (_exclusive, _length, _network, _dataset, training_rules, _selection, _patterns):
+    for rule in (_escapes, _exclusive, _length, _network, _dataset, training_rules, _selection, _patterns):
         findings += rule(config, source)
     return findings
+
+
+_PATHS = frozenset(
+    ("checkpoint", "vae", "image_encoder", "init_from", "config_file", "path", "control_path", "mask_path", "prompt_file",
+     "image", "end_image", "image_mask", "directory", "output_dir",
+     *(f"{kind}_{number}" for kind in ("text_encoder", "tokenizer") for number in (1, 2, 3)))
+)  # fmt: skip
+"""Keys that name files and folders."""
+
+
+def _escapes(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
+    """Paths in double quotes in which a backslash has made a tab or a line's end: "C:\\temp\\new"."""
+    for section in ("run", "model", "network", "dataset", "sampling", "selection"):
+        yield from _escapes_in(source, (section,), source.value((section,)))
+
+
+def _escapes_in(source: Source, path: Path, node: object) -> Iterator[Diagnostic]:
+    if isinstance(node, (dict, list)):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _escapes_in(source, (*path, name), value)
+    elif isinstance(node, str) and path[-1] in _PATHS and re.search(r"[\x07-\x0d\x1b]", node):
+        places = source.value_places(path)
+        hint = backslash_hint(places[0].text) if places else None
+        yield Diagnostic(
+            f"`{dotted(path)}` has a character in it that no path has: {node!a}", places, hint or "take it out"
+        )
 
 
 def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:

@@ -11,6 +11,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.config.foreign import FOREIGN_KEYS
+from runner.config.foreign_values import (
+    foreign_value,
+    list_hint,
+    numbers_hint,
+    pattern_hint,
+    pattern_words,
+    table_hint,
+)
 from runner.config.source import Path, Source
 from runner.errors import Diagnostic
 from schemas.walk import Key, all_keys
@@ -64,6 +72,10 @@ def _diagnostic(path: Path, details: list[ErrorDetails], source: Source) -> Diag
     )
 
 
+_FIRST = {"dataset.sources": "path", "sampling.prompts": "prompt", "selection.publish": "format"}
+"""The key of an array of tables that a plain text most likely is."""
+
+
 def _wrong_shape(path: Path, details: list[ErrorDetails], value: Any, source: Source) -> Diagnostic:
     detail = details[0]
     places = source.value_places(path)
@@ -77,9 +89,12 @@ def _wrong_shape(path: Path, details: list[ErrorDetails], value: Any, source: So
                     f'add [[{key.dotted}]] with path = "a folder"',
                 )
             return Diagnostic(
-                f"`{key.dotted}` must be an array of tables, not {_shown(value)}", places, f"write [[{key.dotted}]]"
-            )
-        return Diagnostic(f"`{key.dotted}` must be a table, not {_shown(value)}", places, f"write [{key.dotted}]")
+                f"`{key.dotted}` must be an array of tables, not {_shown(value)}", places,
+                list_hint(key.dotted, _FIRST.get(key.dotted, "path"), value) or f"write [[{key.dotted}]]",
+            )  # fmt: skip
+        own = frozenset(other.path[-1] for other in all_keys().values() if other.path[:-1] == key.path)
+        way_out = table_hint(key.dotted, value, own) or f"write [{key.dotted}]"
+        return Diagnostic(f"`{key.dotted}` must be a table, not {_shown(value)}", places, way_out)
     names = [part for part in path if isinstance(part, str)]
     parents = [".".join(names[:end]) for end in range(len(names), 0, -1)]
     parent = next((all_keys()[name] for name in parents if name in all_keys()), None)
@@ -110,7 +125,7 @@ def _missing(path: Path, source: Source) -> Diagnostic:
 def _expected(key: Key, details: list[ErrorDetails]) -> str:
     kinds = {detail["type"] for detail in details}
     if "string_pattern_mismatch" in kinds:
-        return f"text that matches {details[0]['ctx']['pattern']}"
+        return pattern_words(key.dotted) or f"text that matches {details[0]['ctx']['pattern']}"
     text = key.type_text
     if text.startswith('"') and " | " in text:
         return "one of " + text.replace(" | ", ", ")
@@ -119,9 +134,12 @@ def _expected(key: Key, details: list[ErrorDetails]) -> str:
 
 def _hint_for_value(key: Key, value: Any, details: list[ErrorDetails]) -> str | None:
     text = key.type_text
+    meant = foreign_value(key.dotted, value) or pattern_hint(key.dotted, value)
+    if meant is not None:
+        return meant
     if isinstance(value, str):
         choices = [choice.strip('"') for choice in text.split(" | ") if choice.startswith('"')]
-        near = difflib.get_close_matches(value.lower(), choices, 1, 0.5)
+        near = difflib.get_close_matches(value.lower().replace("-", "_").replace(" ", "_"), choices, 1, 0.5)
         if near:
             return f'did you mean "{near[0]}"?'
         if choices:
@@ -130,6 +148,9 @@ def _hint_for_value(key: Key, value: Any, details: list[ErrorDetails]) -> str | 
             number = _as_number(value)
             if number is not None:
                 return f"write it without quotes: {key.path[-1]} = {value}"
+            pair = numbers_hint(key.path[-1], value, "a list of" in text)
+            if pair is not None:
+                return pair
         if value.lower() in ("true", "false") and "true or false" in text:
             return f"write it without quotes: {key.path[-1]} = {value.lower()}"
     if isinstance(value, bool) and "true or false" not in text and text.startswith('"'):

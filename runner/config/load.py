@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from runner.config.crosscheck import cross_check
 from runner.config.diagnose import diagnose, dotted, indexed
+from runner.config.foreign_values import backslash_hint
 from runner.config.locate import Path
 from runner.config.overrides import apply_overrides
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
+from runner.files import near_name
 from schemas import SCHEMA_VERSION, RunConfig
 from schemas.walk import all_keys
 
@@ -98,7 +100,11 @@ def read(file: FilePath) -> Source:
         raw = file.read_bytes()
     except FileNotFoundError:
         raise InvalidConfig(
-            [Diagnostic(f"there is no file {file}", hint="`runner recipes` lists files to start from")]
+            [
+                Diagnostic(
+                    f"there is no file {file}", hint=near_name(file) or "`runner recipes` lists files to start from"
+                )
+            ]
         ) from None
     except IsADirectoryError:
         raise InvalidConfig(
@@ -127,6 +133,8 @@ def read(file: FilePath) -> Source:
 
 def _syntax_hint(message: str, line: str) -> str | None:
     value = line.partition("=")[2].strip()
+    if "\\" in value and ("\\" in message or "hex value" in message or "Illegal character" in message):
+        return backslash_hint(line)
     if "Invalid value" in message and value[:1].isalpha():
         word = value.split("#")[0].strip()
         if word.lower() in ("true", "false"):

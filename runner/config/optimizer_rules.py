@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from runner.config.foreign_values import foreign_value
 from runner.config.locate import Path
 from runner.config.source import Source, conflict
 from runner.errors import Diagnostic
@@ -34,10 +35,10 @@ def optimizer_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     if kind is None:
         problem = class_problem(optimizer.type)
         if problem is not None:
-            near = difflib.get_close_matches(optimizer.type, OPTIMIZERS, 1, 0.5)
+            near = difflib.get_close_matches(optimizer.type.lower(), OPTIMIZERS, 1, 0.6)
             yield Diagnostic(
                 problem, source.value_places(_TYPE),
-                f'did you mean "{near[0]}"?' if near else f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
+                foreign_value("training.optimizer.type", optimizer.type) or (f'did you mean "{near[0]}"?' if near else None) or f"there are {', '.join(OPTIMIZERS)}, and installed classes by full name",
             )  # fmt: skip
     else:
         yield from _arguments(config, source, kind)
@@ -109,7 +110,12 @@ def _own_rates(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     rates = {training.learning_rate if value is True else float(value) for value in training.components.rates.values()}
     plus = network is not None and network.lora_plus_ratio != 1
     known = OPTIMIZERS.get(kind)
-    if known is not None and known.one_rate and (len(rates) > 1 or plus):
+    if known is not None and known.one_rate and plus:
+        yield conflict(
+            source, f'the optimizer "{kind}" finds one learning rate for everything; lora_plus_ratio would be a second one',
+            [_TYPE, ("network", "lora_plus_ratio")], "take lora_plus_ratio out, or use adamw",
+        )  # fmt: skip
+    if known is not None and known.one_rate and len(rates) > 1:
         yield conflict(
             source, f'the optimizer "{kind}" finds one learning rate for everything; components cannot have their own',
             [_TYPE, ("training", "components")], "set the components to true",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from runner.config.locate import Path
 from runner.config.ready import located
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
+from runner.files import near_name
 from schemas.sampling import Prompt, Sampler
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -50,16 +52,34 @@ _SAMPLER_ALIASES = {
     "dpm_2": "dpm2", "dpm_2_a": "dpm2_a", "dpmsolver++": "dpm++_2m", "euler_ancestral": "euler_a",
 }  # fmt: skip
 _OPTION = re.compile(r"(?:^|\s)--([A-Za-z]+)(?=\s|$)")
+_MISSPELT = re.compile(
+    r"(?:^|(?<=\s))(?P<dash>--|[-\u2013\u2014\u2212])(?P<letter>[a-z]{1,3})(?P<join>\s+|=|(?=\d))(?=(?P<value>\S+))"
+)
+"""What looks like an option and is written as none; en and em dashes are what word processors make of two."""
+_BETWEEN = re.compile(r"[\s,]*")
+_ALL_LETTERS = {letter: key for letters in DIALECTS.values() for letter, key in letters.items()}
+
+
+class Placed(NamedTuple):
+    """A prompt, and where each of its keys stands; the whole of it under ""."""
+
+    prompt: Prompt
+    places: Mapping[str, tuple[Place, ...]]
 
 
 def read_prompt_file(file: FilePath, dialect: str) -> list[Prompt]:
     """All prompts of a file; the files that they name are relative to it. Raises `InvalidConfig` with every finding."""
-    return [located(prompt, file.absolute().parent) for prompt in _read(file, dialect)]
+    return [placed.prompt for placed in placed_prompts(file, dialect)]
 
 
-def _read(file: FilePath, dialect: str) -> list[Prompt]:
+def placed_prompts(file: FilePath, dialect: str) -> list[Placed]:
+    """The same, with where everything stands."""
+    return [Placed(located(found.prompt, file.absolute().parent), found.places) for found in _read(file, dialect)]
+
+
+def _read(file: FilePath, dialect: str) -> list[Placed]:
     if not file.is_file():
-        raise InvalidConfig([Diagnostic(f"there is no prompt file {file}")])
+        raise InvalidConfig([Diagnostic(f"there is no prompt file {file}", hint=near_name(file))])
     suffix = file.suffix.lower()
     if suffix == ".toml":
         return _from_toml(file)
@@ -81,14 +101,14 @@ def _text_of(file: FilePath) -> str:
         raise InvalidConfig([Diagnostic(f"{file} cannot be read: {error.strerror}")]) from None
 
 
-def _from_text(file: FilePath, dialect: str) -> list[Prompt]:
-    prompts: list[Prompt] = []
+def _from_text(file: FilePath, dialect: str) -> list[Placed]:
+    prompts: list[Placed] = []
     findings: list[Diagnostic] = []
     for number, line in enumerate(_text_of(file).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            prompts.append(parse_line(line, dialect, file.name, number))
+            prompts.append(placed_line(line, dialect, file.name, number))
         except InvalidConfig as error:
             findings += error.diagnostics
     if findings:
@@ -98,16 +118,27 @@ def _from_text(file: FilePath, dialect: str) -> list[Prompt]:
 
 def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -> Prompt:
     """One line: the text, then options as ` --x value`. Raises `InvalidConfig` with line and column."""
+    return placed_line(line, dialect, name, number).prompt
+
+
+def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
+    """The same, with where everything stands."""
     letters = DIALECTS[dialect]
     options = list(_OPTION.finditer(line))
-    text = line[: options[0].start()] if options else line
-    values: dict[str, Any] = {"prompt": text.strip()}
-    findings: list[Diagnostic] = []
+    text = (line[: options[0].start()] if options else line).strip()
+    values: dict[str, Any] = {"prompt": text}
+    places = {"": (Place(name, number, len(line) - len(line.lstrip()) + 1, max(1, len(text)), line),)}
+    findings = list(_misspelt(line, name, number))
+    if findings:
+        raise InvalidConfig(findings)
+    if options and not text:
+        place = Place(name, number, options[0].start(1) - 1, len(options[0].group(1)) + 2, line)
+        hint = "options stand on the line of their prompt, behind its text"
+        raise InvalidConfig([Diagnostic("there is no prompt before the options", (place,), hint)])
     for option, following in zip(options, [*options, None][1:], strict=True):
         letter = option.group(1)
         raw = line[option.end() : following.start() if following else len(line)].strip()
-        column = option.start(1) - 1
-        place = Place(name, number, column, len(letter) + 2, line)
+        place = Place(name, number, option.start(1) - 1, len(letter) + 2, line)
         key = letters.get(letter)
         if key is None:
             findings.append(
@@ -117,6 +148,7 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
         if key in values and key not in _REPEATABLE:
             findings.append(Diagnostic(f"option `--{letter}` stands twice", (place,), "keep one of them"))
             continue
+        places[key] = (place,)
         try:
             value = _converted(key, raw)
             values[key] = [*values.get(key, []), value] if key in _REPEATABLE else value
@@ -124,16 +156,44 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
             findings.append(Diagnostic(f"option `--{letter}` ({key}): {error}", (place,)))
     if not findings:
         try:
-            return Prompt.model_validate(values)
+            return Placed(Prompt.model_validate(values), places)
         except ValidationError as error:
             for detail in error.errors():
-                wanted = next((letter for letter, key in letters.items() if key == detail["loc"][0]), "")
-                match = next((found for found in options if found.group(1) == wanted), None)
-                column = match.start(1) - 1 if match else 1
-                place = Place(name, number, column, len(wanted) + 2, line)
+                key = str(detail["loc"][0])
+                letter = next((letter for letter, known in letters.items() if known == key), "")
                 message = detail["msg"].replace("Input should be", "must be")
-                findings.append(Diagnostic(f"option `--{wanted}` ({detail['loc'][0]}): {message}", (place,)))
+                where = places.get(key, places[""])
+                findings.append(Diagnostic(f"option `--{letter}` ({key}): {message}", where))
     raise InvalidConfig(findings)
+
+
+def _misspelt(line: str, name: str, number: int) -> Iterator[Diagnostic]:
+    """Options that would become a part of the text: with one dash or a long one, or stuck to their value."""
+    for match in _MISSPELT.finditer(line):
+        dash, letter, join, value = match.group("dash", "letter", "join", "value")
+        stuck = not join.isspace()
+        key = _ALL_LETTERS.get(letter)
+        if key is None or (dash == "--" and not stuck) or not _is_value(key, value, stuck):
+            continue
+        written = f"{dash}{letter}{join}{value}" if stuck else f"{dash}{letter}"
+        place = Place(name, number, match.start("dash") + 1, len(written), line)
+        yield Diagnostic(
+            f"`{written}` would be a part of the text: an option is two dashes, its letter and a blank", (place,),
+            f"write --{letter} {value}",
+        )  # fmt: skip
+
+
+def _is_value(key: str, value: str, stuck: bool) -> bool:
+    """Whether a word after a letter makes it an option of that key, and not a part of the text."""
+    if key in ("image", "end_image", "image_mask", *_REPEATABLE):
+        return bool(re.search(r"\.(png|jpe?g|webp|bmp)$", value, re.IGNORECASE))
+    if key == "sampler":
+        return _SAMPLER_ALIASES.get(value, value) in SAMPLERS
+    if key == "one_frame":
+        return value.partition("=")[0].partition(",")[0] in ("default", "target_index", "control_index", "no_post", "no_2x", "no_4x")  # fmt: skip
+    if key == "negative_prompt":
+        return not stuck
+    return bool(re.fullmatch(r"-?\d+(\.\d+)?", value))
 
 
 def _letter_hint(letter: str, letters: dict[str, str], dialect: str) -> str:
@@ -191,7 +251,7 @@ def sampler_name(name: str) -> str:
     return found
 
 
-def _from_toml(file: FilePath) -> list[Prompt]:
+def _from_toml(file: FilePath) -> list[Placed]:
     source = read(file)
     document = source.document
     if isinstance(document.get("prompt"), dict) and "prompts" not in document:
@@ -210,7 +270,7 @@ def _from_toml(file: FilePath) -> list[Prompt]:
     return _validated([(("prompts", index), entry) for index, entry in enumerate(prompts)], source, kohya=False)
 
 
-def _from_json(file: FilePath) -> list[Prompt]:
+def _from_json(file: FilePath) -> list[Placed]:
     try:
         content = json.loads(_text_of(file))
     except json.JSONDecodeError as error:
@@ -224,24 +284,63 @@ def _from_json(file: FilePath) -> list[Prompt]:
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise InvalidConfig([Diagnostic(f"{file.name} must be a list of objects", (Place(file.name),))])
     source = Source(file, "", {"prompts": content})
-    return _validated([(("prompts", index), entry) for index, entry in enumerate(content)], source, kohya=True)
+    entries: list[tuple[Path, dict[str, Any]]] = [(("prompts", index), entry) for index, entry in enumerate(content)]
+    return _validated(entries, source, True, _beginnings(_text_of(file), file.name))
 
 
-def _validated(entries: list[tuple[Path, dict[str, Any]]], source: Source, kohya: bool) -> list[Prompt]:
-    prompts: list[Prompt] = []
+def _beginnings(text: str, name: str) -> list[Place]:
+    """Where each prompt of a list in JSON begins."""
+    decoder, lines = json.JSONDecoder(), text.split("\n")
+    within = re.match(r"\s*\[", text) or re.search(r'"prompts"\s*:\s*\[', text)
+    found: list[Place] = []
+    at, counted, line = within.end() if within else len(text), 0, 1
+    while True:
+        blank = _BETWEEN.match(text, at)
+        at = blank.end() if blank else at
+        if at >= len(text) or text[at] == "]":
+            return found
+        line, counted = line + text.count("\n", counted, at), at
+        found.append(Place(name, line, at - text.rfind("\n", 0, at), 1, lines[line - 1].rstrip("\r")))
+        _, at = decoder.raw_decode(text, at)
+
+
+def _validated(
+    entries: list[tuple[Path, dict[str, Any]]], source: Source, kohya: bool, beginnings: Sequence[Place] = ()
+) -> list[Placed]:
+    """`beginnings` are those of the prompts of a JSON file."""
+    prompts: list[Placed] = []
     findings: list[Diagnostic] = []
     for path, entry in entries:
         values = {(_KOHYA_NAMES.get(name, name) if kohya else name): value for name, value in entry.items()}
         if isinstance(values.get("sampler"), str):
             values["sampler"] = _SAMPLER_ALIASES.get(values["sampler"], values["sampler"])
         try:
-            prompts.append(Prompt.model_validate_json(json.dumps(values, default=str), strict=True))
+            prompt = Prompt.model_validate_json(json.dumps(values, default=str), strict=True)
+            prompts.append(Placed(prompt, _places(path, entry, source, beginnings)))
         except ValidationError as error:
-            found, _ = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
-            place = source.key_places(path) if source.text else (Place(source.shown_name),)
+            found, wrong = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
+            places = _places(path, entry, source, beginnings)
             number = path[-1]
             assert isinstance(number, int)
-            findings += [Diagnostic(f"prompt {number + 1}: {item.message}", place, item.hint) for item in found]
+            for item, own in zip(found, wrong, strict=True):
+                where = places.get(str(own[0]) if own else "", places[""])
+                findings.append(Diagnostic(f"prompt {number + 1}: {item.message}", where, item.hint))
     if findings:
         raise InvalidConfig(findings)
     return prompts
+
+
+def _places(
+    path: Path, entry: Mapping[str, Any], source: Source, beginnings: Sequence[Place]
+) -> dict[str, tuple[Place, ...]]:
+    """Where the keys of a prompt stand in a .toml file: in its table, or in Kohya's [prompt]; in JSON, where it begins."""
+    if not source.text:
+        number = path[-1]
+        assert isinstance(number, int)
+        return {"": (beginnings[number],) if number < len(beginnings) else source.file_place()}
+    whole = source.header_places(path)
+    places = {"": whole}
+    for name in entry:
+        own = (*path, name) if source.value((*path, name)) is not None else (path[0], name)
+        places[name] = places[_KOHYA_NAMES.get(name, name)] = source.value_places(own)
+    return places

@@ -156,6 +156,8 @@ class Readying:
         """Raises `PromptProblem`."""
         options, model = merged(prompt, self.sampling), self.model
         self._refused(options)
+        if prompt.sampler is not None and prompt.sampler not in self.spec.samplers:
+            raise PromptProblem("sampler", *sampler_problem(prompt.sampler, self.spec))
         multiple = model.size_multiple
         width, height = options.width, options.height
         floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
@@ -292,6 +294,11 @@ class Readying:
             return self.files(name)
         except PromptProblem as problem:
             raise PromptProblem(key, str(problem), problem.hint) from None
+
+
+def sampler_problem(name: str, spec: FamilySpec) -> tuple[str, str]:
+    """What is wrong with a sampler that a family cannot use, and a hint."""
+    return f'the sampler "{name}" cannot follow the flow of {spec.title}', f"use one of {', '.join(spec.samplers)}"
 
 
 def merged(prompt: Prompt, sampling: Sampling) -> Any:

@@ -80,7 +80,7 @@ def _is_event(event: Any) -> bool:
         return False
     if any(not isinstance(event.get(name), (str, type(None))) for name in ("stage", "text", "reason")):
         return False
-    numbers = [event.get("v", 0), event.get("attempt", 0), event.get("step") or 0]
+    numbers = [event.get("v", 0), event.get("attempt", 0), event.get("step") or 0, event.get("time", 0.0)]
     if event["type"] == "step":
         numbers += [event.get("total"), event.get("steps_per_second", 0.0), event.get("loss") or 0.0]
     return all(isinstance(number, (int, float)) for number in numbers) and numbers[0] <= EVENTS_VERSION

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from runner.errors import Invalid
+from runner.files import near_name
 from runner.formats.adapter_names import is_adapter_file
 from runner.formats.adapter_read import read_adapters
 from runner.formats.headers import read_header
@@ -61,7 +62,8 @@ def find_checkpoint(store: Store, graph: Graph, name: str) -> Chosen:
     file = Path(name)
     if not file.is_file():
         raise Invalid(
-            f"there is no checkpoint or file {name!r}", hint=f"say best, last, base, a step or a file; {listed}"
+            f"there is no checkpoint or file {name!r}",
+            hint=near_name(file) if file.suffix else f"say best, last, base, a step or a file; {listed}",
         )
     return Chosen(None, "file", file)
 

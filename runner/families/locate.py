@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 
 from runner.families.spec import ModelProblem
+from runner.files import near_name
 
 KeyPath = tuple[str | int, ...]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHT_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".json", ".index")
 _WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
     "model.fp16.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
@@ -27,15 +28,23 @@ def locate_model(name: str, folder: Path, revision: str | None, builtin: Path, k
         return found
     path = resolve_path(name, folder)
     if path.exists():
-        return path
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _first_shard(path) or path
+    if _HUB_ID.fullmatch(name) and not _is_path(name, path):
         return _in_hub_cache(name, revision or "main", key, path)
-    near = []
-    if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.6)
-    raise ModelProblem(
-        key, f"there is no file or folder {path}", f"did you mean {path.parent / near[0]}?" if near else None
-    )
+    raise ModelProblem(key, f"there is no file or folder {path}", near_name(path))
+
+
+def _is_path(name: str, path: Path) -> bool:
+    """Whether what could be a hub id is meant as a path: by its ending, or because its first folder is there."""
+    return name.startswith((".", "~")) or path.suffix.lower() in _WEIGHT_ENDINGS or path.parent.is_dir()
+
+
+def _first_shard(folder: Path) -> Path | None:
+    """The first of the shards in a folder that holds nothing else to tell what it is."""
+    if not folder.is_dir() or any((folder / name).exists() for name in ("config.json", "model_index.json")):
+        return None
+    first = list(folder.glob("*-00001-of-*.safetensors"))
+    return first[0] if len(first) == 1 else None
 
 
 def resolve_path(name: str, folder: Path) -> Path:

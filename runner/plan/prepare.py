@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.config.load import Loaded
-from runner.config.ready import ReadyPrompt
+from runner.config.ready import ReadyPrompt, sampler_problem
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
 from runner.dataset.folders import Folder, SourceProblem, held_out_folder, source_folders
@@ -22,6 +22,7 @@ from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
+from runner.files import near_name
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable
 from runner.formats.headers import read_header
 from runner.plan.fingerprint import canonical, identity
@@ -158,7 +159,7 @@ class _Preparation:
         key = ("network", "init_from")
         file = resolve_path(network.init_from, self.folder)
         if not file.is_file():
-            self._error(key, f"there is no file {file}")
+            self._error(key, f"there is no file {file}", near_name(file))
             return None
         try:
             problem = (
@@ -185,7 +186,7 @@ class _Preparation:
             assert multiplier is not None
             found.append((file, multiplier))
             if not file.is_file():
-                self._error(key, f"there is no file {file}", 'write "FILE" or "FILE:MULTIPLIER"')
+                self._error(key, f"there is no file {file}", near_name(file) or 'write "FILE" or "FILE:MULTIPLIER"')
                 continue
             if model is None:
                 continue
@@ -230,16 +231,9 @@ class _Preparation:
         if length is not None and length not in self.spec.token_lengths:
             known = ", ".join(map(str, self.spec.token_lengths))
             self._error(("model", "max_token_length"), f"family {self.spec.name} cannot use {length} tokens", f"it takes {known}")  # fmt: skip
-        named: list[tuple[tuple[str | int, ...], str | None]] = [
-            (("sampling", "sampler"), self.config.sampling.sampler)
-        ]
-        named += [(("sampling", "prompts", i, "sampler"), prompt.sampler) for i, prompt in enumerate(self.config.sampling.prompts)]  # fmt: skip
-        for key, sampler in named:
-            if sampler is not None and sampler not in self.spec.samplers:
-                self._error(
-                    key, f'the sampler "{sampler}" cannot follow the flow of {self.spec.title}',
-                    f"use one of {', '.join(self.spec.samplers)}",
-                )  # fmt: skip
+        sampler = self.config.sampling.sampler
+        if sampler is not None and sampler not in self.spec.samplers:
+            self._error(("sampling", "sampler"), *sampler_problem(sampler, self.spec))
 
     def _output_folders(self) -> None:
         output = self.config.run.output_dir or f"runs/{self.config.run.name}"
@@ -259,7 +253,7 @@ class _Preparation:
         file = resolve_path(dataset.config_file, self.folder)
         key = ("dataset", "config_file")
         if not file.is_file():
-            self._error(key, f"there is no dataset file {file}")
+            self._error(key, f"there is no dataset file {file}", near_name(file))
             return None
         try:
             found = read_dataset_file(file, dataset, self.source)

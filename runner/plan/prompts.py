@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from runner.config.prompts import read_prompt_file
+from runner.config.prompts import placed_prompts
 from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt
 from runner.config.source import Source
 from runner.dataset.scan import known_pictures
-from runner.errors import Diagnostic, InvalidConfig
+from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
+from runner.files import near_name
 from runner.pictures import ANIMATED, GROUND, TRANSPARENT
 from runner.store.store import Store
 from schemas import RunConfig
@@ -31,6 +32,8 @@ class PromptReading:
     spec: FamilySpec
     store: Store
     findings: list[Diagnostic]
+    places: list[Mapping[str, tuple[Place, ...]]] = field(default_factory=list)
+    """Of each prompt of the file, where its keys stand."""
 
     def read(self) -> list[Prompt]:
         """The prompts of the file, then those of [[sampling.prompts]]."""
@@ -39,10 +42,13 @@ class PromptReading:
         if name is not None:
             file, key = resolve_path(name, self.folder), ("sampling", "prompt_file")
             if not file.is_file():
-                self.findings.append(Diagnostic(f"there is no prompt file {file}", self.source.value_places(key)))
+                places = self.source.value_places(key)
+                self.findings.append(Diagnostic(f"there is no prompt file {file}", places, near_name(file)))
             else:
                 try:
-                    prompts += read_prompt_file(file, self.config.sampling.dialect or self.spec.defaults.dialect)
+                    found = placed_prompts(file, self.config.sampling.dialect or self.spec.defaults.dialect)
+                    prompts += [placed.prompt for placed in found]
+                    self.places.extend(placed.places for placed in found)
                 except InvalidConfig as error:
                     self.findings.extend(error.diagnostics)
         return prompts + self.config.sampling.prompts
@@ -71,12 +77,12 @@ class PromptReading:
         severity: Literal["warning", "error"] = "warning" if problem.warns else "error"
         if number >= 0 and self.source.value((*own, problem.key)) is not None:
             places = self.source.value_places((*own, problem.key))
+        elif number < 0 and problem.key in self.places[index]:
+            places = self.places[index][problem.key]
         elif self.source.value(shared) is not None:
             places = self.source.value_places(shared)
-        elif number >= 0:
-            places = self.source.header_places(own)
         else:
-            places = self.source.value_places(("sampling", "prompt_file"))
+            places = self.source.header_places(own) if number >= 0 else self.places[index][""]
         self.findings.append(Diagnostic(f"prompt {index + 1}: {problem}", places, problem.hint, severity))
 
 
@@ -106,7 +112,7 @@ def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
     """The picture that a prompt names. Raises `PromptProblem`."""
     path = resolve_path(name, folder)
     if not path.is_file():
-        raise PromptProblem("image", f"there is no picture {path}")
+        raise PromptProblem("image", f"there is no picture {path}", near_name(path))
     content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
     if content.problem is not None:
         raise PromptProblem("image", f"{path} {content.problem}")
