@@ -225,3 +225,12 @@ def test_a_size_that_is_none(place: Place) -> None:
             f"error: {option} 12 parsecs: write it as 12GB\nhint: from 1GB to 10TB, in GB, GiB or MB; 12 is 12GB"
         )
     assert LIBRARIES["cuda"] < GB, "the least that may be typed leaves room for something"
+
+
+def test_what_saves_most_is_shown_first(planned: Planned) -> None:
+    """Each line's figure is the peak with it and all above it: it falls, whatever phase is the highest."""
+    found = fit(planned(document("framepack", "lora")), 12 * GB)
+    peaks = [found.before, *(peak for _, peak in found.steps)]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[1] < found.before
+    assert len(found.steps) > 3

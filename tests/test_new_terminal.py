@@ -43,7 +43,7 @@ def on_a_terminal(place: Place, typed: str, *arguments: str) -> tuple[int, str, 
     )  # fmt: skip
     os.close(end)
     os.write(main, typed.encode())
-    stdout, _ = process.communicate(timeout=120)
+    stdout, _ = process.communicate(timeout=600)
     shown = b""
     while True:
         try:

@@ -172,19 +172,23 @@ class _Search:
             return None
         plan = make_plan(run)
         question = memory_question(plan, trained_numbers(plan)[0], "cuda")
-        believed = max(self.peak(chosen, caching) for caching in (True, False))
-        return question if prepared.spec.memory(question).peak <= max(believed, self.room) else None
+        return question if prepared.spec.memory(question).peak <= max(self._whole_peak(chosen), self.room) else None
 
     def result(self, chosen: Chosen, question: MemoryQuestion, limit: int) -> Fit:
-        libraries, predict = LIBRARIES["cuda"], self.plan.prepared.spec.memory
-        answer = predict(question)
-        steps = [(chosen[:count], chosen[count - 1]) for count in range(1, len(chosen))]
-        peaks = [(last, predict(_changed(self.question, some)).peak + libraries) for some, last in steps]
-        if chosen:
-            peaks.append((chosen[-1], answer.peak + libraries))
-        slower = _cost(chosen)[0]
-        before = predict(self.question).peak + libraries
-        return Fit(limit, before, answer.peak + libraries, answer.highest, slower, tuple(peaks))
+        """The proposal, its remedies in the order of what they save."""
+        libraries, answer = LIBRARIES["cuda"], self.plan.prepared.spec.memory(question)
+        ordered: Chosen = ()
+        steps: list[tuple[Remedy, int]] = []
+        while len(ordered) < len(chosen):
+            left = [remedy for remedy in chosen if remedy not in ordered]
+            ordered += (min(left, key=lambda remedy: self._whole_peak((*ordered, remedy))),)
+            peak = answer.peak if len(left) == 1 else int(self._whole_peak(ordered))
+            steps.append((ordered[-1], peak + libraries))
+        before = int(self._whole_peak(())) + libraries
+        return Fit(limit, before, answer.peak + libraries, answer.highest, _cost(chosen)[0], tuple(steps))
+
+    def _whole_peak(self, chosen: Chosen) -> float:
+        return max(self.peak(chosen, caching) for caching in (True, False))
 
 
 def _names(chosen: Sequence[Remedy]) -> frozenset[str]:
