@@ -11,7 +11,7 @@ from runner.plan.estimate import figures
 from runner.plan.render import plan_record, render_fit, render_plan, size_text
 from runner.plan.speed import step_key
 from tests.inprocess import planned
-from tests.support import Place
+from tests.support import Place, draw_pictures
 
 
 def row(place: Place, name: str, **training: Any) -> str:
@@ -111,3 +111,11 @@ def test_another_setting_is_another_step(place: Place) -> None:
     ):  # fmt: skip
         keys.append(step_key(planned(place.file, change).graph))
     assert len(set(keys)) == len(keys)
+
+
+def test_items_that_train_and_those_beside_them(place: Place) -> None:
+    assert row(place, "items") == "8, 2 held out beside them"
+    place.write({"dataset": {"held_out": None, "sources": [{"path": "pics"}, {"path": "reg", "regularization": True}]}})
+    draw_pictures(place.folder / "reg", 3)
+    plan = planned(place.file)
+    assert "  items        13 (3 of them for regularization)\n" in render_plan(plan, figures(plan, None))

@@ -59,15 +59,12 @@ def another_training(old: str) -> str:
 
 def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
     items = f"{figures.items:,}"
-    extra = []
-    if figures.held_out:
-        extra.append(f"{figures.held_out} held out")
     if figures.regularization:
-        extra.append(f"{figures.regularization} of them for regularization")
-    if figures.excluded:
-        extra.append(f"{len(figures.excluded)} left out")
+        items += f" ({figures.regularization:,} of them for regularization)"
+    for count, words in ((figures.held_out, "held out beside them"), (len(figures.excluded), "left out")):
+        items += f", {count:,} {words}" if count else ""
     rows = [
-        ("items", items + (f" ({', '.join(extra)})" if extra else "")),
+        ("items", items),
         ("buckets", describe(figures.buckets[:8]) + (", …" if len(figures.buckets) > 8 else "")),
         ("batches", describe(figures.batches_per_epoch[:8]) + " an epoch"),
         ("steps", _steps(figures, plan)),
