@@ -23,8 +23,9 @@ GROUND = "white"
 EXTRA = "runner[pictures]"
 """What to install for HEIC and JPEG XL."""
 
-TRANSPARENT, DEEP, ANIMATED = "transparent", "deep", "animated"
-"""Facts of a picture: pixels one can see through; more than 8 bits of grey, which are scaled; several frames or pages."""
+TRANSPARENT, DEEP, ANIMATED, MIRRORED = "transparent", "deep", "animated", "mirrored"
+"""Facts of a picture: pixels one can see through; more than 8 bits of grey, which are scaled; several frames or pages. Of a
+video: shown mirrored."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _ERRORS = (
@@ -64,8 +65,8 @@ def decoding(facts: str, masked: bool = False) -> str:
     `masked`: its transparency is a mask, and nothing is put behind it."""
     if not facts:
         return ""
-    plain = (ANIMATED, "variable", *([TRANSPARENT] if masked else []))
-    return " ".join(word for word in facts.split() if word not in plain and not word.startswith("rate="))
+    words = (DEEP, MIRRORED) if masked else (TRANSPARENT, DEEP, MIRRORED)
+    return " ".join(word for word in facts.split() if word in words)
 
 
 def has_alpha(picture: Image.Image) -> bool:

@@ -299,14 +299,52 @@ def test_a_crooked_matrix_is_refused(tmp_path: Path) -> None:
     assert found.problem == "is turned by its display matrix, and not by a right angle or a mirror"
 
 
-def test_transparency_of_clips_stands_on_white(tmp_path: Path) -> None:
-    hidden = Image.new("RGBA", SIZE, (0, 0, 0, 0))
+@pytest.mark.parametrize(("codec", "form", "layout"), [("qtrle", "mov", "argb"), ("libvpx-vp9", "webm", "yuva420p")])
+def test_transparency_of_clips_stands_on_white(tmp_path: Path, codec: str, form: str, layout: str) -> None:
+    half = np.zeros((SIZE[1], SIZE[0], 4), np.uint8)
+    half[:, :32] = (200, 50, 50, 255)
     file = tmp_path / "x.mov"
-    file.write_bytes(clip("qtrle", "mov", frames=2, pictures=[hidden] * 2, layout="argb"))
+    file.write_bytes(clip(codec, form, frames=2, pictures=[Image.fromarray(half)] * 2, layout=layout))
     found = probe_video(file)
     assert found.facts == "transparent rate=24"
     pixels = read_clip(str(file), found.digest, Clip(0, 2, None, 24.0), Fit(SIZE, SIZE, SIZE).centre)
-    assert pixels.min() == 1
+    assert pixels[:, :, 8:40, 40:].min() == 1
+    assert pixels[1, :, 8:40, 4:24].max() < -0.4
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("interlaced", "1 videos are interlaced: each frame has lines of two moments (clips/a.mp4); ffmpeg -i IN -vf yadif OUT"),
+        (
+            "oblong",
+            "1 videos have pixels that are not square, and are trained as stored (clips/a.mp4); ffmpeg -i IN -vf "
+            "scale=iw*sar:ih,setsar=1 OUT",
+        ),
+        (
+            "hdr",
+            "1 videos are HDR, and look pale where they are read as usual ones (clips/a.mp4); map them first: ffmpeg with "
+            "zscale and tonemap",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_screen_would_show_otherwise_is_said(
+    tmp_path: Path, rated: Callable[..., list[str]], word: str, said: str
+) -> None:
+    file = tmp_path / "made.mp4"
+    with av.open(str(file), "w") as container:
+        interlaced = {"flags": "+ilme+ildct"}
+        video = container.add_stream("mpeg2video" if word == "interlaced" else "libx264", rate=24, options=interlaced if word == "interlaced" else {})  # fmt: skip
+        video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
+        if word == "oblong":
+            video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        if word == "hdr":
+            video.codec_context.color_trc = 18
+        for index in range(20):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.roll(GROUND, index, axis=1).copy(), "rgb24")))
+        container.mux(video.encode())
+    assert probe_video(file).facts == f"{word} rate=24"
+    assert rated({"a": file.read_bytes()}) == [said]
 
 
 # --- folders of frames ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from runner.dataset.encodings import ItemSettings, Look, TrainItem
 from runner.dataset.folders import Folder
 from runner.dataset.notes import Notes
 from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
-from runner.dataset.rates import note_rate
+from runner.dataset.rates import note_making, note_rate
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
 from runner.pictures import decoding
@@ -165,6 +165,7 @@ class _Fitting:
             reason = f"has {item.frames} frames{kept}, fewer than target_frames {least}"
             bad.append(BadItem(item.folder.number, item.name, reason))
             return []
+        note_making(item.name, item.facts, self.notes)
         if max(length for _, length in found) > 1:
             note_rate(item.name, item.facts, options.source_fps, rule.fps, self.notes)
         if missing:

@@ -17,18 +17,22 @@ from PIL import Image
 
 from runner.dataset.containers import said_bytes
 from runner.dataset.media import is_media
-from runner.pictures import TRANSPARENT, alpha_of, as_rgb
+from runner.pictures import MIRRORED, TRANSPARENT, alpha_of, as_rgb
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
 
 MOST_BYTES = 2**36
 """Of one video's file."""
 MOST_PIXELS = 2**26
 """Of one frame."""
-MIRRORED, VARIABLE = "mirrored", "variable"
-"""Facts of a video, beside those of pictures and `rate=FPS`: shown mirrored; frames at uneven times."""
+VARIABLE, INTERLACED, OBLONG, HDR = "variable", "interlaced", "oblong", "hdr"
+"""Facts of a video, beside those of pictures and `rate=FPS`: frames at uneven times; of lines of two times; pixels that are
+not square; brightness on a scale that screens have to be told of (PQ, HLG)."""
+_HDR_CURVES = (16, 18)
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 """No playlists and no scripts: those name other files and addresses to read."""
 _TURNS = {
@@ -64,8 +68,22 @@ def open_video(path: str) -> InputContainer:
 def video_frames(container: InputContainer) -> Iterator[av.VideoFrame]:
     """The decoded frames, as stored."""
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    yield from container.decode(stream)
+    decoder = _decoder(stream)
+    decoder.thread_type = "AUTO"
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
+
+
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """What decodes a stream. FFmpeg's own decoders of VP8 and VP9 leave transparency out, libvpx does not."""
+    from av.video.codeccontext import VideoCodecContext
+
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
+        return own
+    decoder = VideoCodecContext.create("libvpx" if own.name == "vp8" else "libvpx-vp9", "r")
+    decoder.extradata = own.extradata
+    return decoder
 
 
 def frame_names(folder: str) -> list[str]:
@@ -113,8 +131,11 @@ def _decode(container: InputContainer, found: VideoFacts) -> None:
     stream = container.streams.video[0]
     if cast(Any, stream.codec_context) is None:
         raise UnusableVideo("is of a codec that nothing here decodes")
-    stream.thread_type = "SLICE"  # threads of whole frames lose the decoder's errors
-    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+    decoder = _decoder(stream)
+    decoder.thread_type = "SLICE"  # threads of whole frames lose the decoder's errors
+    decoder.options = {"max_pixels": str(MOST_PIXELS)}
+    if stream.sample_aspect_ratio not in (None, 0, 1):
+        found.words.append(OBLONG)
     unit = float(stream.time_base or 0)
     times: list[int | None] = []
     shown: list[int | None] = []
@@ -130,7 +151,7 @@ def _decode(container: InputContainer, found: VideoFacts) -> None:
                 times.append(packet.pts)
         if packet.is_corrupt:
             raise UnusableVideo(f"is damaged after frame {found.frames}: a packet is not whole")
-        for frame in cast("list[av.VideoFrame]", packet.decode()):
+        for frame in decoder.decode(packet):
             _look(frame, found)
             shown.append(frame.pts)
     rate = _rate(times, unit, stream.average_rate, found.words)
@@ -169,8 +190,11 @@ def _look(frame: av.VideoFrame, found: VideoFacts) -> None:
         raise UnusableVideo(
             f"changes its size: frame {found.frames} is {size[0]}x{size[1]}, the first {found.size[0]}x{found.size[1]}"
         )
-    if turn in _MIRRORS and MIRRORED not in found.words:
-        found.words.append(MIRRORED)
+    for word, holds in (
+        (MIRRORED, turn in _MIRRORS), (INTERLACED, frame.interlaced_frame), (HDR, frame.color_trc in _HDR_CURVES),
+    ):  # fmt: skip
+        if holds and word not in found.words:
+            found.words.append(word)
     if TRANSPARENT not in found.words and _has_alpha(frame) and alpha_of(_seen_through(frame)).getextrema()[0] != 255:
         found.words.append(TRANSPARENT)
     found.frames += 1

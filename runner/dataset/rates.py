@@ -1,12 +1,29 @@
-"""What is to be said of a video's own frame rate: frames are taken as they come, or dropped by what source_fps says."""
+"""What is to be said of videos whose frames are trained as they are stored: their rate, and how they are made."""
 
 from __future__ import annotations
 
-from runner.dataset.frames import VARIABLE
+from runner.dataset.frames import HDR, INTERLACED, OBLONG, VARIABLE
 from runner.dataset.notes import Notes
 
 NEAR = 0.05
 """Rates that differ by no more count as equal: 23.976, 24 and 25."""
+
+_MADE = (
+    (INTERLACED, "are interlaced: each frame has lines of two moments", "ffmpeg -i IN -vf yadif OUT"),
+    (
+        OBLONG,
+        "have pixels that are not square, and are trained as stored",
+        "ffmpeg -i IN -vf scale=iw*sar:ih,setsar=1 OUT",
+    ),
+    (HDR, "are HDR, and look pale where they are read as usual ones", "map them first: ffmpeg with zscale and tonemap"),
+)
+
+
+def note_making(name: str, facts: str, notes: Notes) -> None:
+    """Notes on a video that looks otherwise on a screen than frame by frame."""
+    for word, message, way_out in _MADE:
+        if word in facts.split():
+            notes.add(f"videos {message}", way_out, [name])
 
 
 def rate_of(facts: str) -> float | None:
