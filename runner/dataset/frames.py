@@ -143,7 +143,7 @@ def _decode(container: InputContainer, found: VideoFacts) -> None:
     for packet in container.demux():
         if packet.pts is not None and packet.time_base:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream_index != stream.index:
+        if packet.stream.index != stream.index:  # (stream_index of the last packets is not set)
             continue
         if packet.size:
             packets += 1
