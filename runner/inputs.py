@@ -29,6 +29,7 @@ JUDGE_VERSION = 2
 """Of the rule alone: measurements stay."""
 LEAST_FOR_ERROR = 12
 """Measured items below which their spread says too little: the lowest loss decides then, and no error is allowed for."""
+PUBLISH_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Numerics:
     """What a distilled denoiser is told as guidance in training."""
     variant: str | None = None
     """What the denoiser is used for, and its window."""
+    version: int | None = None
+    """The family's version, from its second one on."""
 
     def facts(self) -> dict[str, Any]:
         """What decides results. Families that have no guidance or variant leave them out."""

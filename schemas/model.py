@@ -54,7 +54,7 @@ class Model(Section):
     prediction_type: Literal["epsilon", "v_prediction"] | None = key(
         None, effect="trajectory", stage=("train", "sample")
     )
-    """What the denoiser predicts (sd15, sdxl). Unset: the checkpoint's scheduler config, else epsilon. A single file does not say: set it for a v-prediction model."""
+    """What the denoiser predicts (sd15, sdxl). Unset: as the checkpoint says (a folder's scheduler, a single file's key `v_pred` or its metadata), else epsilon. Most single files do not say: set it for a v-prediction model."""
 
     clip_skip: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=12)
     """Use the text encoders' hidden states this many layers from the end (sd15, sdxl); 1 is the last layer, 2 is common for anime models. Unset: by family (sd15: 1, sdxl: 2)."""

@@ -124,8 +124,8 @@ class Loss(Section):
     input_perturbation: Annotated[float, Field(ge=0, le=1)] = key(0.0, effect="trajectory", stage="train")
     """Adds so much more noise to the denoiser's input only (arXiv 2301.11706)."""
 
-    zero_terminal_snr: bool = key(False, effect="trajectory", stage=("train", "sample"))
-    """Rescales the betas so that the last step is pure noise (arXiv 2305.08891); for v_prediction."""
+    zero_terminal_snr: bool | None = key(None, effect="trajectory", stage=("train", "sample"))
+    """Rescales the betas so that the last step is pure noise (arXiv 2305.08891); for v_prediction. Unset: as the checkpoint says (a single file's key `ztsnr`, a folder's rescale_betas_zero_snr), else false."""
 
     masked: bool | None = key(None, effect="trajectory", stage="train")
     """Weights the loss by the masks of sources with mask_path or alpha_mask. Unset: where there are any."""

@@ -16,7 +16,7 @@ from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.families.spec import Target
 from runner.formats.adapter_read import read_adapters, read_lora
-from runner.formats.adapter_write import diffusers_state, kohya_state
+from runner.formats.adapter_write import Base, diffusers_state, kohya_state
 from runner.formats.tensors import write_tensors
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
@@ -103,7 +103,7 @@ def test_files_are_read_back(
     expected = merged(run.targets, state, base)
     file = tmp_path / "x.safetensors"
     if form == "kohya":
-        write_tensors(file, kohya_state(run.targets, state, torch.float32, base))
+        write_tensors(file, kohya_state(run.targets, state, torch.float32, Base(base, run.spec.layers(run.model))))
     else:
         write_tensors(file, *diffusers_state(run.targets, state, torch.float32))
     close(merged_file(run, file), expected)
@@ -194,7 +194,7 @@ def test_peft_itself_loads_loha_and_lokr(family_place: Callable[..., Place]) -> 
         own = [target for target in run.targets if target.component == "denoiser"]
         fresh = family("sd15").load(run.model, "denoiser", OPTIONS)
         model = peft.inject_adapter_in_model(
-            config(r=2, alpha=1.0, target_modules=[target.name for target in own]), fresh
+            config(r=2, alpha=2.0, target_modules=[target.name for target in own]), fresh
         )
         state = {key.removeprefix("unet."): value for key, value in tensors.items() if key.startswith("unet.")}
         outcome = peft.set_peft_model_state_dict(model, state)

@@ -27,15 +27,14 @@ GB = 10**9
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins of the three full-size checkpoints, pictures, and a T5 tokenizer."""
-    from runner.families.sd3.tiny import write_tiny
+    from runner.families.sd3.tiny import write_t5_tokenizer
 
     folder = tmp_path_factory.mktemp("stand_ins")
     for name in ("sd15", "sdxl", "sd3"):
         write_stand_in(folder / f"{name}.safetensors", name)
     write_stand_in(folder / "sd3_without_t5.safetensors", "sd3", ("t5xxl",))
     write_stand_in(folder / "sd3_without_text.safetensors", "sd3", ("text_encoders",))
-    write_tiny(folder / "tiny")
-    shutil.copytree(folder / "tiny" / "tokenizer_3", folder / "t5-tokenizer")
+    write_t5_tokenizer(folder / "t5-tokenizer", 32_100)
     draw_pictures(folder / "images", 12, size=512)
     return folder
 

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from runner.atomic import new_folder, remove
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
-from runner.formats.adapter_write import diffusers_state, kohya_state
+from runner.formats.adapter_modules import Form, needs_base
+from runner.formats.adapter_names import DORA_NORM
+from runner.formats.adapter_write import Base, diffusers_state, kohya_state
+from runner.formats.markers import V_PRED, ZTSNR
 from runner.formats.metadata import publish_metadata
 from runner.formats.tensors import write_hashed_tensors, write_tensors
-from runner.inputs import TrainInputs
+from runner.inputs import PUBLISH_VERSION, TrainInputs
 from runner.networks.merge import merged
 from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
@@ -25,7 +28,6 @@ from runner.stages.checkpoints import Checkpoints, file_digest
 from runner.stages.context import Context
 from runner.stages.modules import build
 
-EXPORT_VERSION = 1
 MANIFEST = "manifest.json"
 _IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
 FORMATS = ("kohya", "diffusers", "comfyui", "single_file")
@@ -50,7 +52,7 @@ class Exporter:
                 hint="use single_file, comfyui or diffusers",
             )
         metadata = publish_metadata(self.prepared, step, weights, self.run, adapter and form != "single_file")
-        key = fingerprint([EXPORT_VERSION, self.train.trajectory(), step, weights, form, dtype, metadata])
+        key = fingerprint([PUBLISH_VERSION, self.train.trajectory(), step, weights, form, dtype, metadata])
         folder = self.context.store.root / "exports" / key
         is_folder = form == "diffusers" and not adapter
         name = "model" if is_folder else "weights.safetensors"
@@ -63,7 +65,7 @@ class Exporter:
                 self._write(staged / name, state, form, DTYPES[dtype], metadata)
                 files = sorted(file for file in staged.rglob("*") if file.is_file())
                 digests = {file.relative_to(staged).as_posix(): file_digest(file) for file in files}
-                write_record(staged / MANIFEST, {"version": EXPORT_VERSION, "files": digests})
+                write_record(staged / MANIFEST, {"version": PUBLISH_VERSION, "files": digests})
         return folder / name
 
     def _is_sound(self, folder: Path) -> bool:
@@ -83,25 +85,37 @@ class Exporter:
     ) -> None:
         targets = self.train.targets
         if targets is not None and form in ("kohya", "comfyui"):
+            naming: Form = "kohya" if form == "kohya" else "comfyui"
+            if naming == "comfyui" and any(adapter.adapter == "dora" for adapter in targets):
+                metadata = {**metadata, DORA_NORM: "base"}
             base = None
-            if any(adapter.adapter == "oft" for adapter in targets):
-                base = plain_states(build(self.context, self.train, None, plain=True).modules)
-            write_hashed_tensors(target, kohya_state(targets, state, dtype, base), metadata)
+            if needs_base(targets, naming):
+                weights = plain_states(build(self.context, self.train, None, plain=True).modules)
+                base = Base(weights, self.prepared.spec.layers(self.prepared.model))
+            write_hashed_tensors(target, kohya_state(targets, state, dtype, base, naming), metadata)
         elif targets is not None and form == "diffusers":
             tensors, extra = diffusers_state(targets, state, dtype)
             write_tensors(target, tensors, {**metadata, **extra})
         elif form == "single_file":
-            whole = self.context.family.single_file(self.context.runtime.model, self._whole(state, dtype))
+            whole = (
+                self.context.family.single_file(self.context.runtime.model, self._whole(state, dtype)) | self._markers()
+            )
             write_hashed_tensors(target, {name: tensor.contiguous() for name, tensor in whole.items()}, metadata)
         elif form == "comfyui":
             denoiser = self._whole(state, dtype, only=("denoiser",))["denoiser"]
-            write_hashed_tensors(
-                target, self.context.family.denoiser_file(self.context.runtime.model, denoiser), metadata
-            )
+            named = self.context.family.denoiser_file(self.context.runtime.model, denoiser)
+            write_hashed_tensors(target, named | self._markers(), metadata)
         else:
-            model = self.context.runtime.model
-            prediction_type = self.context.numerics.prediction_type
-            self.context.family.save_pipeline(target, model, self._whole(state, dtype), prediction_type)
+            model, numerics = self.context.runtime.model, self.context.numerics
+            self.context.family.save_pipeline(
+                target, model, self._whole(state, dtype), numerics.prediction_type, numerics.zero_terminal_snr
+            )
+
+    def _markers(self) -> dict[str, Tensor]:
+        """The empty tensors by which a checkpoint in one file says what it predicts."""
+        numerics = self.context.numerics
+        marks = {V_PRED: numerics.prediction_type == "v_prediction", ZTSNR: numerics.zero_terminal_snr}
+        return {name: torch.empty(0) for name, says in marks.items() if says}
 
     def _whole(
         self, state: Mapping[str, Tensor], dtype: torch.dtype, only: tuple[str, ...] | None = None

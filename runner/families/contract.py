@@ -72,7 +72,8 @@ class Family:
     process(numerics) → the noise process.
     denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
     tiny(folder) → writes a checkpoint of the real classes with small random weights, which lets every path run on a CPU.
-    save_pipeline(folder, model, state dicts by component, prediction type) → a whole directory in diffusers' layout.
+    save_pipeline(folder, model, state dicts by component, prediction type, whether the last step is pure noise) → a whole
+        directory in diffusers' layout.
     single_file(model, state dicts by component) → the state dict of one checkpoint in the original layout.
     denoiser_file(model, the denoiser's state dict) → the same for the denoiser alone, as ComfyUI loads it.
     picture_parts: the components that encode pictures.
@@ -92,7 +93,7 @@ class Family:
     process: Callable[[Numerics], Process]
     denoise: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
     tiny: Callable[[Path], None]
-    save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str], None]
+    save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str, bool], None]
     single_file: Callable[[Model, Mapping[str, Mapping[str, Tensor]]], dict[str, Tensor]]
     denoiser_file: Callable[[Model, Mapping[str, Tensor]], dict[str, Tensor]]
     size_conditioning: Callable[[tuple[int, int], tuple[int, int], tuple[int, int]], Conditioning] | None = None

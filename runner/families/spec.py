@@ -39,6 +39,13 @@ class Component:
     """Key in diffusers' and transformers' own naming → where it is in the files."""
 
 
+class Stated(NamedTuple):
+    """A value that a checkpoint says, and where."""
+
+    value: Any
+    why: str
+
+
 @dataclass(frozen=True)
 class Model:
     """A checkpoint as far as its headers and configurations tell."""
@@ -72,6 +79,8 @@ class Model:
     """What the denoiser sees beside the frames that it makes, in latent frames of full resolution (framepack)."""
     image_tokens: int = 0
     """Tokens of an image's embedding beside those of the text (framepack)."""
+    stated: Mapping[str, Stated] = field(default_factory=dict)
+    """Dotted key of run.toml → what the checkpoint itself says of it."""
 
     @property
     def makes_video(self) -> bool:
@@ -137,6 +146,11 @@ class Target:
     bias: bool = field(default=True, compare=False, repr=False)
     depth: int = field(default=0, compare=False, repr=False)
     """Frames that a convolution over time sees; 0: it is one over pictures."""
+    comfyui: str = field(default="", compare=False, repr=False)
+    """The module's name in ComfyUI's files, where ComfyUI does not know Kohya's."""
+    separate: str = field(default="", compare=False, repr=False)
+    """What files of LyCORIS' kinds call the layer by itself, where Kohya's module is several layers or swapped; empty: they
+    have no name for it."""
 
     @property
     def full_name(self) -> str:
@@ -144,7 +158,7 @@ class Target:
 
     def facts(self) -> list[Any]:
         """What decides the training of its adapter."""
-        left_out = {"aliases", "bias", "depth"} | ({"span"} if self.span == 1 else set())
+        left_out = {"aliases", "bias", "depth", "comfyui", "separate"} | ({"span"} if self.span == 1 else set())
         return [value for name, value in self.__dict__.items() if name not in left_out]
 
     @property
@@ -163,6 +177,11 @@ class Target:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    @property
+    def shares_module(self) -> bool:
+        """Whether Kohya's module is not just this layer as it is."""
+        return self.part[1] > 1 or self.swapped
 
     @property
     def rows(self) -> slice:
@@ -335,5 +354,9 @@ class FamilySpec:
             return self.swap(model, trains)
         return SwapRule(len(self.blocks(model)) - 1, lambda wanted: wanted)
 
+    network_modules: Mapping[str, str] = field(default_factory=lambda: {"lora": "networks.lora"})
+    """Kind of adapter → the module of its family's trainer that makes such files (ss_network_module); others are LyCORIS'."""
+    version: int = 1
+    """Grows where the family's denoiser is told something else than before, so that no earlier work is taken for it."""
     refused_keys: Mapping[str, str] = field(default_factory=dict)
     """Dotted key → why this family cannot use it."""

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 
 from runner.families.spec import Target
-from runner.formats.adapter_names import EMBEDDING, Module, Parsed, is_adapter_file, parse
+from runner.formats.adapter_modules import Columns, columns_of
+from runner.formats.adapter_names import DORA_NORM, EMBEDDING, Module, Parsed, is_adapter_file, parse
 from runner.formats.headers import DTYPE_BYTES, Header
 from runner.networks.shapes import BIASES, adapter_shapes, skew_side
 
@@ -61,11 +62,19 @@ def check_mergeable(header: Header, layers: Sequence[Target], skip_unknown: bool
         return replace(found, problem=_nothing(header, parsed))
     if parsed.doubled:
         return replace(found, problem=_doubled(parsed))
+    if _for_comfyui(header) is not None:
+        return replace(found, problem=_for_comfyui(header))
     problems = (module_problem(header.tensors, module) for module in parsed.modules)
     misfit = next((problem for problem in problems if problem is not None), None)
     if misfit is None and found.left_out and not skip_unknown:
         return replace(found, problem=_unknown(parsed), skippable=True)
     return replace(found, problem=misfit)
+
+
+def _for_comfyui(header: Header) -> str | None:
+    """Its magnitudes cannot be told without the base's weights."""
+    said = "it is a DoRA written for ComfyUI, whose rule is another one; take the run's kohya or diffusers file"
+    return said if header.metadata.get(DORA_NORM) == "base" else None
 
 
 def _nothing(header: Header, parsed: Parsed) -> str:
@@ -305,12 +314,15 @@ def check_adapter_file(file: Path, header: Header, targets: Sequence[Target], de
         return f"{len(parsed.keys)} of its tensors are not known here ({some(parsed.keys)})"
     if parsed.doubled:
         return _doubled(parsed)
+    if _for_comfyui(header) is not None:
+        return _for_comfyui(header)
+    columns = columns_of(targets)
     for target in targets:
         module = found[target.full_name]
         missing = _incomplete(module.keys)
         problem = (
             (f"{module.name} {missing}" if missing is not None else None)
-            or _other(header.tensors, module, target, decompose_factor)
+            or _other(header.tensors, module, target, decompose_factor, columns)
             or module_problem(header.tensors, module, whole=False)
         )
         if problem is not None:
@@ -338,7 +350,7 @@ def _own_factors(file: Path, header: Header, found: Mapping[str, Module], target
     return None
 
 
-def _other(tensors: Tensors, module: Module, target: Target, factor: int) -> str | None:
+def _other(tensors: Tensors, module: Module, target: Target, factor: int, columns: Columns) -> str | None:
     """How a module differs from the adapter that [network] gives its layer."""
     kind = kind_of(module.keys) or "bias"
     decomposed = [name for name in _DECOMPOSED if name in module.keys]
@@ -351,10 +363,12 @@ def _other(tensors: Tensors, module: Module, target: Target, factor: int) -> str
     strange = [name for name in module.keys if name not in taken]
     if strange:
         return f"{module.name} has {some(strange)}, and adapters of type {target.adapter} have none here"
+    if module.fused and kind == "loha" and target.full_name in columns:
+        return _other_ranks(tensors, module, columns[target.full_name][1])
     if module.fused and kind not in ("lora", "dora"):
         return f"{module.name} is several layers in one, of which each has its own {kind} here"
     if kind in ("lora", "dora"):
-        return _other_rank(tensors, module, target)
+        return _other_rank(tensors, module, target, columns.get(target.full_name, (0, 0))[1])
     for name, shape in expected.items():
         key = module.keys.get(name)
         if key is None:
@@ -364,12 +378,22 @@ def _other(tensors: Tensors, module: Module, target: Target, factor: int) -> str
     return None
 
 
-def _other_rank(tensors: Tensors, module: Module, target: Target) -> str | None:
+def _other_ranks(tensors: Tensors, module: Module, total: int) -> str | None:
+    for name in ("hada_w1_b", "hada_w2_b"):
+        key = module.keys[name]
+        rank = (*tensors[key][1], 0)[0]
+        if rank != total:
+            return f"{key} has rank {rank}; several layers in one have {total} together here, each its own"
+    return None
+
+
+def _other_rank(tensors: Tensors, module: Module, target: Target, total: int) -> str | None:
+    """`total`: of all the layers of its module that get adapters."""
     key = module.keys.get("lora_mid", module.keys["lora_A"])
     rank = (*tensors[key][1], 0)[0]
     parts = module.layers[0].part[1]
-    # Kohya's split_qkv has an own first factor for each of q, k and v in one tensor.
-    if rank != target.rank and not (module.fused and rank == target.rank * parts):
+    # Ours, and Kohya's split_qkv, have an own first factor for each of q, k and v in one tensor.
+    if rank != target.rank and not (module.fused and rank in (target.rank * parts, total)):
         return f"{key} has rank {rank}, [network] gives this layer {target.rank}"
     magnitude = tensors[module.keys["dora_scale"]][1] if "dora_scale" in module.keys else None
     if magnitude and magnitude[0] != module.layers[0].module_outputs:

@@ -45,6 +45,8 @@ EMBEDDING = "bundle_emb."
 """Before the keys of textual inversions that lie in an adapter's file."""
 ADAPTER_METADATA = "lora_adapter_metadata"
 """The key under which diffusers looks for rank and alpha; without it a file is loaded with alpha = rank."""
+DORA_NORM = "runner.dora_norm"
+"""The metadata key that says "base" where a DoRA file is for ComfyUI, which divides by the length of the base's rows."""
 SCALED: Mapping[str, str] = {"lora": "lora_B", "dora": "lora_B", "loha": "hada_w1_a", "lokr": "lokr_w1"}
 """The factor that takes a change of the scale, by kind; a rotation has none."""
 
@@ -83,11 +85,6 @@ class Parsed:
     """Keys that are no tensor of an adapter."""
     doubled: list[tuple[str, str]]
     """Two keys for one tensor, or two modules for one layer."""
-
-
-def lycoris_name(target: Target) -> str:
-    """The name by which LyCORIS and ComfyUI know a layer of a denoiser by its diffusers name."""
-    return "lycoris_" + target.name.replace(".", "_")
 
 
 def is_adapter_file(keys: Iterable[str]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.errors import Invalid
 from runner.families.spec import Target
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable, kind_of, some
+from runner.formats.adapter_modules import columns_of
 from runner.formats.adapter_names import ADAPTER_METADATA, SCALED, Module, parse
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
@@ -43,11 +44,15 @@ def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int =
     modules = parse(header.tensors, targets).modules
     raw = read_tensors(file, {key: key for key in header.tensors}, None)
     found: dict[str, tuple[float, dict[str, Tensor]]] = {}
+    ranks = {target.full_name: target.rank for target in targets}
+    columns = columns_of(targets)
     for module in modules:
         tensors, scale, rank = _tensors(file, module, raw, header.metadata)
         _check_rest(file, module, tensors)
         for layer in module.layers:
-            found[layer.full_name] = _own(module, layer, tensors, scale, rank, header.metadata)
+            start, total = columns.get(layer.full_name, (0, 0))
+            own = slice(start, start + ranks[layer.full_name]) if module.fused and rank == total else None
+            found[layer.full_name] = _own(module, layer, tensors, scale, rank, header.metadata, own)
     result: dict[str, Tensor] = {}
     owners: dict[str, str] = {}
     for target in targets:
@@ -131,15 +136,21 @@ def _tensors(
 
 
 def _own(
-    module: Module, layer: Target, tensors: Mapping[str, Tensor], scale: float, rank: int, metadata: Mapping[str, str]
-) -> tuple[float, dict[str, Tensor]]:
-    """(scale, tensors) of one layer, of a module that may be several's."""
+    module: Module, layer: Target, tensors: Mapping[str, Tensor], scale: float, rank: int, metadata: Mapping[str, str],
+    columns: slice | None,
+) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
+    """(scale, tensors) of one layer, of a module that may be several's. `columns`: where its ranks stand beside the others'."""
     own = {("lora_magnitude_vector" if name == "dora_scale" else name): tensor for name, tensor in tensors.items()}
     if "lora_mid" in own:
         own["lora_A"] = torch.einsum("mn...,nj->mj...", own.pop("lora_mid"), own["lora_A"].flatten(1))
+    if module.fused and columns is not None and "hada_w1_a" in own:
+        for number in (1, 2):
+            first, second = own[f"hada_w{number}_a"][layer.rows, columns], own[f"hada_w{number}_b"][columns]
+            own |= {f"hada_w{number}_a": halves_swapped(first) if layer.swapped else first, f"hada_w{number}_b": second}
+        return scale, own
     if not module.fused or "lora_B" not in own:
         return scale, own
-    return _unfused(layer, own, rank, scale, metadata)
+    return _unfused(layer, own, rank, scale, metadata, columns)
 
 
 def _check_rest(file: Path, module: Module, tensors: Mapping[str, Tensor]) -> None:
@@ -180,12 +191,13 @@ def _columns(up: Tensor) -> slice:
 
 
 def _unfused(
-    layer: Target, tensors: dict[str, Tensor], rank: int, scale: float, metadata: Mapping[str, str]
-) -> tuple[float, dict[str, Tensor]]:
+    layer: Target, tensors: dict[str, Tensor], rank: int, scale: float, metadata: Mapping[str, str],
+    columns: slice | None,
+) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
     """One layer's share of a module whose rows are several layers'."""
     scale = _part_scale(layer, tensors["lora_B"], scale, rank, metadata)
     up = tensors["lora_B"][layer.rows]
-    own = _columns(up)
+    own = _columns(up) if columns is None else columns
     up, down = up[:, own], tensors["lora_A"][own]
     found = dict(tensors) | {"lora_A": down, "lora_B": halves_swapped(up) if layer.swapped else up}
     if "lora_magnitude_vector" in found:

@@ -48,6 +48,7 @@ def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: s
         "ss_loss_type": training.loss.type,
         "ss_min_snr_gamma": training.loss.min_snr_gamma,
         "ss_noise_offset": training.loss.noise_offset or None,
+        "ss_zero_terminal_snr": training.loss.zero_terminal_snr,
         "ss_v2": False,
         "ss_resolution": f"({width}, {height})",
         "ss_datasets": json.dumps(_datasets(prepared), sort_keys=True),
@@ -85,9 +86,8 @@ def publish_metadata(prepared: Prepared, step: int, weights: str, fingerprint: s
 def _network_module(prepared: Prepared) -> str:
     network = prepared.config.network
     assert network is not None
-    if network.type != "lora":
-        return "lycoris.kohya"
-    return "networks.lora_sd3" if prepared.spec.name == "sd3" else "networks.lora"
+    own = prepared.spec.network_modules
+    return own.get(network.type, "lycoris.kohya")
 
 
 def _network_args(prepared: Prepared) -> dict[str, str]:

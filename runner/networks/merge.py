@@ -132,7 +132,8 @@ def scale_down(targets: Sequence[Target], parameters: Mapping[str, nn.Parameter]
         for group in groups.values():
             down = parameters[f"{group[0].full_name}.lora_A"]
             ups = [parameters[f"{target.full_name}.lora_B"] for target in group]
-            product = torch.cat([up.flatten(1) for up in ups]) @ down.flatten(1) * group[0].scale
+            scaled = [up.flatten(1) * target.scale for up, target in zip(ups, group, strict=True)]
+            product = torch.cat(scaled) @ down.flatten(1)
             norm = product.norm().clamp(min=limit / 2)
             factor = (norm.clamp(max=limit) / norm).sqrt()
             for tensor in (down, *ups):

@@ -12,6 +12,7 @@ from runner.dataset.encodings import TrainItem
 from runner.inputs import (
     CACHE_VERSION,
     JUDGE_VERSION,
+    PUBLISH_VERSION,
     SAMPLE_VERSION,
     SELECT_VERSION,
     TRAIN_VERSION,
@@ -86,10 +87,11 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     assert prediction_type is not None
     numerics = Numerics(
         config.model.family, config.model.dtype, _vae_dtype(prepared), training.mixed_precision, prediction_type,
-        training.loss.zero_terminal_snr, {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
+        bool(training.loss.zero_terminal_snr), {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
         config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
         prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
         _guidance(prepared), f"{prepared.model.variant} {prepared.model.window}" if prepared.model.variant else None,
+        prepared.spec.version if prepared.spec.version > 1 else None,
     )  # fmt: skip
     pictures = [weights[name] for name in ("vae", "image_encoder") if name in prepared.model.components]
     latent_encoder = LatentEncoder(
@@ -154,7 +156,7 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
     publish = PublishInputs(
         nodes["select"].fingerprint, tuple(selection.publish), training.checkpoints.dtype, config.run.name
     )
-    add("publish", SELECT_VERSION, publish, ("select",), ())
+    add("publish", PUBLISH_VERSION, publish, ("select",), ())
     return Graph(nodes, _runtime(prepared), latents, texts, train, sample, select, publish)
 
 

@@ -12,6 +12,7 @@ from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.inputs import TrainInputs
 from runner.networks.shapes import count_parameters
 from runner.optim.kinds import state_bytes
+from runner.plan.adapter_files import adapter_numbers
 from runner.plan.device import has_gpu
 from runner.plan.diff import Plan
 from runner.plan.resolve import checkpoint_steps
@@ -289,9 +290,10 @@ def _export_bytes(plan: Plan, trainable: int) -> int:
     everything = sum(component.parameters for component in prepared.model.components.values())
     denoiser = prepared.model.components["denoiser"].parameters
     adapter = graph.train.targets is not None
+    targets = graph.train.targets or ()
     sizes = {
-        "kohya": trainable, "diffusers": trainable if adapter else everything,
-        "comfyui": trainable if adapter else denoiser, "single_file": everything,
+        "kohya": adapter_numbers(targets, "kohya", trainable), "diffusers": trainable if adapter else everything,
+        "comfyui": adapter_numbers(targets, "comfyui", trainable) if adapter else denoiser, "single_file": everything,
     }  # fmt: skip
     forms = {("kohya" if adapter else "single_file", "best"): 1}
     for target in graph.publish.targets:

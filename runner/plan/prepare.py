@@ -25,7 +25,9 @@ from runner.families.spec import FamilySpec, Model, ModelProblem, Target
 from runner.files import near_name
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable
 from runner.formats.headers import read_header
+from runner.plan.adapter_files import adapter_file_notes
 from runner.plan.fingerprint import canonical, identity
+from runner.plan.noise_rules import noise_findings
 from runner.plan.prompts import PromptReading
 from runner.plan.resolve import Derived, Length, resolve, resolve_length
 from runner.plan.step_rules import step_rules
@@ -112,12 +114,16 @@ class _Preparation:
         if any(finding.severity == "error" for finding in self.findings) or model is None or collection is None:
             raise InvalidConfig(self.findings)
         config, derived = resolve(self.config, self.spec, model, self.folder, self.options)
+        self.findings += noise_findings(self.config, config, model, self.source)
+        if any(finding.severity == "error" for finding in self.findings):
+            raise InvalidConfig(self.findings)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
         assert config.run.output_dir is not None
         self.findings += step_rules(config, self.source, length)
         if any(finding.severity == "error" for finding in self.findings):
             raise InvalidConfig(self.findings)
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
+        notes = [*notes, *adapter_file_notes(config, targets)]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,
             notes, self.dataset_notes, self.store, init_from, base_weights,

@@ -75,6 +75,7 @@ def propose(wishes: Wishes, target: Path) -> Proposal:
     run = _prepared(document, wishes.settings, folder)
     notes = [f"{run.spec.title}, {counted(len(run.collection.items), 'picture')}, {counted(run.length.steps, 'step')}"]
     notes.append(_held_out(run))
+    notes += _noise(run)
     plan = make_plan(run)
     if wishes.memory is not None:
         notes.append(_fitted(document, fit(plan, wishes.memory)))
@@ -100,6 +101,15 @@ def _held_out(run: Prepared) -> str:
         return f"{counted(count, 'picture')} held out: the checkpoint is chosen by them"
     least = LEAST_FOR_ERROR * HELD_OUT_SHARE
     return f"nothing is held out, which needs {least} pictures: the checkpoint is chosen by training items, which cannot show overfitting"
+
+
+def _noise(run: Prepared) -> list[str]:
+    """What the checkpoint says of its noise, where that is not what most do."""
+    why = {item.key: item.why for item in run.derived}
+    if run.config.model.prediction_type != "v_prediction" or "model.prediction_type" not in why:
+        return []
+    pure = why.get("training.loss.zero_terminal_snr") if run.config.training.loss.zero_terminal_snr else None
+    return [f"it predicts v ({why['model.prediction_type']})" + (f", to pure noise ({pure})" if pure else "")]
 
 
 def _first(wishes: Wishes, family: str, file: Path, folder: Path) -> dict[str, Any]:

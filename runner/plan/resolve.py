@@ -65,8 +65,9 @@ def resolve(
             if getattr(config.model, name) is None:
                 derive(f"model.{name}", value, family)
     if config.model.prediction_type is None and spec.defaults.prediction_type is None:
-        stated = model.scheduler.get("prediction_type", "epsilon")
-        derive("model.prediction_type", stated, "the checkpoint's scheduler")
+        derive("model.prediction_type", *model.stated.get("model.prediction_type", ("epsilon", "the checkpoint says nothing else")))  # fmt: skip
+    if config.training.loss.zero_terminal_snr is None:
+        derive(*_zero_terminal_snr(config, spec, model))
     if config.model.clip_skip is None and "model.clip_skip" not in spec.refused_keys:
         derive("model.clip_skip", spec.defaults.clip_skip, family)
     if config.model.max_token_length is None and "model.max_token_length" not in spec.refused_keys:
@@ -106,6 +107,19 @@ def resolve(
         if getattr(sampling, name) is None:
             derive(f"sampling.{name}", value, why)
     return replaced(config, {item.key: item.value for item in derived}), derived
+
+
+def _zero_terminal_snr(config: RunConfig, spec: FamilySpec, model: Model) -> tuple[str, bool, str]:
+    """Whether the schedule ends in pure noise. Epsilon cannot be learned there, so that it goes with v alone."""
+    key = "training.loss.zero_terminal_snr"
+    value, why = model.stated.get(key, (False, "the checkpoint does not say it"))
+    if spec.defaults.prediction_type is not None:
+        why = f"family {spec.name}"
+    else:
+        predicted = config.model.prediction_type or model.stated.get("model.prediction_type", ("epsilon",))[0]
+        if value and predicted == "epsilon":
+            value, why = False, f"{why} says true, but from pure noise epsilon cannot be learned"
+    return key, value, why
 
 
 def _caching(config: RunConfig, options: Sequence[ItemOptions]) -> list[Derived]:

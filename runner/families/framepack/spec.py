@@ -13,6 +13,7 @@ from runner.families.hunyuan_video.memory import forward, saved
 from runner.families.hunyuan_video.spec import (
     CLIP,
     LLAMA,
+    MUSUBI_MODULES,
     PLAIN,
     REFUSED,
     TEXT_TOKENS,
@@ -99,6 +100,7 @@ FRAMEPACK = FamilySpec(
     blocks=FINDER.blocks,
     samplers=("unipc",),
     token_lengths=(TEXT_TOKENS,),
+    network_modules={"lora": "networks.lora_framepack", **MUSUBI_MODULES},
     clips=clips,
     swap=swap_rule,
     tiles=(256, 128),

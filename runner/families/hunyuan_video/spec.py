@@ -18,7 +18,6 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.llama import llama_layers
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.parts.tokenizer_files import vocabulary_size
 from runner.families.parts.video_autoencoder import video_vae_layers
 from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
 from schemas import RunConfig
@@ -51,8 +50,6 @@ FINDER = Finder(
     ("HunyuanVideoPipeline",),
 )  # fmt: skip
 TEXT_TOKENS = 256
-SPARE_TOKENS = 1000
-"""Rows of an embedding that no token has."""
 
 
 def inspect(config: RunConfig, folder: Path) -> Model:
@@ -80,20 +77,11 @@ def video_model(
             "an image-to-video model of HunyuanVideo takes more; it is no family here" if transformer["in_channels"] > 16 else None,
         )  # fmt: skip
     tokenizers = finder.tokenizers(config, folder, place, components)
-    place_of = next(
-        (("model", name) for name in ("tokenizer_1", "text_encoder_1") if getattr(config.model, name)), CHECKPOINT
-    )
-    found = tokenizers.places["text_encoder_1"]
-    if found is None:
+    if tokenizers.places["text_encoder_1"] is None:
         raise ModelProblem(
-            place_of, "the LLaMA text encoder needs its tokenizer, which no weights file holds",
+            ("model", "text_encoder_1") if config.model.text_encoder_1 else CHECKPOINT,
+            "the LLaMA text encoder needs its tokenizer, which no weights file holds",
             "name its folder (tokenizer.json, tokenizer_config.json) with model.tokenizer_1",
-        )  # fmt: skip
-    size = vocabulary_size(found)
-    if size is not None and not llama["vocab_size"] - SPARE_TOKENS <= size <= llama["vocab_size"]:
-        raise ModelProblem(
-            place_of, f"the tokenizer in {found} has {size:,} tokens, the text encoder {llama['vocab_size']:,}",
-            "name the folder of LLaMA's own tokenizer with model.tokenizer_1",
         )  # fmt: skip
     factor = int(vae.get("spatial_compression_ratio", 8))
     return Model(
@@ -149,10 +137,20 @@ def swap_rule(model: Model, trains: bool) -> SwapRule:
     return SwapRule(max(1, 2 * (doubles - (2 if trains else 1))), blocks)
 
 
+def comfyui_name(original: str) -> str:
+    """ComfyUI's name of a module: of Kohya's names it knows two thirds, of those with dots all, but embedders otherwise
+    (comfy/lora.py, supported_models.HunyuanVideo)."""
+    dotted = re.sub(r"(_in|t_embedder)\.mlp\.0$|(c_embedder)\.linear_1$", r"\1\2.in_layer", original)
+    dotted = re.sub(r"(_in|t_embedder)\.mlp\.2$|(c_embedder)\.linear_2$", r"\1\2.out_layer", dotted)
+    return f"diffusion_model.{dotted}"
+
+
+MUSUBI_MODULES = {"loha": "networks.loha", "lokr": "networks.lokr"}
+"""musubi-tuner's modules of LyCORIS' kinds."""
 _FRAMEPACK = "it belongs to FramePack"
 _ADAPTABLE = Adaptable(
     FINDER.parts[:1],
-    {"denoiser": Names("lora_unet_", "transformer.", True)},
+    {"denoiser": Names("lora_unet_", "transformer.", True, comfyui=comfyui_name)},
     {
         "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)"), fused=True),
         "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
@@ -177,6 +175,7 @@ HUNYUAN_VIDEO = FamilySpec(
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(TEXT_TOKENS,),
+    network_modules={"lora": "networks.lora", **MUSUBI_MODULES},
     swap=swap_rule,
     tiles=(256, 128),
     clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),

@@ -26,8 +26,8 @@ def bundle(
     def load(model: Model, name: str, options: LoadOptions) -> nn.Module:
         return load_part(parts[name], model, options)
 
-    def save(folder: Path, model: Model, states: States, prediction_type: str) -> None:
-        save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type)
+    def save(folder: Path, model: Model, states: States, prediction_type: str, zero_terminal_snr: bool) -> None:
+        save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type, zero_terminal_snr)
 
     def denoiser_file(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = parts["denoiser"]

@@ -15,6 +15,7 @@ from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_jso
 from runner.families.parts.identify import identify
 from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
+from runner.families.parts.tokenizer_fit import kind_of, misfit
 from runner.families.spec import Component, Model, ModelProblem
 from schemas import RunConfig
 
@@ -206,12 +207,29 @@ class Finder:
     def tokenizers(
         self, config: RunConfig, folder: Path, place: Path, components: Mapping[str, Component]
     ) -> Tokenizers:
-        """The tokenizer of each text encoder."""
+        """The tokenizer of each text encoder, which must be its own. Raises `ModelProblem`."""
         names = sorted(name for name in components if name.startswith("text_encoder"))
         places = {name: find_tokenizer(config, folder, place, int(name[-1])) for name in names}
+        for name, found in places.items():
+            if found is not None:
+                self._check_tokenizer(config, name, found, components[name])
         return Tokenizers(
             places, tuple(dict.fromkeys(file for found in places.values() for file in tokenizer_files(found)))
         )
+
+    def _check_tokenizer(self, config: RunConfig, name: str, place: Path, encoder: Component) -> None:
+        number = name[-1]
+        given = next((key for key in (f"tokenizer_{number}", name) if getattr(config.model, key)), None)
+        key: KeyPath = CHECKPOINT if given is None else ("model", given)
+        try:
+            problem = misfit(place, encoder.config)
+        except ModelProblem as damaged:
+            raise ModelProblem(key, str(damaged), f"name a whole one with model.tokenizer_{number}") from None
+        if problem is not None:
+            title = kind_of(encoder.config).title
+            raise ModelProblem(
+                key, problem, f"name the folder of {title}'s own tokenizer with model.tokenizer_{number}"
+            )
 
     def blocks(self, model: Model) -> tuple[str, ...]:
         """The denoiser's repeated blocks in the order of the forward pass."""

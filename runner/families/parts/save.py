@@ -26,8 +26,9 @@ _OUTER = {"CLIPTextModel": "text_model.", "SiglipVisionModel": "vision_model."}
 
 
 def save_pipeline(
-    finder: Finder, tokenizers: Mapping[str, Any], folder: Path, model: Model, modules: States, prediction_type: str
-) -> None:
+    finder: Finder, tokenizers: Mapping[str, Any], folder: Path, model: Model, modules: States, prediction_type: str,
+    zero_terminal_snr: bool,
+) -> None:  # fmt: skip
     """A diffusers directory."""
     parts = {part.name: part for part in finder.parts}
     for name, state in modules.items():
@@ -49,6 +50,10 @@ def save_pipeline(
     scheduler = dict(model.scheduler)
     if prediction_type in ("epsilon", "v_prediction"):
         scheduler["prediction_type"] = prediction_type
+        if zero_terminal_snr:
+            scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        else:
+            scheduler.pop("rescale_betas_zero_snr", None)
     (folder / "scheduler").mkdir(exist_ok=True)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = json.loads((finder.shipped / "model_index.json").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runner.families.parts.checkpoint import Part, layers_of
@@ -30,6 +30,10 @@ class Names:
     kohya: str
     diffusers: str
     by_original: bool = False
+    separate: str = ""
+    """What files of LyCORIS' kinds put before the diffusers name of a part of a fused module; empty: they name none."""
+    comfyui: Callable[[str], str] | None = None
+    """Original name → ComfyUI's, where it does not know Kohya's."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Adaptable:
             if part.name == "denoiser":
                 layers, fused = self._chosen(layers, network)
             aliases = self._aliases(part, model)
-            found += [self._adapted(part.name, layer, network, fused, aliases[layer.name]) for layer in layers]
+            found += _untied([self._adapted(part.name, layer, network, fused, aliases[layer.name]) for layer in layers])
         if named and not any(target.name == PROJECTION for target in found):
             raise ModelProblem(
                 ("network", "targets", named[0]), f"no text encoder that trains has a {PROJECTION}",
@@ -176,12 +180,15 @@ class Adaptable:
         assert layer.kind != "table"
         names = self.names[component]
         module = layer.original if names.by_original else layer.name
+        own = names.by_original and (layer.part[1] > 1 or layer.swapped)
         return Target(
             component, layer.name, layer.kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
             names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
             layer.part if names.by_original else (0, 1), layer.span if names.by_original else 1,
             names.by_original and layer.swapped, fused and layer.part[1] > 1,
             aliases=aliases, bias=layer.bias and layer.kind != "embedding", depth=layer.depth,
+            comfyui=names.comfyui(layer.original) if names.comfyui is not None else "",
+            separate=names.separate + layer.name.replace(".", "_") if own and names.separate else "",
         )  # fmt: skip
 
 
@@ -192,3 +199,11 @@ def _plain(name: str) -> str:
 def _naming(layer: str, network: Network) -> list[int]:
     """The places in network.targets of the patterns that name a layer."""
     return [index for index, pattern in enumerate(network.targets) if layer in pattern] if isinstance(network.targets, list) else []  # fmt: skip
+
+
+def _untied(targets: list[Target]) -> list[Target]:
+    """Layers of one module whose ranks differ cannot share their first factor."""
+    ranks: dict[str, set[int]] = {}
+    for target in targets:
+        ranks.setdefault(target.kohya, set()).add(target.rank)
+    return [replace(target, tied=False) if len(ranks[target.kohya]) > 1 else target for target in targets]

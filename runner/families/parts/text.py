@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from runner.errors import RunFailed
 from runner.families.parts.files import CONFIGS
+from runner.families.parts.tokenizer_fit import TEXT, kind_of
 from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
 
@@ -56,10 +57,17 @@ def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise RunFailed(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    wanted = config["vocab_size"]
-    if len(tokenizer) != wanted and (is_clip or len(tokenizer) > wanted or len(tokenizer) < wanted - 1000):
+    kind, wanted = kind_of(config), config["vocab_size"]
+    problem = None
+    if not wanted - kind.spare <= len(tokenizer) <= wanted:
+        problem = f"has {len(tokenizer):,} tokens, the text encoder {wanted:,}"
+    elif wanted == kind.vocabulary and len(tokenizer) >= max(kind.words.values()):
+        ids = tuple(tokenizer(TEXT).input_ids)
+        if set(kind.words) <= tokenizer.get_vocab().keys() and ids != kind.encoding:
+            problem = f'makes {list(ids)} of "{TEXT}", {kind.title}\'s makes {list(kind.encoding)}'
+    if problem is not None:
         raise RunFailed(
-            f"the tokenizer in {folder or 'this program'} has {len(tokenizer)} tokens, the text encoder {wanted}",
+            f"the tokenizer in {folder or 'this program'} {problem}",
             hint=f"name the folder of the right one with model.tokenizer_{name[-1]}",
         )
     return tokenizer

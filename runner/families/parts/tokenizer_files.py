@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.families.locate import KeyPath, locate_model
-from runner.families.parts.files import BUILTIN, read_json
+from runner.families.parts.files import BUILTIN
 from runner.families.spec import ModelProblem
 from schemas import RunConfig
 
@@ -34,18 +34,6 @@ def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) ->
         if candidate.is_dir() and tokenizer_files(own):
             return own
     return None
-
-
-def vocabulary_size(folder: Path) -> int | None:
-    """Tokens of a tokenizer.json, added ones included; None where there is no such file. Raises `ModelProblem`."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    vocabulary = content.get("model", {}).get("vocab", {})
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = [entry.get("id", -1) for entry in content.get("added_tokens", []) if isinstance(entry, dict)]
-    return max([-1, *ids, *added]) + 1
 
 
 def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:

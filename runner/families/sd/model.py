@@ -63,8 +63,8 @@ def size_conditioning(original: tuple[int, int], corner: tuple[int, int], target
 def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     dtype = denoiser.conv_in.weight.dtype
     added = None
-    if "pooled" in conditioning:
-        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": conditioning["time_ids"].to(dtype)}
+    if "pooled" in conditioning:  # sizes stay whole numbers until their sinusoids are taken: bf16 makes 1365 1368
+        added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": conditioning["time_ids"].float()}
     hidden = conditioning["hidden"].to(dtype)
     return denoiser(
         x_t.to(dtype), t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False

@@ -14,6 +14,7 @@ from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
 from runner.families.sd.memory import forward, saved
+from runner.families.sd.noise import stated_noise
 from runner.families.spec import STILLS_REFUSED, Component, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
@@ -125,6 +126,7 @@ def _model(
         text_tokens=2 + (length - 2) * pieces,
         text_width=width,
         text_extra=extra,
+        stated=stated_noise(place, finder.scheduler(place)),
         label=config.model.checkpoint if config.model.checkpoint.startswith("builtin:") else place.name,
     )
 
@@ -191,6 +193,7 @@ SDXL = FamilySpec(
     blocks=SDXL_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     token_lengths=(75, 150, 225),
+    version=2,  # sizes in fp32
     refused_keys={
         **STILLS_REFUSED,
         **_NO_FLOW,

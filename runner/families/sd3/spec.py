@@ -90,7 +90,7 @@ def inspect(config: RunConfig, folder: Path) -> Model:
 _ADAPTABLE = Adaptable(
     tuple(part for part in FINDER.parts if part.name != "vae"),
     {
-        "denoiser": Names("lora_unet_", "transformer.", True),
+        "denoiser": Names("lora_unet_", "transformer.", True, "lycoris_"),
         "text_encoder_1": Names("lora_te1_", "text_encoder."),
         "text_encoder_2": Names("lora_te2_", "text_encoder_2."),
         "text_encoder_3": Names("lora_te3_", "text_encoder_3."),
@@ -122,6 +122,7 @@ SD3 = FamilySpec(
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(77, 128, 154, 256, 512),
+    network_modules={"lora": "networks.lora_sd3"},
     refused_keys={
         **STILLS_REFUSED,
         "model.prediction_type": "Stable Diffusion 3 predicts the flow's velocity",

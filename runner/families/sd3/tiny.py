@@ -19,7 +19,7 @@ def write_tiny(folder: Path) -> None:
     """Writes a diffusers directory with random weights, always the same ones."""
     size = write_clip_tokenizer(folder / "tokenizer")
     write_clip_tokenizer(folder / "tokenizer_2", pad="!")
-    words = _write_t5_tokenizer(folder / "tokenizer_3")
+    words = write_t5_tokenizer(folder / "tokenizer_3")
     t5 = T5Config(
         d_model=_WIDTH, d_kv=8, num_heads=2, d_ff=32, num_layers=2, vocab_size=words, feed_forward_proj="gated-gelu",
         tie_word_embeddings=False, is_encoder_decoder=True,
@@ -39,9 +39,10 @@ def write_tiny(folder: Path) -> None:
     write_settings(folder, CONFIGS / "sd3")
 
 
-def _write_t5_tokenizer(folder: Path) -> int:
-    """A tokenizer of T5's kind over single letters; returns the size of its vocabulary."""
+def write_t5_tokenizer(folder: Path, least: int = 0) -> int:
+    """A tokenizer of T5's kind over single letters, filled up to `least` tokens; returns the size of its vocabulary."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    pieces += [f"unused {number}" for number in range(least - len(pieces))]
     tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,0 +1,51 @@
+"""What a checkpoint of Stable Diffusion 1.5 or XL says of its noise: what it predicts, and whether its last step is pure noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.families.parts.files import CHECKPOINT, header_of
+from runner.families.spec import ModelProblem, Stated
+from runner.formats.markers import EDM, V_PRED, ZTSNR
+
+PREDICTION, ZERO_SNR = "model.prediction_type", "training.loss.zero_terminal_snr"
+
+
+def stated_noise(place: Path, scheduler: Mapping[str, Any]) -> dict[str, Stated]:
+    """Key of run.toml → what the file or folder says. `scheduler` is the folder's own configuration. Raises `ModelProblem`."""
+    if place.is_dir():
+        return _of_folder(scheduler)
+    header = header_of(place, CHECKPOINT)
+    marker = next((key for key in EDM if key in header.tensors), None)
+    if marker is not None:
+        raise ModelProblem(
+            CHECKPOINT, f"{place} was trained on the noise levels of EDM (its key {marker}), which this program does not know",
+            "name a checkpoint that predicts epsilon or v",
+        )  # fmt: skip
+    found = {}
+    metadata = header.metadata.get("modelspec.prediction_type", "")
+    if V_PRED in header.tensors:
+        found[PREDICTION] = Stated("v_prediction", f"the checkpoint's key {V_PRED}")
+    elif metadata.lower() in ("v", "v_prediction"):
+        found[PREDICTION] = Stated("v_prediction", "the checkpoint's modelspec.prediction_type")
+    elif metadata.lower() in ("epsilon", "eps"):
+        found[PREDICTION] = Stated("epsilon", "the checkpoint's modelspec.prediction_type")
+    if ZTSNR in header.tensors:
+        found[ZERO_SNR] = Stated(True, f"the checkpoint's key {ZTSNR}")
+    return found
+
+
+def _of_folder(scheduler: Mapping[str, Any]) -> dict[str, Stated]:
+    found = {}
+    prediction = scheduler.get("prediction_type")
+    if prediction in ("epsilon", "v_prediction"):
+        found[PREDICTION] = Stated(prediction, "the checkpoint's scheduler")
+    elif prediction is not None:
+        raise ModelProblem(
+            CHECKPOINT, f'the checkpoint\'s scheduler says prediction_type = "{prediction}"; epsilon and v_prediction are known here'
+        )  # fmt: skip
+    if scheduler.get("rescale_betas_zero_snr") is not None:
+        found[ZERO_SNR] = Stated(bool(scheduler["rescale_betas_zero_snr"]), "the checkpoint's scheduler")
+    return found

@@ -1,0 +1,55 @@
+"""What run.toml says of the noise against what the checkpoint says; torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from runner.config.source import Source
+from runner.config.training_rules import ZERO_TERMINAL_SNR_SAMPLERS
+from runner.errors import Diagnostic
+from runner.families.spec import Model
+from schemas import RunConfig
+
+_ZERO_SNR = ("training", "loss", "zero_terminal_snr")
+
+
+def noise_findings(config: RunConfig, resolved: RunConfig, model: Model, source: Source) -> Iterator[Diagnostic]:
+    """`config` is what run.toml says, `resolved` with everything derived. Raises nothing; yields errors and warnings."""
+    for dotted, stated in model.stated.items():
+        path = tuple(dotted.split("."))
+        given = _at(config, path)
+        if given is not None and given != stated.value:
+            yield Diagnostic(
+                f"{dotted} = {_toml(given)}, but {stated.why} says {_toml(stated.value)}", source.value_places(path),
+                "run.toml is followed; take the key out to follow the checkpoint", "warning",
+            )  # fmt: skip
+    if not resolved.training.loss.zero_terminal_snr:
+        return
+    if resolved.model.prediction_type == "epsilon" and config.model.prediction_type is None:
+        yield Diagnostic(
+            "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned, and nothing says that "
+            "the checkpoint predicts v", source.key_places(_ZERO_SNR), 'use prediction_type = "v_prediction", or take it out',
+        )  # fmt: skip
+    if config.training.loss.zero_terminal_snr is None:
+        why = model.stated[".".join(_ZERO_SNR)].why
+        paths: list[tuple[str | int, ...]] = [("sampling", "sampler")]
+        paths += [("sampling", "prompts", index, "sampler") for index in range(len(config.sampling.prompts))]
+        for place in paths:
+            sampler = source.value(place)
+            if isinstance(sampler, str) and sampler not in ZERO_TERMINAL_SNR_SAMPLERS:
+                yield Diagnostic(
+                    f'the sampler "{sampler}" cannot start from pure noise, as {why} asks', source.value_places(place),
+                    f"use one of {', '.join(ZERO_TERMINAL_SNR_SAMPLERS)}",
+                )  # fmt: skip
+
+
+def _at(config: RunConfig, path: tuple[str, ...]) -> Any:
+    found: Any = config
+    for name in path:
+        found = getattr(found, name)
+    return found
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
