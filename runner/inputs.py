@@ -201,6 +201,15 @@ class TrainInputs:
             "texts": any(settings.captions.varies for settings in self._item_settings),
         }
 
+    @property
+    def _mixes_scales(self) -> bool:
+        """Whether layers that share their first factor have scales of their own."""
+        scales: dict[str, set[float]] = {}
+        for target in self.targets or ():
+            if target.tied:
+                scales.setdefault(target.kohya, set()).add(target.scale)
+        return any(len(own) > 1 for own in scales.values())
+
     def facts(self) -> dict[str, Any]:
         facts = {name: value for name, value in self.__dict__.items() if name in _TRAIN_FACTS}
         varies = self.varies

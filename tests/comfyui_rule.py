@@ -152,6 +152,8 @@ def text_key_map(family: str, encoders: Mapping[str, Iterable[str]]) -> dict[str
                 short = f"text_model_encoder_layers_{clip.group(1)}_{clip.group(2).replace('.', '_')}"
                 for prefix in (f"lora_te{number}_", *(["lora_te_"] if number == 1 else [])):
                     found[prefix + short] = Place(f"{name}.{key}")
+            elif module == "text_projection" and number < 3:
+                found[f"lora_te{number}_text_projection"] = Place(f"{name}.{key}")
             elif number == 3 and not clip:  # T5 behind CLIP-L and CLIP-G
                 found[f"lora_te3_{module.replace('.', '_')}"] = Place(f"{name}.{key}")
     return found

@@ -87,6 +87,15 @@ def test_comfyui_makes_the_weights_that_were_trained(family_place: Callable[...,
     assert_comfyui_agrees(name, run, file, base, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_the_text_projection_is_known(family_place: Callable[..., Place], name: str, kind: str) -> None:
+    targets = [r"attn1?\.to_q$", "text_projection"]
+    run, file, base, expected = written(family_place(name), name, type=kind, targets=targets)
+    assert any(key.startswith("lora_te2_text_projection.") for key in file)
+    assert_comfyui_agrees(name, run, file, base, expected)
+
+
 PATTERNS: dict[str, dict[str, Any]] = {
     "alpha of a part of q, k, v": {"alpha_pattern": {"to_q|add_k_proj|proj_mlp": 4.0}},
     "rank of a part of q, k, v": {"rank_pattern": {"to_k|add_v_proj|proj_mlp": 4}, "alpha_pattern": {"to_v": 3.0}},

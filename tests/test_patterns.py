@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from runner.errors import Invalid, InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.formats.adapter_read import read_adapters, read_lora
+from runner.formats.adapter_write import Base, kohya_state
 from runner.formats.tensors import write_tensors
+from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
-from runner.networks.shapes import count_parameters
+from runner.networks.shapes import adapter_shapes, count_parameters
+from runner.plan.adapter_files import adapter_numbers
 from tests.adapters import merged_file
 from tests.inprocess import applied, prepared, stopped_anew, trained_bytes
 from tests.support import Place
@@ -97,6 +101,18 @@ def test_a_run_with_patterns_is_published_started_from_and_resumed(
     assert trained_bytes(file) == whole
 
 
+def test_alpha_is_not_rounded(family_place: Callable[..., Place]) -> None:
+    """bf16 would make 1.3 1.296875, and each scale with it."""
+    run = prepared(family_place("sd15").write({"network": {"rank": 2, "alpha": 1.3}}))
+    state = {f"{target.full_name}.{key}": torch.zeros(shape) for target in run.targets for key, shape in adapter_shapes(target).items()}  # fmt: skip
+    file = kohya_state(run.targets, state, torch.bfloat16)
+    alphas = {float(tensor) for key, tensor in file.items() if key.endswith(".alpha")}
+    assert alphas == {float(torch.tensor(1.3))}
+    assert {tensor.dtype for key, tensor in file.items() if not key.endswith(".alpha")} == {torch.bfloat16}
+    whole = kohya_state([replace(target, alpha=2.0) for target in run.targets], state, torch.bfloat16)
+    assert {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
+
+
 def test_the_plan_says_what_files_hold(family_place: Callable[..., Place]) -> None:
     place = family_place("hunyuan_video")
     publish = {"publish": [{"format": "comfyui", "directory": "out"}]}
@@ -117,9 +133,6 @@ def test_the_plan_says_what_files_hold(family_place: Callable[..., Place]) -> No
 
 
 def test_exports_are_as_large_as_predicted(family_place: Callable[..., Place]) -> None:
-    from runner.formats.adapter_write import Base, kohya_state
-    from runner.networks.attach import Dropouts, attach
-    from runner.plan.adapter_files import adapter_numbers
 
     place = family_place("hunyuan_video")
     for kind in ("lokr", "oft", "loha"):

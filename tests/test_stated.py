@@ -148,6 +148,21 @@ def test_edm_checkpoints_are_refused(one_file: Any, key: str) -> None:
     assert f"was trained on the noise levels of EDM (its key {key}), which this program does not know" in caught.value.diagnostics[0].message  # fmt: skip
 
 
+def test_a_ckpt_says_it_too(one_file: Any) -> None:
+    from safetensors.torch import load_file
+
+    place = one_file("sd15", V_PRED, ZTSNR)
+    torch.save({"state_dict": load_file(place.folder / "one.safetensors")}, place.folder / "one.ckpt")
+    run = prepared(place.write({"model": {"checkpoint": "one.ckpt"}}))
+    assert derived(run) == {"model.prediction_type": ("v_prediction", "the checkpoint's key v_pred"), LOSS: (True, "the checkpoint's key ztsnr")}  # fmt: skip
+
+
+def test_a_folder_without_a_scheduler_says_nothing(family_place: Make) -> None:
+    place = family_place("sd15")
+    (place.folder / "model" / "scheduler" / "scheduler_config.json").unlink()
+    assert derived(prepared(place.file))["model.prediction_type"] == ("epsilon", "the checkpoint says nothing else")
+
+
 def scheduler(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     return found

@@ -48,8 +48,14 @@ def kohya_state(
                 own["dora_scale"] = magnitude.reshape(-1, *[1] * (own["lora_down.weight"].dim() - 1))
         else:
             own = _loha(module, layers) if module.kind == "loha" else _lokr(module, layers)
-        found |= {f"{module.name}.{name}": tensor.to(dtype) for name, tensor in own.items()}
+        found |= {f"{module.name}.{name}": _cast(name, tensor, dtype) for name, tensor in own.items()}
     return found
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the file's dtype; an alpha that it rounds (bf16 makes 301 300) stays in fp32, which readers take alike."""
+    cast = tensor.to(dtype)
+    return tensor if name == "alpha" and float(cast) != float(tensor) else cast
 
 
 def _rows(module: Module, parts: Sequence[Tensor]) -> Tensor:

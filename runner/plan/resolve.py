@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,9 @@ def resolve(
         for name, value in (("variant", model.variant), ("latent_window_size", model.window)):
             if getattr(config.model, name) is None:
                 derive(f"model.{name}", value, family)
-    if config.model.prediction_type is None and spec.defaults.prediction_type is None:
-        derive("model.prediction_type", *model.stated.get("model.prediction_type", ("epsilon", "the checkpoint says nothing else")))  # fmt: skip
-    if config.training.loss.zero_terminal_snr is None:
-        derive(*_zero_terminal_snr(config, spec, model))
+    if spec.defaults.prediction_type is None:
+        for key, value, why in _noise(config, model):
+            derive(key, value, why)
     if config.model.clip_skip is None and "model.clip_skip" not in spec.refused_keys:
         derive("model.clip_skip", spec.defaults.clip_skip, family)
     if config.model.max_token_length is None and "model.max_token_length" not in spec.refused_keys:
@@ -109,17 +108,18 @@ def resolve(
     return replaced(config, {item.key: item.value for item in derived}), derived
 
 
-def _zero_terminal_snr(config: RunConfig, spec: FamilySpec, model: Model) -> tuple[str, bool, str]:
-    """Whether the schedule ends in pure noise. Epsilon cannot be learned there, so that it goes with v alone."""
+def _noise(config: RunConfig, model: Model) -> Iterator[tuple[str, Any, str]]:
+    """What the denoiser predicts, and whether the schedule ends in pure noise, from which epsilon cannot be learned."""
+    key = "model.prediction_type"
+    predicted, why = model.stated.get(key, ("epsilon", "the checkpoint says nothing else"))
+    if config.model.prediction_type is None:
+        yield key, predicted, why
     key = "training.loss.zero_terminal_snr"
     value, why = model.stated.get(key, (False, "the checkpoint does not say it"))
-    if spec.defaults.prediction_type is not None:
-        why = f"family {spec.name}"
-    else:
-        predicted = config.model.prediction_type or model.stated.get("model.prediction_type", ("epsilon",))[0]
-        if value and predicted == "epsilon":
-            value, why = False, f"{why} says true, but from pure noise epsilon cannot be learned"
-    return key, value, why
+    if value and (config.model.prediction_type or predicted) == "epsilon":
+        value, why = False, f"{why} says true, but from pure noise epsilon cannot be learned"
+    if config.training.loss.zero_terminal_snr is None:
+        yield key, value, why
 
 
 def _caching(config: RunConfig, options: Sequence[ItemOptions]) -> list[Derived]:

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.families.parts.files import CHECKPOINT, header_of
+from runner.families.parts.files import CHECKPOINT, header_of, read_json
 from runner.families.spec import ModelProblem, Stated
 from runner.formats.markers import EDM, V_PRED, ZTSNR
 
 PREDICTION, ZERO_SNR = "model.prediction_type", "training.loss.zero_terminal_snr"
 
 
-def stated_noise(place: Path, scheduler: Mapping[str, Any]) -> dict[str, Stated]:
-    """Key of run.toml → what the file or folder says. `scheduler` is the folder's own configuration. Raises `ModelProblem`."""
+def stated_noise(place: Path) -> dict[str, Stated]:
+    """Key of run.toml → what the checkpoint's file or folder says. Raises `ModelProblem`."""
     if place.is_dir():
-        return _of_folder(scheduler)
+        scheduler = place / "scheduler" / "scheduler_config.json"
+        return _of_folder(read_json(scheduler)) if scheduler.is_file() else {}
     header = header_of(place, CHECKPOINT)
     marker = next((key for key in EDM if key in header.tensors), None)
     if marker is not None:

@@ -126,7 +126,7 @@ def _model(
         text_tokens=2 + (length - 2) * pieces,
         text_width=width,
         text_extra=extra,
-        stated=stated_noise(place, finder.scheduler(place)),
+        stated=stated_noise(place),
         label=config.model.checkpoint if config.model.checkpoint.startswith("builtin:") else place.name,
     )
 
