@@ -107,6 +107,12 @@ def test_a_vocabulary_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
     vocabulary = _builtin_clip("<|endoftext|>").get_vocab()
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     assert misfit(tmp_path, config_of("CLIP")) is None
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<my-cat>": 49_408}))
+    assert misfit(tmp_path, {**config_of("CLIP"), "vocab_size": 49_409}) is None, "a word of textual inversion"
+    assert (
+        misfit(tmp_path, config_of("CLIP")) == f"the tokenizer in {tmp_path} has 49,409 tokens, the text encoder 49,408"
+    )
+    (tmp_path / "added_tokens.json").unlink()
     swapped = {**vocabulary, "<|startoftext|>": 49_407, "<|endoftext|>": 49_406}
     (tmp_path / "vocab.json").write_text(json.dumps(swapped))
     assert misfit(tmp_path, config_of("CLIP")) == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"  # fmt: skip

@@ -61,7 +61,7 @@ def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
     problem = None
     if not wanted - kind.spare <= len(tokenizer) <= wanted:
         problem = f"has {len(tokenizer):,} tokens, the text encoder {wanted:,}"
-    elif wanted == kind.vocabulary and len(tokenizer) >= max(kind.words.values()):
+    elif kind.vocabulary and wanted >= kind.vocabulary:
         ids = tuple(tokenizer(TEXT).input_ids)
         if set(kind.words) <= tokenizer.get_vocab().keys() and ids != kind.encoding:
             problem = f'makes {list(ids)} of "{TEXT}", {kind.title}\'s makes {list(kind.encoding)}'
