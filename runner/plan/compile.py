@@ -14,7 +14,6 @@ from runner.inputs import (
     JUDGE_VERSION,
     PUBLISH_VERSION,
     SAMPLE_VERSION,
-    SELECT_VERSION,
     TRAIN_VERSION,
     AdapterSettings,
     LatentEncoder,
