@@ -70,14 +70,14 @@ def _name(target: Target, form: Form) -> str:
 
 
 Columns = Mapping[str, tuple[int, int]]
-"""Layer that is a part of a module → (first of its ranks, all ranks), where each part has factors of its own."""
+"""Layer that is a part of a module, or it swapped → (first of its ranks, all ranks), where each part has factors of its own."""
 
 
 def columns_of(targets: Sequence[Target]) -> Columns:
     """Where the ranks of these layers stand in the factors of a module of Kohya's, side by side."""
     groups: dict[str, list[Target]] = {}
     for target in targets:
-        if target.part[1] > 1:
+        if target.shares_module:
             groups.setdefault(target.kohya, []).append(target)
     found: dict[str, tuple[int, int]] = {}
     for group in groups.values():
