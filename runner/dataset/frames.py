@@ -141,8 +141,9 @@ def _decode(container: InputContainer, found: VideoFacts) -> None:
     shown: list[int | None] = []
     packets, end = 0, 0.0
     for packet in container.demux():
-        if packet.pts is not None and packet.time_base:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None and packet.time_base:
+            end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index != stream.index:  # (stream_index of the last packets is not set)
             continue
         if packet.size:

@@ -176,7 +176,10 @@ class _Controls:
 
 def _sequence(location: str, index: Index) -> FileContent:
     """A folder of pictures as a video."""
-    names = frame_names(location)
+    try:
+        names = frame_names(location)
+    except OSError as error:
+        return FileContent("", problem=f"cannot be read: {error.strerror}")
     if not names:
         return FileContent("", problem="is a folder without pictures")
     known = known_pictures(location, names, index)
