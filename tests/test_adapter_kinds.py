@@ -365,6 +365,25 @@ def test_a_plan_names_what_does_not_fit(family_place: Make) -> None:
     ]
 
 
+def test_what_no_shape_tells(ground: Ground) -> None:
+    """Kinds that a layer cannot have, types that hold no real numbers, modules of which a model has a part."""
+    pair = {"lora_down.weight": ("F32", (2, 16)), "lora_up.weight": ("BF16", (48, 2))}
+    assert (
+        check_mergeable(Header({f"{QKV}.{key}": entry for key, entry in pair.items()}), ground.layers).problem is None
+    )
+    partly = [layer for layer in ground.layers if not layer.name.endswith("attn.to_k")]
+    on_norm = {f"{NORM}.lora_down.weight": ("F32", (2, 1)), f"{NORM}.lora_up.weight": ("F32", (16, 2))}
+    cases = [
+        (partly, pair, f"{QKV} has 3 parts, of which the model has 2"),
+        (ground.layers, {**pair, "lora_up.weight": ("I8", (48, 2))}, f"{QKV}.lora_up.weight is of type I8, not one of floating point"),
+    ]  # fmt: skip
+    for layers, own, message in cases:
+        header = Header({f"{QKV}.{key}": entry for key, entry in own.items()})
+        assert check_mergeable(header, layers).problem == message
+    problem = check_mergeable(Header(on_norm), ground.layers).problem
+    assert problem == f"{NORM} is a lora on a norm, which takes differences only"
+
+
 def test_a_number_that_is_none_is_refused(runs: Callable[[str], Prepared], tmp_path: Path) -> None:
     run = runs("sd3")
     write_tensors(tmp_path / "x.safetensors", {f"{QKV}.lora_down.weight": torch.zeros(2, 16), f"{QKV}.lora_up.weight": torch.zeros(48, 2), f"{QKV}.alpha": torch.tensor(float("nan"))})  # fmt: skip
