@@ -88,6 +88,7 @@ def kinds(weight: Tensor) -> dict[str, tuple[Tensors, Tensor]]:
     side = pick(rows)
     blocks = drawn(rows // side, side, side)
     turned = rotated(blocks, flat)
+    ga, gb = drawn(inputs, RANK), drawn(RANK, inputs)
     found = {
         "lora": (one, by_lora),
         "dora": ({**one, "dora_scale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))}, by_row),
@@ -96,6 +97,8 @@ def kinds(weight: Tensor) -> dict[str, tuple[Tensors, Tensor]]:
         "lokr": ({"lokr_w1": small, "lokr_w2": large, "alpha": torch.tensor(7.0)}, flat + torch.einsum("ac,bdk->abcdk", small, large.reshape(rows // a, inputs // c, area)).reshape(rows, -1)),
         "lokr halves": ({"lokr_w1_a": halves[0], "lokr_w1_b": halves[1], "lokr_w2_a": big[0], "lokr_w2_b": big[1], "alpha": torch.tensor(0.5)},
                         flat + 0.25 * torch.einsum("az,zc,br,rdk->abcdk", *halves, big[0], big[1].reshape(RANK, inputs // c, area)).reshape(rows, -1)),
+        "glora": ({"a1.weight": ga, "a2.weight": gb, "b1.weight": up, "b2.weight": down.reshape(RANK, inputs, *kernel), "alpha": torch.tensor(0.5)},
+                  flat + 0.25 * (torch.einsum("oik,ir,rj->ojk", weight.reshape(rows, inputs, area), ga, gb).reshape(rows, -1) + up @ down)),
         "diff": ({"diff": weight * 0.5}, flat * 1.5),
         "oft": ({"oft_blocks": blocks, "alpha": torch.tensor(0.0)}, turned),
         "oft rescaled": ({"oft_blocks": blocks, "rescale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))}, turned * magnitude[:, None]),
@@ -388,5 +391,5 @@ def test_a_number_that_is_none_is_refused(runs: Callable[[str], Prepared], tmp_p
     run = runs("sd3")
     write_tensors(tmp_path / "x.safetensors", {f"{QKV}.lora_down.weight": torch.zeros(2, 16), f"{QKV}.lora_up.weight": torch.zeros(48, 2), f"{QKV}.alpha": torch.tensor(float("nan"))})  # fmt: skip
     assert check_mergeable(read_header(tmp_path / "x.safetensors"), run.spec.layers(run.model)).problem is None
-    with pytest.raises(Invalid, match=r"attn_qkv\.alpha is nan"):
+    with pytest.raises(Invalid, match=r"attn_qkv\.alpha holds NaN or infinite numbers"):
         read_lora(tmp_path / "x.safetensors", run.spec.layers(run.model), 1.0)

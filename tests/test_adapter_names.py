@@ -169,19 +169,19 @@ def test_what_a_file_has_beside_layers_is_named(runs: Callable[[str], Prepared],
     }
     strange = {
         "bundle_emb.cat.string_to_param.*": torch.zeros(1, 4), "lora_unet_other.lora_down.weight": torch.zeros(1, 4),
-        "lora_unet_x.a1.weight": torch.zeros(1, 4),
+        "lora_unet_x.on_input": torch.zeros(1, 4),
     }  # fmt: skip
     write_tensors(file, {**good, **strange})
     with pytest.raises(Invalid) as caught:
         read_lora(file, run.spec.layers(run.model), 1.0)
     assert caught.value.diagnostics[0].render() == (
         f"error: {file} does not fit: 1 of its layers are not this model's (lora_unet_other); "
-        "1 of its tensors are not known here (lora_unet_x.a1.weight); "
+        "1 of its tensors are not known here (lora_unet_x.on_input); "
         "1 of its tensors are textual inversions, which no layer has (bundle_emb.cat.string_to_param.*)\n"
         "hint: --skip-unknown leaves out what the model has no place for"
     )
     lora = read_lora(file, run.spec.layers(run.model), 1.0, skip_unknown=True)
-    assert lora.left_out == ["lora_unet_other", "bundle_emb.cat.string_to_param.*", "lora_unet_x.a1.weight"]
+    assert lora.left_out == ["lora_unet_other", "bundle_emb.cat.string_to_param.*", "lora_unet_x.on_input"]
     plain = tmp_path / "plain.safetensors"
     write_tensors(plain, good)
     with_all, without = merged_file(run, file, skip_unknown=True), merged_file(run, plain)

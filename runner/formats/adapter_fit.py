@@ -24,6 +24,7 @@ _KINDS = {
     "lora": ("lora_A", "lora_B", "lora_mid"),
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "lokr": ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    "glora": ("glora_a1", "glora_a2", "glora_b1", "glora_b2"),
     "oft": ("oft_R",),
     "oft_blocks": ("oft_blocks", "rescale"),
     "diff": ("diff",),
@@ -127,7 +128,7 @@ def _incomplete(names: Mapping[str, object]) -> str | None:
     kind = kind_of(names)
     if not kind and not any(name in BIASES for name in names):
         return f"has nothing beside {', '.join(sorted(names))}"
-    needed = [*_KINDS[kind][: {"lora": 2, "loha": 4, "lokr": 0}.get(kind, 1)]] if kind else []
+    needed = [*_KINDS[kind][: {"lora": 2, "loha": 4, "glora": 4, "lokr": 0}.get(kind, 1)]] if kind else []
     if "hada_t1" in names or "hada_t2" in names:
         needed += ["hada_t1", "hada_t2"]
     for factor in ("lokr_w1", "lokr_w2") if kind == "lokr" else ():
@@ -235,6 +236,18 @@ def _lokr(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     return None if fits else _wrong("lokr_w2", shapes, large)
 
 
+def _glora(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
+    rank = (*shapes["glora_a2"], 0)[0]
+    wanted = {
+        "glora_a1": (row[0], rank),
+        "glora_a2": (rank, row[0]),
+        "glora_b1": (rows, rank),
+        "glora_b2": (rank, *row),
+    }
+    wrong = next((name for name, shape in wanted.items() if not _is(shapes[name], shape)), None)
+    return None if wrong is None else _wrong(wrong, shapes, wanted[wrong])
+
+
 def _oft(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     found, width = shapes["oft_R"], prod(row)
     side = skew_side(found[1]) if len(found) == 2 else 0
@@ -259,7 +272,7 @@ def _diff(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
 
 
 _FORMS = {
-    "lora": _lora, "loha": _loha, "lokr": _lokr, "oft": _oft, "oft_blocks": _oft_blocks, "diff": _diff, "norm": _diff,
+    "lora": _lora, "loha": _loha, "lokr": _lokr, "glora": _glora, "oft": _oft, "oft_blocks": _oft_blocks, "diff": _diff, "norm": _diff,
 }  # fmt: skip
 
 

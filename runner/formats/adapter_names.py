@@ -18,10 +18,12 @@ from runner.families.spec import Alias, Target
 from runner.networks.shapes import BIASES
 
 _HALVES = {"down": "lora_A", "up": "lora_B", "mid": "lora_mid", "A": "lora_A", "B": "lora_B"}
+_HALVES |= {name: f"glora_{name}" for name in ("a1", "a2", "b1", "b2")}
 _TENSORS = re.compile(
     r"(?:\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|(?:_lora|\.lora|\.lora_linear_layer)\.(?P<diffusers>down|up)\.weight"  # of diffusers before peft
     r"|\.lora_(?P<peft>[AB])(?:\.[^.]+)?\.weight|\.lora_(?P<bare>[AB])"
+    r"|\.(?P<glora>[ab][12])\.weight"
     r"|\.(?P<named>lora_magnitude_vector|oft_R)(?:\.[^.]+){0,2}"
     r"|\.(?P<own>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
     r"|oft_blocks|rescale|diff|diff_b|w_norm|b_norm)(?:\.default)?)$"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,13 +115,21 @@ def _tensors(
 ) -> tuple[dict[str, Tensor], float, int]:
     """A module's tensors in fp32 without alpha, its scale, and its rank (0: it has none)."""
     tensors = {name: raw[key].float() for name, key in module.keys.items()}
+    odd = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if odd is not None:
+        raise Invalid(
+            f"{file}: {module.keys[odd]} holds NaN or infinite numbers", hint="the file is broken; get another"
+        )
     alpha = float(tensors.pop("alpha").reshape(())) if "alpha" in tensors else None
-    if alpha is not None and not math.isfinite(alpha):
-        raise Invalid(f"{file}: {module.keys['alpha']} is {alpha}")
     if "oft_blocks" in tensors:  # its alpha limits the rotation
         return tensors, alpha or 0.0, 0
     kind = kind_of(module.keys)
-    factors = {"lora": ("lora_A",), "loha": ("hada_w1_b",), "lokr": ("lokr_w2_b", "lokr_w1_b")}.get(kind, ())
+    factors = {
+        "lora": ("lora_A",),
+        "loha": ("hada_w1_b",),
+        "lokr": ("lokr_w2_b", "lokr_w1_b"),
+        "glora": ("glora_a2",),
+    }.get(kind, ())
     rank = next((len(tensors[name]) for name in factors if name in tensors), 0)
     if alpha is not None:  # without a low rank LyCORIS and ComfyUI leave alpha aside
         return tensors, alpha / rank if rank else 1.0, rank

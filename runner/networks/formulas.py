@@ -30,7 +30,7 @@ def changed(tensors: Tensors, scale: float, weight: Tensor, multiplier: float = 
     elif "oft_R" in tensors:
         new = (base.flatten(1) @ rotation(tensors["oft_R"], base[0].numel(), terms).T).reshape(base.shape)
     else:
-        difference = delta(tensors, scale, base.shape)
+        difference = _of_weight(tensors, scale, base) if "glora_a1" in tensors else delta(tensors, scale, base.shape)
         magnitude = next((name for name in ("dora_scale", "lora_magnitude_vector") if name in tensors), None)
         if magnitude is None:
             return base + (difference if multiplier == 1 else difference * multiplier)
@@ -68,6 +68,13 @@ def _kronecker(tensors: Tensors, shape: torch.Size | tuple[int, ...]) -> Tensor:
     right = tensors["lokr_w2"] if "lokr_w2" in tensors else _product(tensors, "lokr_w2", "lokr_t2")
     right = right.reshape(right.shape[0], -1, prod(shape[2:]))
     return torch.einsum("ac,bdk->abcdk", left, right).reshape(shape)
+
+
+def _of_weight(tensors: Tensors, scale: float, base: Tensor) -> Tensor:
+    """GLoRA's difference as LyCORIS and ComfyUI have it (2306.07967): a product of the weight, and a product."""
+    first, second = (tensors[f"glora_a{number}"].flatten(1) for number in (1, 2))
+    product = tensors["glora_b1"].flatten(1) @ tensors["glora_b2"].flatten(1)
+    return (torch.einsum("oi...,ij->oj...", base, first @ second) + product.reshape(base.shape)) * scale
 
 
 def _decomposed(new: Tensor, magnitude: Tensor, by_row: bool) -> Tensor:
