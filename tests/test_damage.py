@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner.stages.checkpoints import Checkpoints
+from runner.store.published import Published
 from runner.store.training import TrainFolder
 from tests.commands import said
 from tests.damage import DAMAGE, copied, files_of, finished_run, flipped, kinds, sweep
@@ -120,6 +123,23 @@ def test_a_lost_checkpoint_of_a_training_that_keeps_some(tmp_path: Path, tiny_mo
     assert result.code == 0, result.err
     assert trained(place).checkpoint_steps() == kept
     assert run_bytes(place.output) == before
+
+
+def test_leftovers_of_a_kill_go_where_nothing_else_is_to_do(place: Place) -> None:
+    """In the store, in the run's folder, and beside what is published: there only under our own names."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    store, published = place.folder / ".runner", place.folder / "published"
+    left = [store / "exports" / f".tmp-{dead.pid}-key", store / "items" / "text" / f".tmp-{dead.pid}-x", place.output / f".tmp-{dead.pid}-y"]  # fmt: skip
+    own, foreign = published / f".tmp-{dead.pid}-u.safetensors", published / f".tmp-{dead.pid}-v.safetensors"
+    for path in (*left, own, foreign):
+        path.write_bytes(b"x")
+    note = Published.read(place.output)
+    note.intended[str(published / "u.safetensors")] = "digest"  # what a kill leaves noted
+    note.write(place.output)
+    result = said(place, "apply")
+    assert "Nothing to do" in result.err
+    assert [path.exists() for path in (*left, own, foreign)] == [False, False, False, False, True]
 
 
 def test_strange_names_in_the_store_are_none_of_ours(place: Place) -> None:

@@ -58,9 +58,11 @@ def _ask_and_run(
     file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked_device: str | None
 ) -> int:
     from runner.plan.render import render_plan
+    from runner.store.tidy import tidy
 
     prepared = plan.prepared
     if not plan.pending:
+        tidy(prepared.store, prepared.output_dir)
         out.say("Nothing to do: everything is up to date.")
         _show_results(prepared)
         return Exit.DONE

@@ -5,12 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from runner.atomic import remove, sweep, sweep_tree
+from runner.atomic import remove
 from runner.core.events import Events
 from runner.core.process import prepare_torch
 from runner.data.items import DamagedItem
@@ -40,9 +39,9 @@ from runner.stages.train import TrainStage
 from runner.store.artifacts import read_selection
 from runner.store.lock import held
 from runner.store.lockfile import environment
-from runner.store.published import Published
 from runner.store.run_folder import clear_pin, read_drawn_seeds, write_drawn_seeds
 from runner.store.store import Store
+from runner.store.tidy import tidy
 from runner.store.training import TrainFolder
 
 MAX_REPAIRS = 3
@@ -83,7 +82,7 @@ class Apply:
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
         known_pin(self.prepared)
-        self._tidy()
+        tidy(self.store, self.prepared.output_dir)
         self._remember()
         steps: list[tuple[str, Callable[[], None]]] = [
             ("cache.latents", self._latents), ("cache.text", self._texts), ("train", self._train),
@@ -96,13 +95,6 @@ class Apply:
             if name == self.until or (self.until == "cache" and name == "cache.text"):
                 break
         return Outcome(self.graph, self.selection, self.notes, self.environment, name == "publish")
-
-    def _tidy(self) -> None:
-        """What a kill left unfinished: in the store, in the run's folder, and where the run was about to publish."""
-        self.store.tidy()
-        sweep_tree(self.prepared.output_dir)
-        for path in Published.read(self.prepared.output_dir).intended:
-            sweep(Path(path).parent, Path(path).name)
 
     def _stage(self, name: str, stage: Callable[[], None]) -> None:
         """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""
