@@ -9,15 +9,14 @@ from pydantic import Field
 from schemas.base import Section, key
 
 Side = Annotated[int, Field(ge=8, le=16384)]
+Resolution = Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class ItemOptions(Section):
     """Keys that stand in [dataset] and may stand again in a source, where they win."""
 
-    resolution: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = key(
-        None, effect="trajectory", stage="cache.latents"
-    )
+    resolution: Resolution = key(None, effect="trajectory", stage="cache.latents")
     """Training size: a number for its square, or [width, height]; buckets have about this area. Unset: by family (sd15: 512)."""
 
     batch_size: int = key(1, effect="trajectory", stage="train", ge=1, le=4096)
@@ -27,7 +26,7 @@ class ItemOptions(Section):
     """A picture's caption lies beside it in a file with this extension."""
 
     caption_separator: str = key(",", effect="trajectory", stage="cache.text", min_length=1)
-    """What separates the tags of a caption; several characters mean any of them. They are joined again by ", "."""
+    """What separates the tags of a caption; several characters mean any of them (spaces beside others do not count). They are joined again by the first of them and a space, as in Kohya's tools since June 2026."""
 
     shuffle_caption: bool = key(False, effect="trajectory", stage="cache.text")
     """Shuffles the tags anew at each use, behind the kept ones."""
@@ -116,14 +115,11 @@ class OneFrame(Section):
     """Leaves out the sixteen empty frames of a quarter of the resolution."""
 
 
-class Source(ItemOptions):
-    """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
+class Media(Section):
+    """What the files of a folder or list are, and what lies beside them."""
 
     kind: Literal["image", "video"] = key("image", effect="trajectory", stage="cache.latents")
     """What the folder holds: pictures, or videos (hunyuan_video, framepack). A .jsonl list may name videos, or folders of pictures as videos, with video_path."""
-
-    path: str = key(effect="none", min_length=1)
-    """A folder with pictures or videos; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it."""
 
     mask_path: str | None = key(None, effect="none", min_length=1)
     """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
@@ -156,11 +152,18 @@ class Source(ItemOptions):
     one_frame: OneFrame | None = key(None, effect="none")
     """Positions in one-frame training; model.variant = "one_frame"."""
 
-    repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
-    """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""
-
     class_tokens: str | None = key(None, effect="trajectory", stage="cache.text")
     """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""
+
+
+class Source(Media, ItemOptions):
+    """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
+
+    path: str = key(effect="none", min_length=1)
+    """A folder with pictures or videos; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it, or absolute."""
+
+    repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""
 
     regularization: bool = key(False, effect="trajectory", stage="train")
     """Regularization pictures: as many uses an epoch as training pictures have, each in its turn, through the epochs; never held out. Equal ones of equal settings count once."""
@@ -188,8 +191,13 @@ class Buckets(Section):
     """A picture smaller than the resolution keeps its own size, rounded down to the step."""
 
 
-class HeldOut(Section):
-    """Items that are never trained on; selection measures the loss on them. One of the three keys."""
+class HeldOut(Media):
+    """Items that are never trained on; selection measures the loss on them. Give one of fraction, count and path.
+
+    The other keys go with path and mean what they mean in a source. One that is not given, and every option of captions and
+    pictures, is as in the first source (of this kind, without regularization); only folders of masks and control images are
+    never taken over.
+    """
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = key(None, effect="trajectory", stage="train")
     """Share of the items, rounded up, chosen by a hash of seed and content."""
@@ -198,7 +206,13 @@ class HeldOut(Section):
     """Number of items, chosen by a hash of seed and content."""
 
     path: str | None = key(None, effect="none", min_length=1)
-    """A folder of pictures and captions of their own that are never trained on."""
+    """A folder or a list of pictures or videos that are never trained on, as the path of a source. What lies in a source too, by its content, is not trained on either."""
+
+    resolution: Resolution = key(None, effect="trajectory", stage="select")
+    """Size at which they are measured. Unset: the first source's."""
+
+    caption_extension: str | None = key(None, effect="trajectory", stage="select", pattern=r"^\.[A-Za-z0-9_.-]+$")
+    """Their captions lie in files with this extension. Unset: the first source's."""
 
 
 class Dataset(ItemOptions):
@@ -215,6 +229,9 @@ class Dataset(ItemOptions):
 
     held_out: HeldOut | None = key(None, effect="none")
     """Items kept out of training for selection."""
+
+    follow_links: bool = key(False, effect="none")
+    """Whether caption files and entries of lists may be symbolic links out of their folder. Such a link can show the text of any file, so it is refused else. Pictures in a folder may be links."""
 
     workers: int = key(2, effect="none", ge=0, le=64)
     """Threads that prepare batches ahead of the training step; 0 prepares them in the step itself."""

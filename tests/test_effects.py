@@ -16,6 +16,7 @@ from PIL import Image
 from runner.families.registry import family
 from runner.networks.shapes import adapter_shapes
 from runner.plan.compile import compile_graph
+from schemas.dataset import Media
 from schemas.walk import Key, leaf_keys
 from tests.inprocess import prepared, trained_bytes
 from tests.support import Place, draw_pictures, merged, new_place
@@ -46,7 +47,8 @@ FLIPS: dict[str, Any] = {
     "dataset.secondary_separator": ";;;", "dataset.caption_prefix": "p", "dataset.caption_suffix": "s",
     "dataset.sources.path": "copied_pics", "dataset.sources.repeats": 3, "dataset.sources.class_tokens": "thing",
     "dataset.buckets.min_size": 12, "dataset.buckets.max_size": 40, "dataset.buckets.step": 8,
-    "dataset.held_out.fraction": 0.3, "dataset.held_out.path": "copied_apart", "dataset.held_out.count": 3,
+    "dataset.held_out.fraction": 0.3, "dataset.held_out.resolution": 16, "dataset.held_out.caption_extension": ".caption",
+    "dataset.held_out.path": "copied_apart", "dataset.held_out.count": 3,
     "dataset.crop_style": "corner", "dataset.crop_aspect": "square", "dataset.face_crop_aug_range": [1.0, 2.0],
     "dataset.sources.mask_path": "masks", "training.loss.masked": False, "dataset.config_file": "dataset.toml",
     "caching.vae_tile_size": 64, "sampling.vae_tile_size": 64, "training.memory.blocks_to_swap": 1,
@@ -94,6 +96,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "dataset.held_out.count": {"dataset": {"held_out": {"count": 2}}},
     "dataset.held_out.fraction": {"dataset": {"held_out": {"count": None, "fraction": 0.1}}},
     "dataset.held_out.path": {"dataset": {"held_out": {"count": None, "path": "apart"}}},
+    "dataset.held_out.resolution": {"dataset": {"held_out": {"count": None, "path": "apart"}}},
+    "dataset.held_out.caption_extension": {"dataset": {"held_out": {"count": None, "path": "apart"}}},
     "dataset.sources.class_tokens": {"dataset": {"sources": [{"path": "bare", "class_tokens": "other"}]}},
     "training.scheduler.args": {"training": {"scheduler": {"type": "cosine_with_restarts"}}},
     "training.checkpoints.every_n_epochs": {"training": {"checkpoints": {"every_n_steps": None}}},
@@ -110,6 +114,11 @@ ONE_VALUE = {
     "sampling.dialect",
     "dataset.config_file",
     "dataset.sources.kind",
+    *(
+        key.dotted
+        for key in leaf_keys()
+        if key.path[:2] == ("dataset", "held_out") and key.path[2] in Media.model_fields
+    ),
     *VIDEO_KEYS,
 }
 """Keys that have one value only, or none that could be flipped alone: each family has tests of its own."""

@@ -201,7 +201,7 @@ def test_metadata_files(place: Place) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image_path": "../../etc/passwd.png"}', "lies outside of"),
+        ('{"image_path": "../../etc/passwd.png"}', "there is no picture ../../etc/passwd.png"),
         ('{"image_path": "nothing"}', "there is no picture nothing"),
         ('{"caption": "x"}', "no picture with a table"),
         ("{nope", "line 1: no JSON"),

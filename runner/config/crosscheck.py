@@ -69,6 +69,13 @@ def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
                 [(*section, name) for name in given], "keep one of them",
             )  # fmt: skip
     held_out = source.value(("dataset", "held_out"))
+    if isinstance(held_out, dict) and "path" not in held_out:
+        section = ("dataset", "held_out")
+        for name in (name for name in held_out if name not in ("fraction", "count")):
+            yield Diagnostic(
+                f"`{name}` of [dataset.held_out] goes with `path`", source.key_places((*section, name)),
+                "items that are held out of the sources are as in their source; take it out",
+            )  # fmt: skip
     if isinstance(held_out, dict) and not held_out:
         yield Diagnostic(
             "[dataset.held_out] is empty", source.header_places(("dataset", "held_out")),

@@ -30,14 +30,22 @@ class CaptionRule:
     tag_dropout: float
     warmup_min: int
     warmup_step: float
+    whole: bool = False
+    """The caption is the whole text, as musubi-tuner reads it; else its first line."""
 
     @classmethod
-    def of(cls, options: ItemOptions) -> CaptionRule:
+    def of(cls, options: ItemOptions, whole: bool = False) -> CaptionRule:
         return cls(
             options.caption_separator, options.shuffle_caption, options.keep_tokens, options.keep_tokens_separator,
             options.secondary_separator, options.enable_wildcard, options.caption_prefix, options.caption_suffix,
             options.caption_tag_dropout_rate, options.token_warmup_min, options.token_warmup_step,
+            whole,
         )  # fmt: skip
+
+    @cached_property
+    def marks(self) -> str:
+        """The characters that separate tags; spaces beside others do not."""
+        return self.separator.strip() or self.separator
 
     @property
     def warms_up(self) -> bool:
@@ -49,12 +57,19 @@ class CaptionRule:
         return self.shuffle or self.wildcard or self.tag_dropout > 0 or self.warms_up
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a caption that hold something; one empty line where there is none."""
+    if "\n" not in text and "\r" not in text:
+        return [text.strip()]
+    return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()] or [""]
+
+
 def render(text: str, rule: CaptionRule, rng: random.Random, step: int = 0, total_steps: int = 0) -> str:
     """The caption of one use. `step` counts from 0 and matters only while the token warm-up lasts."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    caption = lines[0]
-    if rule.wildcard:
-        caption = lines[rng.randrange(len(lines))] if len(lines) > 1 else lines[0]
+    lines = lines_of(text)
+    caption = lines[rng.randrange(len(lines))] if rule.wildcard and len(lines) > 1 else lines[0]
+    if rule.whole and not rule.wildcard:
+        caption = re.sub(r"\r\n?", "\n", text).strip()
     caption = " ".join(part for part in (rule.prefix, caption, rule.suffix) if part)
     if rule.wildcard:
         caption = _wildcards(caption, rng)
@@ -62,8 +77,28 @@ def render(text: str, rule: CaptionRule, rng: random.Random, step: int = 0, tota
     if rule.shuffle or rule.tag_dropout > 0 or rule.warms_up or has_fixed_part:
         caption = _tags(caption, rule, rng, step, total_steps)
     if rule.secondary_separator:
-        caption = caption.replace(rule.secondary_separator, rule.separator[0])
+        caption = caption.replace(rule.secondary_separator, rule.marks[0])
     return caption
+
+
+def tags_of(text: str, rule: CaptionRule) -> list[str]:
+    """All tags of a caption without any chance: those of the line or lines that training uses."""
+    lines = lines_of(text)
+    tags: list[str] = []
+    for line in lines if rule.whole or rule.wildcard else lines[:1]:
+        for separator in (rule.keep_tokens_separator, rule.secondary_separator):
+            line = line.replace(separator, rule.marks[0]) if separator else line
+        tags += _split(line, rule.marks)
+    return tags
+
+
+def fullest(text: str, rule: CaptionRule) -> str:
+    """The longest caption that training may make of a text: nothing dropped, and of several lines the longest."""
+    lines = lines_of(text)
+    caption = max(lines, key=len) if rule.wildcard else text.strip() if rule.whole else lines[0]
+    if rule.keep_tokens_separator and rule.keep_tokens_separator in caption:
+        caption = f"{rule.marks[0]} ".join(tags_of(caption, rule))
+    return " ".join(part for part in (rule.prefix, caption, rule.suffix) if part)
 
 
 def _tags(caption: str, rule: CaptionRule, rng: random.Random, step: int, total_steps: int) -> str:
@@ -71,13 +106,13 @@ def _tags(caption: str, rule: CaptionRule, rng: random.Random, step: int, total_
     tail: list[str] = []
     if rule.keep_tokens_separator and rule.keep_tokens_separator in caption:
         first, _, rest = caption.partition(rule.keep_tokens_separator)
-        head = _split(first, rule.separator)
+        head = _split(first, rule.marks)
         if rule.keep_tokens_separator in rest:
             rest, _, last = rest.partition(rule.keep_tokens_separator)
-            tail = _split(last, rule.separator)
-        flexible = _split(rest, rule.separator)
+            tail = _split(last, rule.marks)
+        flexible = _split(rest, rule.marks)
     else:
-        tags = _split(caption, rule.separator)
+        tags = _split(caption, rule.marks)
         head, flexible = tags[: rule.keep_tokens], tags[rule.keep_tokens :]
     if rule.warms_up:
         flexible = flexible[: _warm_count(len(flexible), rule, step, total_steps)]
@@ -85,7 +120,7 @@ def _tags(caption: str, rule: CaptionRule, rng: random.Random, step: int, total_
         rng.shuffle(flexible)
     if rule.tag_dropout > 0:
         flexible = [tag for tag in flexible if rng.random() >= rule.tag_dropout]
-    return ", ".join(head + flexible + tail)
+    return f"{rule.marks[0]} ".join(head + flexible + tail)
 
 
 def _split(text: str, separators: str) -> list[str]:

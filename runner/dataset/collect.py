@@ -73,6 +73,11 @@ def collect(
         bad += scanned_held_out.bad
         evaluated = fitting.place(scanned_held_out.items, bad)
         known = {item.digest for item in evaluated}
+        fitting.notes.add(
+            "items lie in a source too, by their content, and are held out: they are not trained on",
+            "take them out of the folder of held_out.path to train on them",
+            dict.fromkeys(item.name for item in placed if item.digest in known),
+        )  # fmt: skip
         placed = [item for item in placed if item.digest not in known]
     elif held_out is not None:
         chosen = _held_out_digests(placed, held_out, seed)
@@ -240,7 +245,7 @@ def _face_of(name: str) -> tuple[int, int, int, int] | None:
 def _settings(folder: Folder) -> ItemSettings:
     options = folder.options
     return ItemSettings(
-        CaptionRule.of(options), options.caption_dropout_rate, options.caption_dropout_every_n_epochs, options.flip_aug,
+        CaptionRule.of(options, folder.whole_captions), options.caption_dropout_rate, options.caption_dropout_every_n_epochs, options.flip_aug,
         Look(
             options.random_crop, options.crop_style,
             tuple(options.face_crop_aug_range) if options.face_crop_aug_range else None,  # type: ignore[arg-type]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from runner.dataset.caption_files import Entries, is_text, list_folder, shown
 from runner.dataset.clips import ClipOptions
-from runner.dataset.media import ENDINGS, is_media
+from runner.dataset.media import ENDINGS, endings, is_media
 from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, read_metadata
+from runner.dataset.notes import Notes
 from runner.families.locate import resolve_path
-from schemas.dataset import Buckets, Dataset, ItemOptions, OneFrame, Source
+from runner.files import name_problem, shown_path
+from schemas.dataset import Buckets, Dataset, ItemOptions, Media, OneFrame, Source
 
-_REPEATS_IN_NAME = re.compile(r"(\d+)_(.*)")
-_NOUNS = {"image": "pictures", "video": "videos"}
+_REPEATS_IN_NAME = re.compile(r"([0-9]{1,9})_(.*)")
+NOUNS = {"image": "pictures", "video": "videos"}
 
 
 class SourceProblem(Exception):
@@ -51,10 +55,16 @@ class Folder:
     controls: Path | None = None
     """A folder of control images of the same names."""
     one_frame: OneFrame | None = None
+    whole_captions: bool = False
+    """Captions are whole texts, not first lines."""
+    follow_links: bool = False
+    """Whether captions and entries of lists may be symbolic links out of their folder."""
+    entries: Entries | None = field(default=None, compare=False, repr=False)
+    """What lies in it, where that was listed already."""
 
     @property
     def noun(self) -> str:
-        return _NOUNS[self.kind]
+        return NOUNS[self.kind]
 
 
 def effective_options(dataset: Dataset, source: Source | None) -> ItemOptions:
@@ -65,119 +75,198 @@ def effective_options(dataset: Dataset, source: Source | None) -> ItemOptions:
     return ItemOptions.model_construct(**values)
 
 
-def source_folders(dataset: Dataset, base: Path, images: Path | None = None) -> list[Folder]:
+def source_folders(
+    dataset: Dataset,
+    base: Path,
+    images: Path | None = None,
+    notes: Notes | None = None,
+    named: bool = True,
+    first: int = 0,
+) -> list[Folder]:
     """The folders of all sources; a folder of `N_name` folders is opened up. Raises `SourceProblem`.
 
-    `images` is where the pictures of a list are; else beside it.
+    `images` is where the pictures of a list are; else beside it. `named`: the name of a source's own folder tells its repeats.
+    `first` is the first source's number.
     """
     folders: list[Folder] = []
-    for number, source in enumerate(dataset.sources):
-        path = resolve_path(source.path, base)
+    notes = Notes() if notes is None else notes
+    left_out: list[str] = []
+    for number, source in enumerate(dataset.sources, first):
+        path = _resolved(number, source.path, base)
         options = effective_options(dataset, source)
-        shared = {
+        shared: dict[str, Any] = {
             "masks": _side_folder(number, source.mask_path, base, "masks"),
             "controls": _side_folder(number, source.control_path, base, "control images"),
             "kind": source.kind, "clips": _clip_options(source), "one_frame": source.one_frame,
+            "follow_links": dataset.follow_links, "regularization": source.regularization, "weight": source.weight,
+            "options": options,
         }  # fmt: skip
-        if path.suffix.lower() in METADATA_SUFFIXES and path.is_file():
+        if path.suffix.lower() in METADATA_SUFFIXES and os.path.isfile(path):
             place = images or path.parent
             try:
-                listing = read_metadata(path, place, source.kind)
+                listing = read_metadata(path, place, source.kind, notes, dataset.follow_links)
             except MetadataProblem as problem:
                 raise SourceProblem(number, str(problem), problem.hint) from None
             folders.append(
-                Folder(
-                    number, place, path.stem, source.repeats or 1, source.class_tokens, source.regularization,
-                    source.weight, options, listing=listing, **shared,  # type: ignore[arg-type]
-                )
-            )  # fmt: skip
+                Folder(number, place, path.stem, source.repeats or 1, source.class_tokens, listing=listing, **shared)
+            )
             continue
-        for place in _places(number, path, source.kind):
+        for place, entries in _places(number, path, source.kind, notes, named):
             repeats, tokens = _from_name(place)
-            folders.append(
-                Folder(
-                    number, place, place.name, source.repeats or repeats,
-                    source.class_tokens if source.class_tokens is not None else tokens,
-                    source.regularization, source.weight, options, **shared,  # type: ignore[arg-type]
-                )
-            )  # fmt: skip
+            if place == path and not named and repeats not in (None, 1):
+                notes.add("folders have a number in their name, which a dataset file does not read", "set num_repeats there", [place.name])  # fmt: skip
+            if place == path and not named:
+                repeats = 1
+            repeats = source.repeats or (1 if repeats is None else repeats)
+            if repeats == 0:
+                left_out.append(place.name)
+                continue
+            own = source.class_tokens if source.class_tokens is not None else tokens
+            folders.append(Folder(number, place, place.name, repeats, own, entries=entries, **shared))
+    notes.add("folders have 0 repeats in their name and are left out", "give them another number", left_out)
+    if left_out and not folders:
+        raise SourceProblem(
+            0, f"the folder {left_out[0]} has 0 repeats in its name, and no other is left", "call it 1_…"
+        )
     return folders
 
 
+def _resolved(number: int, name: str, base: Path) -> Path:
+    """A path of a source. Raises `SourceProblem` for one that no file can have."""
+    path = resolve_path(name, base)
+    problem = name_problem(str(path)) or (None if is_text(str(path)) else "it is not UTF-8")
+    if problem is not None:
+        raise SourceProblem(number, f"{shown_path(shown(str(path)))} is no path: {problem}")
+    return path
+
+
+_CLIP_KEYS = {
+    "target_frames": "target_frames", "frame_extraction": "extraction", "frame_stride": "stride", "frame_sample": "sample",
+    "max_frames": "max_frames", "source_fps": "source_fps",
+}  # fmt: skip
+"""A source's key → its name in `ClipOptions`."""
+
+
 def _clip_options(source: Source) -> ClipOptions:
-    return ClipOptions(
-        tuple(source.target_frames or (1,)), source.frame_extraction, source.frame_stride, source.frame_sample,
-        source.max_frames, source.source_fps,
-    )  # fmt: skip
+    values = {own: getattr(source, name) for name, own in _CLIP_KEYS.items()}
+    return ClipOptions(**{**values, "target_frames": tuple(source.target_frames or (1,))})
 
 
 def _side_folder(number: int, name: str | None, base: Path, what: str) -> Path | None:
     """A folder of masks or of control images."""
     if name is None:
         return None
-    folder = resolve_path(name, base)
-    if not folder.is_dir():
+    folder = _resolved(number, name, base)
+    if not os.path.isdir(folder):
         raise SourceProblem(number, f"there is no folder of {what} {folder}", _near_folder(folder))
     return folder
 
 
-def held_out_folder(dataset: Dataset, base: Path) -> Folder | None:
-    """The folder of held_out.path, where it is given."""
-    if dataset.held_out is None or dataset.held_out.path is None:
-        return None
-    path = resolve_path(dataset.held_out.path, base)
-    if not path.is_dir():
-        raise SourceProblem(-1, f"there is no folder {path}")
-    _, tokens = _from_name(path)
-    return Folder(-1, path, path.name, 1, tokens, False, 1.0, effective_options(dataset, None))
+def held_out_folders(dataset: Dataset, base: Path, folders: Sequence[Folder], notes: Notes) -> list[Folder]:
+    """The folders of held_out.path, where it is given, with what it leaves open as in the first of `folders` of its kind.
+    Raises `SourceProblem`."""
+    held = dataset.held_out
+    if held is None or held.path is None:
+        return []
+    given = {name: getattr(held, name) for name in Media.model_fields if name in held.model_fields_set}
+    alike = (
+        folder for folder in folders if not folder.regularization and given.get("kind", folder.kind) == folder.kind
+    )
+    like = next(alike, None)
+    kind = given.get("kind", like.kind if like is not None else "image")
+    source = Source.model_construct(**{"path": held.path, **given, "kind": kind})
+    found = source_folders(dataset.model_copy(update={"sources": [source]}), base, notes=notes, first=-1)
+    options = effective_options(dataset, None) if like is None else like.options
+    own = {name: value for name in ("resolution", "caption_extension") if (value := getattr(held, name)) is not None}
+    found = [replace(folder, repeats=1, options=options.model_copy(update=own)) for folder in found]
+    if like is None:
+        return found
+    clips = replace(
+        like.clips or ClipOptions(),
+        **{own: getattr(_clip_options(source), own) for name, own in _CLIP_KEYS.items() if name in given},
+    )
+    return [
+        replace(
+            folder, clips=clips, one_frame=held.one_frame or like.one_frame, buckets=like.buckets,
+            class_tokens=folder.class_tokens if folder.class_tokens is not None else like.class_tokens,
+        )
+        for folder in found
+    ]  # fmt: skip
 
 
-def _places(number: int, path: Path, kind: str) -> list[Path]:
-    noun = _NOUNS[kind]
-    if not path.exists():
+def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True) -> list[tuple[Path, Entries]]:
+    """The folders with files of this kind: `path` itself, or the `N_name` folders in it, as Kohya's train_data_dir (not
+    `opens`: only where there are none in `path`)."""
+    noun = NOUNS[kind]
+    if not os.path.exists(path):
         raise SourceProblem(number, f"there is no folder {path}", _near_folder(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise SourceProblem(number, f"{path} is a file; a source is a folder of {noun}", f"name {path.parent}")
-    entries = []
+    own = _listed(number, path)
+    if not own.folders and any(is_media(name, kind) for name in own.files):
+        return [(path, own)]
+    loose = [name for name in own.files if is_media(name, kind)]
+    numbered = {name: _listed(number, path / name) for name in own.folders if _REPEATS_IN_NAME.fullmatch(name)}
+    filled = {name: listed for name, listed in numbered.items() if any(is_media(file, kind) for file in listed.files)}
+    if loose and (not filled or not opens or _REPEATS_IN_NAME.fullmatch(path.name)):
+        return [(path, own)]
+    if not own.folders:
+        raise _nothing(number, path, kind, own)
+    if not numbered:
+        first = own.folders[0]
+        raise SourceProblem(
+            number, f"no {noun} in {path}, and its folder {first!r} has no number of repeats in its name",
+            f"name the folder with the {noun} itself, or call it 1_{first}",
+        )  # fmt: skip
+    if not filled:
+        first = next(iter(numbered))
+        raise _nothing(number, path / first, kind, numbered[first])
+    beside = f"{noun} lie beside folders with a number of repeats, which are trained instead, and are not used"
+    notes.add(beside, "move them into a folder of their own, as 1_name", [f"{path.name}/{name}" for name in loose])
+    others = [name for name in own.folders if name not in numbered]
+    notes.add(
+        "folders have no number of repeats in their name and are left out", "call them 1_name, or name them as sources of their own",
+        [f"{path.name}/{name}" for name in others],
+    )  # fmt: skip
+    empty = [f"{path.name}/{name}" for name in numbered if name not in filled]
+    notes.add(f"folders hold no {noun} and are left out", "fill or remove them", empty)
+    unreadable = [f"{path.name}/{name}" for name in own.unreadable]
+    notes.add("names are not UTF-8, and what they name is left out", "rename them", unreadable)
+    return [(path / name, listed) for name, listed in filled.items()]
+
+
+def _listed(number: int, path: Path) -> Entries:
     try:
-        for entry in os.scandir(path):
-            if is_media(entry.name, kind):
-                return [path]
-            entries.append(entry)
+        return list_folder(path)
     except OSError as error:
         raise SourceProblem(number, f"{path} cannot be read: {error.strerror}") from None
-    entries.sort(key=lambda entry: entry.name)
-    children = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    if not children:
-        endings = sorted({os.path.splitext(entry.name)[1] or entry.name for entry in entries})
-        held = f"it holds only {', '.join(endings[:6])}" if endings else "it is empty"
-        wanted = " ".join(sorted(extension.lstrip(".") for extension in ENDINGS[kind]))
-        other = next((other for other in ENDINGS if other != kind and set(endings) & ENDINGS[other]), None)
-        hint = f"{noun} end in {wanted}"
-        raise SourceProblem(
-            number, f"no {noun} in {path}: {held}", f'{hint}; {_NOUNS[other]} need kind = "{other}"' if other else hint
-        )  # fmt: skip
-    unnumbered = [name for name in children if not _REPEATS_IN_NAME.fullmatch(name)]
-    if unnumbered:
-        raise SourceProblem(
-            number,
-            f"no {noun} in {path}, and its folder {unnumbered[0]!r} has no number of repeats in its name",
-            f"name the folder with the {noun} itself, or call it 1_{unnumbered[0]}",
-        )
-    return [path / name for name in children]
+
+
+def _nothing(number: int, path: Path, kind: str, entries: Entries) -> SourceProblem:
+    """A folder without any file of this kind."""
+    noun = NOUNS[kind]
+    held = sorted({os.path.splitext(name)[1] or name for name in entries.files})
+    what = f"it holds only {', '.join(held[:6])}" if held else "it is empty"
+    other = next((other for other in ENDINGS if other != kind and set(held) & ENDINGS[other]), None)
+    hint = f"{noun} end in {endings(kind)}"
+    return SourceProblem(
+        number, f"no {noun} in {path}: {what}", f'{hint}; {NOUNS[other]} need kind = "{other}"' if other else hint
+    )  # fmt: skip
 
 
 def _near_folder(path: Path) -> str | None:
     import difflib
 
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"{path.parent} does not exist either; paths are relative to run.toml's folder"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1, 0.5)
+    names = [name for name in os.listdir(path.parent) if is_text(name)]
+    near = difflib.get_close_matches(path.name, names, 1, 0.5)
     return f"did you mean {path.parent / near[0]}?" if near else None
 
 
-def _from_name(path: Path) -> tuple[int, str | None]:
+def _from_name(path: Path) -> tuple[int | None, str | None]:
+    """(repeats, class tokens) that a folder's name tells."""
     match = _REPEATS_IN_NAME.fullmatch(path.name)
-    if match is None or int(match.group(1)) < 1:
-        return 1, None
+    if match is None:
+        return None, None
     return int(match.group(1)), match.group(2).strip() or None

@@ -18,9 +18,13 @@ from pydantic import ValidationError
 
 from runner.config.locate import Path as KeyPath
 from runner.config.source import Source as Document
+from runner.dataset.caption_files import is_text
 from runner.dataset.folders import Folder, SourceProblem, source_folders
+from runner.dataset.foreign_files import recognised, recognised_text
+from runner.dataset.notes import Notes
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
+from runner.files import MOST_TEXT_BYTES, parsing, read_bytes, reason, shown_path
 from schemas.dataset import Buckets, Dataset, HeldOut, ItemOptions, Source
 
 _ITEM = {
@@ -80,14 +84,14 @@ class DatasetFile:
     warnings: list[Diagnostic]
 
 
-def read_dataset_file(file: Path, dataset: Dataset, run: Document) -> DatasetFile:
+def read_dataset_file(file: Path, dataset: Dataset, run: Document, notes: Notes | None = None) -> DatasetFile:
     """Raises `InvalidConfig` with every finding; places are in the dataset file, and in run.toml for keys given twice."""
-    return _Reading(file, dataset, run).read()
+    return _Reading(file, dataset, run, Notes() if notes is None else notes).read()
 
 
 class _Reading:
-    def __init__(self, file: Path, dataset: Dataset, run: Document) -> None:
-        self.file, self.dataset, self.run = file, dataset, run
+    def __init__(self, file: Path, dataset: Dataset, run: Document, notes: Notes) -> None:
+        self.file, self.dataset, self.run, self.notes = file, dataset, run, notes
         self.findings: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
         self.document = _parse(file)
@@ -170,7 +174,10 @@ class _Reading:
         buckets = self._validated(Buckets, values, _BUCKETS, places)
         if source is None or buckets is None or len(self.findings) > before:
             return []
-        return self._scan(number, source, buckets, values, places)
+        return [
+            replace(folder, whole_captions=not kohya)  # musubi-tuner keeps all lines
+            for folder in self._scan(number, source, buckets, values, places)
+        ]
 
     def _scan(
         self, number: int, source: Source, buckets: Buckets, values: Mapping[str, Any], places: Mapping[str, KeyPath]
@@ -182,7 +189,7 @@ class _Reading:
         images = resolve_path(str(values["image_dir"]), base) if listed and "image_dir" in values else None
         try:
             own = self.dataset.model_copy(update={"sources": [source]})
-            found = source_folders(own, base, images)
+            found = source_folders(own, base, images, self.notes, named=False)
         except SourceProblem as problem:
             self._error(path, str(problem), problem.hint)
             return []
@@ -247,11 +254,20 @@ class _Reading:
             ours["face_crop_aug_range"] = [
                 float(value) for value in ours["face_crop_aug_range"] if isinstance(value, (int, float))
             ]
+        wrong = [own for own, value in ours.items() if not is_text(repr_of := str(value)) or "\x00" in repr_of]
+        for own in wrong:
+            name = theirs[own]
+            self._error(
+                places.get(name, ("datasets",)),
+                f"`{name}` holds half a character (a lone surrogate) or a NUL character",
+            )
+        if wrong:
+            return None
         try:
             return cls.model_validate_json(json.dumps(ours, default=str), strict=True)
         except ValidationError as error:
             for detail in error.errors():
-                own = str(detail["loc"][0])
+                own = str(detail["loc"][0]) if detail["loc"] else next(iter(ours))
                 name = theirs.get(own, own)
                 self._error(places.get(name, ("datasets",)), f"`{name}`: {detail['msg']}, not {detail['input']!r}")
             return None
@@ -262,22 +278,51 @@ class _Reading:
 
 def _parse(file: Path) -> Document:
     """The parsed file with the places of its keys (none for JSON). Raises `InvalidConfig`."""
+    is_json = file.suffix.lower() == ".json"
+
+    def problem(message: str, hint: str | None = None, place: Place | None = None) -> InvalidConfig:
+        return InvalidConfig([Diagnostic(message, (place or Place(file.name),), hint)])
+
+    def unreadable(why: str) -> InvalidConfig:
+        foreign = recognised_text(text)
+        if foreign is not None:
+            return problem(f"{file.name} is {foreign.what}", foreign.hint)
+        return problem(f"{file.name} is no {'JSON' if is_json else 'TOML'}: {why}")
+
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix.lower() == ".json" else tomli.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig([Diagnostic(f"{file} cannot be read: {error}")]) from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidConfig([Diagnostic(f"{file.name} is no JSON: {error}", (Place(file.name),))]) from None
-    except tomli.TOMLDecodeError as error:
+        text = read_bytes(file, MOST_TEXT_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise problem(f"{shown_path(file)} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise problem(f"{shown_path(file)} cannot be read: {reason(error)}") from None
+    try:
+        with parsing(unreadable):
+            content = json.loads(text) if is_json else _toml(text)
+    except _NoToml as error:
+        if recognised_text(text) is not None:
+            raise unreadable(error.msg) from None
         lines = text.replace("\r\n", "\n").split("\n")
         line = min(error.lineno, len(lines))
-        place = Place(file.name, line, error.colno, 1, lines[line - 1])
-        raise InvalidConfig([Diagnostic(f"{file.name} is no TOML: {error.msg}", (place,))]) from None
+        raise problem(f"{file.name} is no TOML: {error.msg}", None, Place(file.name, line, error.colno, 1, lines[line - 1])) from None  # fmt: skip
+    foreign = recognised(content)
+    if foreign is not None:
+        raise problem(f"{file.name} is {foreign.what}", foreign.hint)
     if not isinstance(content, dict):
-        raise InvalidConfig([Diagnostic(f"{file.name} holds no table", (Place(file.name),))])
-    is_json = file.suffix.lower() == ".json"
+        raise problem(f"{file.name} holds no table")
     return Document(file, "" if is_json else text, content)
+
+
+class _NoToml(Exception):
+    def __init__(self, error: tomli.TOMLDecodeError) -> None:
+        super().__init__(error.msg)
+        self.msg, self.lineno, self.colno = error.msg, error.lineno, error.colno
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise _NoToml(error) from None
 
 
 def options_of(folders: list[Folder]) -> list[ItemOptions]:

@@ -16,3 +16,8 @@ ENDINGS = {"image": IMAGE_EXTENSIONS, "video": VIDEO_EXTENSIONS}
 def is_media(name: str, kind: str) -> bool:
     """Whether a file's name is that of a picture ("image"), or of a video."""
     return name[name.rfind(".") :].lower() in ENDINGS[kind] and not name.startswith(".")
+
+
+def endings(kind: str) -> str:
+    """The endings of pictures or videos, for messages."""
+    return " ".join(sorted(extension.lstrip(".") for extension in ENDINGS[kind]))

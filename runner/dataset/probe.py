@@ -1,4 +1,4 @@
-"""Reads a picture or video once: its digest, its upright size and facts, or why it cannot be decoded. Captions: their text."""
+"""Reads a picture or video once: its digest, its upright size and facts, or why it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from runner.dataset import frames
 from runner.files import open_regular, read_bytes
 from runner.pictures import MOST_BYTES, MissingDecoder, probe_picture
 from runner.store.index import FileContent
-
-MAX_CAPTION_BYTES = 1_000_000
 
 
 def probe_image(path: Path) -> FileContent:
@@ -40,18 +38,3 @@ def probe_video(path: Path) -> FileContent:
     except frames.UnusableVideo as problem:
         return FileContent(digest, problem=str(problem))
     return FileContent(digest, *found.size, str(found.frames), facts=" ".join(found.words))
-
-
-def probe_caption(path: Path) -> FileContent:
-    """The caption file's text, which is its own identity: UTF-8, a byte order mark is tolerated."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_CAPTION_BYTES:
-            return FileContent("", problem=f"its caption file {path.name} has {size:,} bytes")
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        return FileContent("", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
-    except UnicodeDecodeError as error:
-        return FileContent("", problem=f"its caption file {path.name} is not UTF-8 (byte {error.start})")
-    return FileContent("", text=text.replace("\x00", ""))

@@ -358,5 +358,9 @@ class FamilySpec:
     """Kind of adapter → the module of its family's trainer that makes such files (ss_network_module); others are LyCORIS'."""
     version: int = 1
     """Grows where the family's denoiser is told something else than before, so that no earlier work is taken for it."""
+    text_limit: Callable[[Model, int], tuple[str, int]] | None = None
+    """(model, max_token_length) → (the text encoder whose tokens count, how many of a caption it takes)."""
+    whole_captions: bool = False
+    """Captions are whole texts, as musubi-tuner reads them; else first lines, as Kohya's tools."""
     refused_keys: Mapping[str, str] = field(default_factory=dict)
     """Dotted key → why this family cannot use it."""

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 from runner import __version__
+from runner.dataset.captions import tags_of
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
 
@@ -144,12 +145,10 @@ def _datasets(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def _tag_frequency(items: list[TrainItem]) -> dict[str, dict[str, int]]:
-    """Folder → tag → how often, as Kohya's tools count it: uses of each tag between separators."""
+    """Folder → tag in small letters → pictures that have it, as Kohya's tools count it; tags are those that training makes
+    of a caption, without the separators of kept and of joined ones."""
     found: dict[str, Counter[str]] = {}
-    for item in items:
-        line = next((line for line in item.text.splitlines() if line.strip()), "")
-        counts = found.setdefault(_folder_of(item), Counter())
-        for tag in line.split(item.settings.captions.separator[0]):
-            if tag.strip():
-                counts[tag.strip()] += item.repeats
+    for item in {item.path: item for item in items}.values():
+        tags = (tag.lower() for tag in tags_of(item.text, item.settings.captions))
+        found.setdefault(_folder_of(item), Counter()).update(tags)
     return {folder: dict(sorted(counts.items())) for folder, counts in found.items()}

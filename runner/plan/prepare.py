@@ -5,24 +5,28 @@ No model is loaded and torch is not imported: headers, configurations, pictures 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from runner.config.load import Loaded
 from runner.config.ready import ReadyPrompt, sampler_problem
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
-from runner.dataset.folders import Folder, SourceProblem, held_out_folder, source_folders
+from runner.dataset.folders import Folder, SourceProblem, held_out_folders, source_folders
 from runner.dataset.kohya import options_of, read_dataset_file
+from runner.dataset.long_captions import note_long
 from runner.dataset.notes import Notes
 from runner.dataset.scan import BadItem, Progress, scan
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
-from runner.files import near_name
+from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
+from runner.files import file_problem, near_name
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable
 from runner.formats.headers import read_header
 from runner.plan.adapter_files import adapter_file_notes
@@ -118,6 +122,7 @@ class _Preparation:
         if any(finding.severity == "error" for finding in self.findings):
             raise InvalidConfig(self.findings)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
+        self._long_captions(config, model, collection)
         assert config.run.output_dir is not None
         self.findings += step_rules(config, self.source, length)
         if any(finding.severity == "error" for finding in self.findings):
@@ -255,21 +260,31 @@ class _Preparation:
         """The folders of the sources, or those of the dataset file. None where that file is wrong."""
         dataset = self.config.dataset
         if dataset.config_file is None:
-            return source_folders(dataset, self.folder)
+            return self._as_family(source_folders(dataset, self.folder, notes=self.dataset_notes))
         file = resolve_path(dataset.config_file, self.folder)
         key = ("dataset", "config_file")
-        if not file.is_file():
-            self._error(key, f"there is no dataset file {file}", near_name(file))
+        problem = file_problem(file)
+        if problem is not None:
+            missing = f"there is no dataset file {file}"
+            self._error(key, missing if problem.startswith("there is no file") else problem, near_name(file))
             return None
         try:
-            found = read_dataset_file(file, dataset, self.source)
+            found = read_dataset_file(file, dataset, self.source, self.dataset_notes)
         except InvalidConfig as error:
             self.findings += error.diagnostics
             return None
         self.findings += found.warnings
         if found.held_out is not None and dataset.held_out is None:
             self.held_out = found.held_out
-        return found.folders
+        elif found.held_out is not None:
+            places = self.source.key_places(("dataset", "held_out"))
+            message = f"`validation_split` in {file.name} gives way to [dataset.held_out]"
+            self.findings.append(Diagnostic(message, places, "keep one of them", "warning"))
+        return self._as_family(found.folders)
+
+    def _as_family(self, folders: list[Folder]) -> list[Folder]:
+        """The folders with what the family says of their captions."""
+        return [replace(folder, whole_captions=True) for folder in folders] if self.spec.whole_captions else folders
 
     def _collection(self, model: Model | None) -> Collection | None:
         dataset = self.config.dataset
@@ -278,13 +293,11 @@ class _Preparation:
             if folders is None:
                 return None
             self.options = options_of(folders)
-            if not self._kinds(folders, model):
+            apart = self._as_family(held_out_folders(dataset, self.folder, folders, self.dataset_notes))
+            if not self._kinds([*folders, *apart], model):
                 return None
             scanned = scan(folders, self.store.index, self.progress, self.dataset_notes)
-            apart = held_out_folder(dataset, self.folder)
-            scanned_apart = (
-                scan([apart], self.store.index, self.progress, self.dataset_notes) if apart is not None else None
-            )
+            scanned_apart = scan(apart, self.store.index, self.progress, self.dataset_notes) if apart else None
         except SourceProblem as problem:
             key = ("dataset", "held_out", "path") if problem.number < 0 else self._source_key(problem.number)
             self._error(key, str(problem), problem.hint)
@@ -313,6 +326,20 @@ class _Preparation:
         elif not any(not item.settings.regularization for item in collection.items):
             self._error(("dataset", "sources"), "no usable item is left to train on")
         return collection
+
+    def _long_captions(self, config: RunConfig, model: Model, collection: Collection) -> None:
+        """Says which captions are cut, where their tokenizer can be read here."""
+        assert self.spec.text_limit is not None
+        encoder, limit = self.spec.text_limit(
+            model, config.model.max_token_length or self.spec.defaults.max_token_length
+        )
+        with contextlib.suppress(NoTokenizer):
+            file = tokenizer_file(model, encoder)
+            identity = "clip" if file is None else self.store.index.digest(file)
+            note_long(
+                collection.items, limit, {length: self.spec.text_limit(model, length)[1] for length in self.spec.token_lengths},
+                identity, partial(count_tokens, file), self.store.index, self.dataset_notes,
+            )  # fmt: skip
 
     def _kinds(self, folders: list[Folder], model: Model | None) -> bool:
         """Sources of a kind that the family does not train on, and keys of a source that do not go together; whether all
@@ -347,8 +374,11 @@ class _Preparation:
     def _source_error(self, number: int, key: str, message: str, hint: str | None = None) -> None:
         """An error at a key of a source, or at the source where the key is not written."""
         own: tuple[str | int, ...] = ("dataset", "sources", number, key)
-        if number < 0 or self.config.dataset.config_file is not None:
-            own = ("dataset", "held_out", "path") if number < 0 else ("dataset", "config_file")
+        if number < 0:
+            own = ("dataset", "held_out", key)
+            own = own if self.source.value(own) is not None else ("dataset", "held_out", "path")
+        elif self.config.dataset.config_file is not None:
+            own = ("dataset", "config_file")
         elif self.source.value(own) is None:
             own = ("dataset", "sources", number, "path")
         self._error(own, message, hint)

@@ -20,6 +20,7 @@ from runner.families.hunyuan_video.spec import (
     VAE,
     WIDE,
     swap_rule,
+    text_limit,
     video_model,
 )
 from runner.families.parts.checkpoint import Finder, Naming, Part
@@ -104,5 +105,7 @@ FRAMEPACK = FamilySpec(
     clips=clips,
     swap=swap_rule,
     tiles=(256, 128),
+    whole_captions=True,
+    text_limit=text_limit,
     refused_keys={**REFUSED, "training.raw_embedded_guidance": "FramePack is told 1000 times the guidance in every tool"},
 )  # fmt: skip

@@ -104,6 +104,11 @@ def video_model(
     )
 
 
+def text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
+    """LLaMA's tokens after the template."""
+    return "text_encoder_1", TEXT_TOKENS
+
+
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 REFUSED = {
     "model.prediction_type": "HunyuanVideo predicts the flow's velocity",
@@ -179,6 +184,8 @@ HUNYUAN_VIDEO = FamilySpec(
     swap=swap_rule,
     tiles=(256, 128),
     clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),
+    whole_captions=True,
+    text_limit=text_limit,
     refused_keys={
         **REFUSED,
         **{

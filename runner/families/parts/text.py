@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,23 +12,22 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from runner.errors import RunFailed
-from runner.families.parts.files import CONFIGS
 from runner.families.parts.tokenizer_fit import TEXT, kind_of
 from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
+from runner.families.token_counts import clip_merges
+from runner.families.token_counts import is_clip as clip_config
 
-_BPE_FILE = CONFIGS / "clip_tokenizer" / "bpe_simple_vocab_16e6.txt.gz"
 PIECE = 75
 """Tokens that max_token_length counts in; an encoder with fewer positions has smaller pieces."""
 
 
 @cache
 def _builtin_clip(pad: str) -> CLIPTokenizer:
-    """CLIP's tokenizer from its merges file (MIT licence, see NOTICE); the construction is that of openai/CLIP."""
+    """CLIP's tokenizer; the construction is that of openai/CLIP."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    lines = gzip.decompress(_BPE_FILE.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    merges = clip_merges()
     letters = list(bytes_to_unicode().values())
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -47,7 +45,7 @@ def load_tokenizers(model: Model, pads: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
     folder, config = model.tokenizers[name], model.components[name].config
-    is_clip = "max_position_embeddings" in config and "num_key_value_heads" not in config
+    is_clip = clip_config(config)
     try:
         if folder is None:
             tokenizer = _builtin_clip(pad)

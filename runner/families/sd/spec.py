@@ -158,6 +158,13 @@ _NO_FLOW = {
     "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
 }
 
+
+def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
+    """CLIP's tokens without the two ends, in as many pieces of 75 as max_token_length says."""
+    length = int(model.components["text_encoder_1"].config["max_position_embeddings"]) - 2
+    return "text_encoder_1", length * (max_token_length // 75)
+
+
 SD15 = FamilySpec(
     name="sd15",
     title="Stable Diffusion 1.5",
@@ -170,6 +177,7 @@ SD15 = FamilySpec(
     memory=_MEMORY,
     blocks=SD15_FINDER.blocks,
     samplers=ALL_SAMPLERS,
+    text_limit=_text_limit,
     token_lengths=(75, 150, 225),
     refused_keys={
         **STILLS_REFUSED,
@@ -192,6 +200,7 @@ SDXL = FamilySpec(
     memory=_MEMORY,
     blocks=SDXL_FINDER.blocks,
     samplers=ALL_SAMPLERS,
+    text_limit=_text_limit,
     token_lengths=(75, 150, 225),
     version=2,  # sizes in fp32
     refused_keys={

@@ -104,6 +104,15 @@ _ADAPTABLE = Adaptable(
 _MEMORY = partial(
     predict, DenoiserMemory(mmdit_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)
 )
+
+
+def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
+    """T5's tokens but for its end; CLIP's where there is no T5."""
+    if "text_encoder_3" in model.components:
+        return "text_encoder_3", max_token_length - 1
+    return "text_encoder_1", int(model.components["text_encoder_1"].config["max_position_embeddings"]) - 2
+
+
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 
 SD3 = FamilySpec(
@@ -121,6 +130,7 @@ SD3 = FamilySpec(
     memory=_MEMORY,
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
+    text_limit=_text_limit,
     token_lengths=(77, 128, 154, 256, 512),
     network_modules={"lora": "networks.lora_sd3"},
     refused_keys={
