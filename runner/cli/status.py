@@ -72,7 +72,8 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     rate = step.get("steps_per_second")
     left = (step["total"] - step["step"]) / rate if running and rate and last.get("stage") == "train" else None
     applied = Applied(record, store.run_record(output))
-    chosen, loss = _chosen(output)
+    # Until an apply is done the folder shows what was chosen of the one before it.
+    chosen, loss = _chosen(output) if record.get("complete", True) else (None, None)
     return {
         "name": record["name"], "file": str(file), "output_dir": str(output), "state": state,
         "stage": last.get("stage"), "step": step.get("step"), "total": record.get("steps"), "loss": step.get("loss"),
