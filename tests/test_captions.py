@@ -93,7 +93,7 @@ def test_a_picture_without_words_names_the_file_that_may_have_been_meant(place: 
     picture(place.folder / "cats" / "a.png")
     (place.folder / "cats" / "a.png.txt").write_text("a cat")
     assert problems_of(place, {"path": "cats"}) == [
-        "1 item cannot be used:\n  cats/a.png has no caption file a.txt (a.png.txt is none), and its source no class_tokens"
+        "1 item cannot be used:\n  cats/a.png has no caption file (a.txt; a.png.txt is none), and its source no class_tokens"
     ]
 
 
@@ -284,7 +284,7 @@ def test_only_regular_text_files_are_opened(place: Place) -> None:
         "5 items cannot be used:\n"
         "  pics/1.png its caption file 1.txt cannot be read: it is a named pipe, not a file\n"
         "  pics/2.png its caption file 2.txt cannot be read: it is a device, not a file\n"
-        "  pics/3.png its caption file 3.txt cannot be read: it is UTF-16; save it as UTF-8\n"
+        "  pics/3.png its caption file 3.txt is UTF-16; save it as UTF-8\n"
         "  pics/4.png its caption file 4.txt holds NUL characters; save it as UTF-8\n"
         "  pics/5.png its caption file 5.txt cannot be read: it has 2,147,483,648 bytes; at most 1,000,000 are read"
     ]

@@ -411,7 +411,7 @@ def test_links_to_nothing_and_folders_named_like_pictures_are_named(place: Place
         "error: 3 items cannot be used:\n"
         "  pics/0.png cannot be read: No such file or directory\n"
         "  pics/1.png its caption file 1.txt cannot be read: No such file or directory\n"
-        "  pics/folder.png cannot be read: Is a directory\n"
+        "  pics/folder.png cannot be read: it is a folder, not a file\n"
     )
     assert prepared_errors(place, MINIMAL) == text, "also when nothing has changed since"
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from runner.dataset.captions import lines_of
 from runner.dataset.notes import Notes
-from runner.files import read_bytes, reason
+from runner.files import read_bytes
 from runner.store.index import FileContent
 
 MAX_CAPTION_BYTES = 1_000_000
@@ -85,8 +85,8 @@ def read_caption(path: Path) -> FileContent:
     except OSError as error:
         return FileContent("", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
-        why = "it is UTF-16; save it as UTF-8" if content.startswith(_UTF16) else reason(error)
-        return FileContent("", problem=f"its caption file {path.name} cannot be read: {why}")
+        why = "is UTF-16; save it as UTF-8" if content.startswith(_UTF16) else f"is not UTF-8 (byte {error.start})"
+        return FileContent("", problem=f"its caption file {path.name} {why}")
     if "\x00" in text:
         return FileContent("", problem=f"its caption file {path.name} holds NUL characters; save it as UTF-8")
     return FileContent("", text=text)
@@ -194,9 +194,10 @@ def note_unused(found: Pairing, folder: str, extension: str, notes: Notes) -> No
 
 
 def link_problem(location: str, name: str, real_folder: str) -> str | None:
-    """Why a symbolic link may not be followed: it leads out of its folder, whose real path is `real_folder`. None: it may."""
+    """Why a symbolic link may not be followed: it leads out of its folder, whose real path is `real_folder`. None: it may, or
+    there is nothing at its end."""
     target = os.path.realpath(os.path.join(location, name))
-    if Path(target).is_relative_to(real_folder):
+    if Path(target).is_relative_to(real_folder) or not os.path.exists(target):
         return None
     return f"{name} is a link out of its folder, to {shown(target)}; dataset.follow_links = true allows such links"
 

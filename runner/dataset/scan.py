@@ -171,8 +171,8 @@ class _Reading:
         if self.folder.listing is not None:
             return "has no caption in its list, and its source no class_tokens"
         wanted = name[: name.rfind(".")] + self.extension
-        near = f" ({self.near[name]} is none)" if name in self.near else ""
-        return f"has no caption file {wanted}{near}, and its source no class_tokens"
+        near = f"; {self.near[name]} is none" if name in self.near else ""
+        return f"has no caption file ({wanted}{near}), and its source no class_tokens"
 
     def _pair(self) -> tuple[list[str], dict[str, str]]:
         """The pictures or videos, and the caption file of each; what nothing uses is noted."""
@@ -180,6 +180,7 @@ class _Reading:
         entries = folder.entries or list_folder(self.location)
         pictures = [name for name in entries.files if is_media(name, folder.kind)]
         known = set(pictures)
+        named_so = [name for name in entries.folders if is_media(name, folder.kind)]  # reading them says what they are
         pairing = pair(pictures, [name for name in entries.files if name not in known], self.extension)
         self.near = pairing.near
         note_unused(pairing, label, self.extension, self.notes)
@@ -196,7 +197,7 @@ class _Reading:
         )  # fmt: skip
         self.notes.add(
             f"folders lie among {folder.noun} and are not read", "name each as a source of its own",
-            [f"{label}/{name}" for name in entries.folders],
+            [f"{label}/{name}" for name in entries.folders if name not in named_so],
         )  # fmt: skip
         for name in entries.unreadable:
             if is_media(name, folder.kind):
@@ -205,7 +206,7 @@ class _Reading:
             "names are not UTF-8, and what they name is left out", "rename them",
             [f"{label}/{name}" for name in entries.unreadable if not is_media(name, folder.kind)],
         )  # fmt: skip
-        return self._followed(pictures, pairing.captions, entries.links)
+        return self._followed([*pictures, *named_so], pairing.captions, entries.links)
 
     def _followed(
         self, pictures: list[str], captions: dict[str, str], links: frozenset[str]
