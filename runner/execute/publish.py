@@ -8,11 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.atomic import CannotWrite, copy_file, make_folder, remove, sweep, temporary_for, writing
+from runner.atomic import copy_file, make_folder, remove, sweep, temporary_for, writing
 from runner.errors import RunFailed
 from runner.store.published import Published
 
-_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, None)
 """What file systems and systems without symbolic links say."""
 
 
@@ -89,7 +89,7 @@ def _link(source: Path, target: Path) -> bool:
             os.replace(temporary, target)
     except NotImplementedError:
         return False
-    except CannotWrite as error:
+    except OSError as error:
         if temporary.is_symlink():
             temporary.unlink()
         if error.errno not in _NO_LINKS:
