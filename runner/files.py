@@ -82,9 +82,10 @@ def near_name(path: Path) -> str | None:
     except OSError:
         return None
     lowered = {name.lower(): name for name in reversed(names)}
-    same = [name for name in names if Path(name).stem.lower() == missing.stem.lower()]
-    near = difflib.get_close_matches(missing.name.lower(), lowered, 1, 0.6)
-    found = lowered.get(missing.name.lower()) or next(iter(same), None) or (lowered[near[0]] if near else None)
+    stems = {Path(name).stem.lower(): name for name in reversed(names)}  # the ending alone makes no names alike
+    stem = missing.stem.lower()
+    near = difflib.get_close_matches(stem, stems, 1, 0.6)
+    found = lowered.get(missing.name.lower()) or stems.get(stem) or (stems[near[0]] if near else None)
     if found is not None:
         return f"did you mean {there / found}?"
     return f"there is no folder {missing}" if missing != path.absolute() else None
