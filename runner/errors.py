@@ -5,6 +5,7 @@ Whatever a user can cause is a `UserError`; anything else that reaches the comma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,6 +24,35 @@ class Exit(IntEnum):
     USAGE = 64
     TERMINATED = 75
     INTERRUPTED = 130
+
+
+LONGEST_LINE = 1000
+"""Characters of a line of a message; longer ones are cut."""
+LONGEST_QUOTE = 160
+"""Characters of a line of a file that are shown around what is marked in it."""
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text for a terminal: what would move its cursor, turn its direction or cannot be written at all is spelt out.
+
+    A byte of a file name that is not UTF-8 is shown as `\\xe4`.
+    """
+
+    def spelt(match: re.Match[str]) -> str:
+        code = ord(match.group())
+        code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNSEEN.sub(spelt, text)
+
+
+def cut(text: str, most: int = LONGEST_LINE) -> str:
+    """Each line of a text, not longer than a message may be."""
+    return "\n".join(
+        line if len(line) <= most else f"{line[:most]}… ({len(line) - most:,} more characters)"
+        for line in text.split("\n")
+    )
 
 
 @dataclass(frozen=True)
@@ -47,20 +77,20 @@ class Diagnostic:
 
     def render(self) -> str:
         """The finding as text: message, marked lines, hint."""
-        lines = [f"{self.severity}: {self.message}"]
+        lines = [f"{self.severity}: {cut(self.message)}"]
         width = max((len(str(place.line)) for place in self.places), default=0)
         for place in self.places:
             lines += _drawn(place, width)
         if self.hint:
-            lines.append(f"hint: {self.hint}")
-        return "\n".join(lines)
+            lines.append(f"hint: {cut(self.hint)}")
+        return visible("\n".join(lines))
 
     def as_record(self) -> dict[str, object]:
         """The finding for `--json`."""
         return {
             "severity": self.severity,
-            "message": self.message,
-            "hint": self.hint,
+            "message": cut(self.message),
+            "hint": None if self.hint is None else cut(self.hint),
             "places": [{"file": p.file, "line": p.line, "column": p.column} for p in self.places],
         }
 
@@ -68,10 +98,18 @@ class Diagnostic:
 def _drawn(place: Place, width: int) -> list[str]:
     if place.line == 0:
         return [f"{' ' * width}┌ {place.file}"]
+    text, column = place.text, place.column
+    if len(text) > LONGEST_QUOTE:
+        start = max(0, min(column - 1 - LONGEST_QUOTE // 4, len(text) - LONGEST_QUOTE))
+        before, after = "…" if start else "", "…" if start + LONGEST_QUOTE < len(text) else ""
+        text, column = f"{before}{text[start : start + LONGEST_QUOTE]}{after}", column - start + len(before)
+    marked = max(1, min(place.length, len(text) - column + 1))
+    # What is spelt out is longer than it was; the mark stands under it all the same.
+    offset, length = len(visible(text[: column - 1])), len(visible(text[column - 1 : column - 1 + marked])) or 1
     return [
         f"{' ' * width}┌ {place.file}:{place.line}:{place.column}",
-        f"{place.line:>{width}}│ {place.text}",
-        f"{' ' * width}│ {' ' * (place.column - 1)}{'^' * place.length}",
+        f"{place.line:>{width}}│ {text}",
+        f"{' ' * width}│ {' ' * offset}{'^' * length}",
     ]
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-MOST_TEXT_BYTES = 2**20
+MOST_TEXT_BYTES = 2**19
 """Of a file that people write by hand: run.toml, prompts, a dataset's settings."""
 MOST_JSON_BYTES = 64 * 2**20
 """Of a file that programs write: plan.json, a tokenizer's vocabulary."""
@@ -73,6 +73,8 @@ def file_problem(file: Path | str) -> str | None:
 
 def near_name(path: Path) -> str | None:
     """For a path that is not there: what its folder holds of a name like it, or the first folder on the way that is missing."""
+    if name_problem(str(path)) is not None or os.path.lexists(path):
+        return None
     missing, there = path.absolute(), path.absolute().parent
     while not there.is_dir() and there.parent != there:
         missing, there = there, there.parent
@@ -130,6 +132,8 @@ def reason(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half a character (a lone surrogate)"
     if isinstance(error, UnicodeError):
         at = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         return f"it is not UTF-8{at}"

@@ -5,9 +5,10 @@ The docstring under a key is its documentation; `runner explain`, the JSON Schem
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Effect = Literal["trajectory", "bits", "none"]
 """What changing a key does to a run.
@@ -19,6 +20,31 @@ none: paths, names, logging, speed.
 
 Stage = Literal["cache.latents", "cache.text", "train", "sample", "select", "publish"]
 """The first node of the graph that a key reaches."""
+
+
+MOST_STEPS = 10_000_000
+"""Of training, and of everything that is counted in steps or epochs."""
+MOST_TEXT = 20_000
+"""Characters of a prompt or a caption's part."""
+
+
+def _can_be_a_name(value: str) -> str:
+    """A path whose name no file can have would fail in each place that asks for the file."""
+    encoded = value.encode("utf-8", "surrogatepass")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("no file has a NUL character or half a character in its name")
+    if len(encoded) > 4000 or any(len(part) > 255 for part in encoded.replace(b"\\", b"/").split(b"/")):
+        raise ValueError("a path has at most 4,000 bytes, and 255 in each of its parts")
+    if value.startswith("~") and os.path.expanduser(value).startswith("~"):
+        raise ValueError(f"there is no home folder {value.partition('/')[0]} on this machine")
+    return value
+
+
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Name = Annotated[str, Field(max_length=200)]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_can_be_a_name)]
+"""A file or a folder, relative to run.toml's."""
 
 
 class Section(BaseModel):

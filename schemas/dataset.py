@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Section, key
+from schemas.base import MOST_STEPS, FilePath, Name, Section, Text, key
 
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
@@ -22,31 +22,33 @@ class ItemOptions(Section):
     batch_size: int = key(1, effect="trajectory", stage="train", ge=1, le=4096)
     """Items in a batch. All items of a batch are of one bucket; a bucket's short last batch is kept."""
 
-    caption_extension: str = key(".txt", effect="trajectory", stage="cache.text", pattern=r"^\.[A-Za-z0-9_.-]+$")
+    caption_extension: str = key(
+        ".txt", effect="trajectory", stage="cache.text", pattern=r"^\.[A-Za-z0-9_.-]+$", max_length=64
+    )
     """A picture's caption lies beside it in a file with this extension."""
 
-    caption_separator: str = key(",", effect="trajectory", stage="cache.text", min_length=1)
+    caption_separator: str = key(",", effect="trajectory", stage="cache.text", min_length=1, max_length=200)
     """What separates the tags of a caption; several characters mean any of them (spaces beside others do not count). They are joined again by the first of them and a space, as in Kohya's tools since June 2026."""
 
     shuffle_caption: bool = key(False, effect="trajectory", stage="cache.text")
     """Shuffles the tags anew at each use, behind the kept ones."""
 
-    keep_tokens: int = key(0, effect="trajectory", stage="cache.text", ge=0)
+    keep_tokens: int = key(0, effect="trajectory", stage="cache.text", ge=0, le=100_000)
     """So many tags at the front stay in place and are never dropped."""
 
-    keep_tokens_separator: str = key("", effect="trajectory", stage="cache.text")
+    keep_tokens_separator: Name = key("", effect="trajectory", stage="cache.text")
     """Where this stands in a caption, what is before it is kept in place; standing twice, what is after the second is a fixed tail."""
 
-    secondary_separator: str = key("", effect="trajectory", stage="cache.text")
+    secondary_separator: Name = key("", effect="trajectory", stage="cache.text")
     """Joins tags that move together; it becomes the first caption separator in the end."""
 
     enable_wildcard: bool = key(False, effect="trajectory", stage="cache.text")
     """`{a|b}` chooses one of them at each use, of several caption lines one is chosen; `{{` and `}}` stand for braces."""
 
-    caption_prefix: str = key("", effect="trajectory", stage="cache.text")
+    caption_prefix: Text = key("", effect="trajectory", stage="cache.text")
     """Text before every caption, with a space between."""
 
-    caption_suffix: str = key("", effect="trajectory", stage="cache.text")
+    caption_suffix: Text = key("", effect="trajectory", stage="cache.text")
     """Text after every caption, with a space between."""
 
     caption_dropout_rate: Probability = key(0.0, effect="trajectory", stage="train")
@@ -55,13 +57,13 @@ class ItemOptions(Section):
     caption_tag_dropout_rate: Probability = key(0.0, effect="trajectory", stage="cache.text")
     """Each tag behind the kept ones is left out with this probability."""
 
-    caption_dropout_every_n_epochs: int = key(0, effect="trajectory", stage="train", ge=0)
+    caption_dropout_every_n_epochs: int = key(0, effect="trajectory", stage="train", ge=0, le=MOST_STEPS)
     """In each n-th epoch all captions are left empty; 0 never."""
 
-    token_warmup_min: int = key(1, effect="trajectory", stage="cache.text", ge=1)
+    token_warmup_min: int = key(1, effect="trajectory", stage="cache.text", ge=1, le=100_000)
     """With token_warmup_step: how many tags behind the kept ones are used at first."""
 
-    token_warmup_step: float = key(0.0, effect="trajectory", stage="cache.text", ge=0)
+    token_warmup_step: float = key(0.0, effect="trajectory", stage="cache.text", ge=0, le=MOST_STEPS)
     """Until this step ever more tags are used; below 1 it is a share of all steps; 0 is off."""
 
     flip_aug: bool = key(False, effect="trajectory", stage="cache.latents")
@@ -90,7 +92,7 @@ class ItemOptions(Section):
     """Crops at a random place instead of the centre. Encoded at each use unless caching.latents is set, then eight variants are cached."""
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 Position = Annotated[int, Field(ge=0, le=1000)]
 
 
@@ -100,7 +102,7 @@ class OneFrame(Section):
     target_index: Position | None = key(None, effect="trajectory", stage="train")
     """Position of the picture that is learned. Unset: model.latent_window_size."""
 
-    clean_indices: Annotated[list[Position], Field(min_length=1)] = key(
+    clean_indices: Annotated[list[Position], Field(min_length=1, max_length=100)] = key(
         default_factory=lambda: [0], effect="trajectory", stage="train"
     )
     """Positions of the control images, in their order."""
@@ -121,13 +123,13 @@ class Media(Section):
     kind: Literal["image", "video"] = key("image", effect="trajectory", stage="cache.latents")
     """What the folder holds: pictures, or videos (hunyuan_video, framepack). A .jsonl list may name videos, or folders of pictures as videos, with video_path."""
 
-    mask_path: str | None = key(None, effect="none", min_length=1)
+    mask_path: FilePath | None = key(None, effect="none")
     """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
 
-    control_path: str | None = key(None, effect="none", min_length=1)
+    control_path: FilePath | None = key(None, effect="none")
     """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame). Their transparency leaves places of them out. Their content decides what is encoded again."""
 
-    target_frames: Annotated[list[Count], Field(min_length=1)] | None = key(
+    target_frames: Annotated[list[Count], Field(min_length=1, max_length=100)] | None = key(
         None, effect="trajectory", stage="cache.latents"
     )
     """Lengths of the clips that are taken out of a video, each rounded down to 4n + 1. Unset: [1]; not for frame_extraction = "full"."""
@@ -137,13 +139,13 @@ class Media(Section):
     )
     """Which clips: the first frames; one after the other; one each frame_stride frames; frame_sample of them evenly spread; or the whole video up to max_frames."""
 
-    frame_stride: int = key(1, effect="trajectory", stage="cache.latents", ge=1)
+    frame_stride: Count = key(1, effect="trajectory", stage="cache.latents")
     """Frames between the starts of clips of "slide"."""
 
-    frame_sample: int = key(1, effect="trajectory", stage="cache.latents", ge=1)
+    frame_sample: int = key(1, effect="trajectory", stage="cache.latents", ge=1, le=10_000)
     """How many clips "uniform" takes."""
 
-    max_frames: int = key(129, effect="trajectory", stage="cache.latents", ge=1)
+    max_frames: Count = key(129, effect="trajectory", stage="cache.latents")
     """The longest clip of "full"."""
 
     source_fps: Annotated[float, Field(gt=0, le=1000)] | None = key(None, effect="trajectory", stage="cache.latents")
@@ -152,23 +154,23 @@ class Media(Section):
     one_frame: OneFrame | None = key(None, effect="none")
     """Positions in one-frame training; model.variant = "one_frame"."""
 
-    class_tokens: str | None = key(None, effect="trajectory", stage="cache.text")
+    class_tokens: Text | None = key(None, effect="trajectory", stage="cache.text")
     """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""
 
 
 class Source(Media, ItemOptions):
     """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
 
-    path: str = key(effect="none", min_length=1)
+    path: FilePath = key(effect="none")
     """A folder with pictures or videos; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it, or absolute."""
 
-    repeats: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    repeats: int | None = key(None, effect="trajectory", stage="train", ge=1, le=1_000_000)
     """How often each picture is used in an epoch; 1 is once. Unset: the number in the folder's name, else 1."""
 
     regularization: bool = key(False, effect="trajectory", stage="train")
     """Regularization pictures: as many uses an epoch as training pictures have, each in its turn, through the epochs; never held out. Equal ones of equal settings count once."""
 
-    weight: float = key(1.0, effect="trajectory", stage="train", ge=0)
+    weight: float = key(1.0, effect="trajectory", stage="train", ge=0, le=1_000_000)
     """Factor on the loss of this source's items."""
 
 
@@ -184,7 +186,7 @@ class Buckets(Section):
     max_size: Side | None = key(None, effect="trajectory", stage="cache.latents")
     """Longest side of a bucket. Unset: twice the resolution's longer side."""
 
-    step: int | None = key(None, effect="trajectory", stage="cache.latents", ge=1)
+    step: int | None = key(None, effect="trajectory", stage="cache.latents", ge=1, le=16384)
     """Sides are multiples of this. Unset: by family (sd15: 64, built-in micro: 8)."""
 
     no_upscale: bool = key(False, effect="trajectory", stage="cache.latents")
@@ -202,26 +204,28 @@ class HeldOut(Media):
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = key(None, effect="trajectory", stage="train")
     """Share of the items, rounded up, chosen by a hash of seed and content."""
 
-    count: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    count: int | None = key(None, effect="trajectory", stage="train", ge=1, le=MOST_STEPS)
     """Number of items, chosen by a hash of seed and content."""
 
-    path: str | None = key(None, effect="none", min_length=1)
+    path: FilePath | None = key(None, effect="none")
     """A folder or a list of pictures or videos that are never trained on, as the path of a source. What lies in a source too, by its content, is not trained on either."""
 
     resolution: Resolution = key(None, effect="trajectory", stage="select")
     """Size at which they are measured. Unset: the first source's."""
 
-    caption_extension: str | None = key(None, effect="trajectory", stage="select", pattern=r"^\.[A-Za-z0-9_.-]+$")
+    caption_extension: str | None = key(
+        None, effect="trajectory", stage="select", pattern=r"^\.[A-Za-z0-9_.-]+$", max_length=64
+    )
     """Their captions lie in files with this extension. Unset: the first source's."""
 
 
 class Dataset(ItemOptions):
     """Where the pictures and captions are and how they are used."""
 
-    sources: list[Source] = key(default_factory=list, effect="none")
+    sources: list[Source] = key(default_factory=list, effect="none", max_length=10_000)
     """The folders: [[dataset.sources]]."""
 
-    config_file: str | None = key(None, effect="none", min_length=1)
+    config_file: FilePath | None = key(None, effect="none")
     """A dataset file of Kohya's tools (TOML or JSON) or musubi-tuner's (TOML), used as it is; it then owns the sources."""
 
     buckets: Buckets = key(default_factory=Buckets, effect="none")

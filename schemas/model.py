@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import Section, Stage, key
+from schemas.base import FilePath, Name, Section, Stage, key
 
 ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 
@@ -15,37 +15,37 @@ class Model(Section):
     family: Literal["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"] = key(effect="trajectory", stage=ModelStages)
     """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
 
-    checkpoint: str = key(effect="none", min_length=1)
+    checkpoint: FilePath = key(effect="none")
     """A .safetensors or .ckpt file, a diffusers directory, a hub id that is in the local hub cache, or "builtin:micro". Its content, not its path, decides what is reused."""
 
     from_scratch: bool = key(False, effect="trajectory", stage="train")
     """true: keeps the architecture but draws new weights, from the seed, for every part that trains. Only for a full fine-tune."""
 
-    vae: str | None = key(None, effect="none")
+    vae: FilePath | None = key(None, effect="none")
     """Another autoencoder than the checkpoint's: a file or a diffusers directory. Its content decides what is encoded again."""
 
-    text_encoder_1: str | None = key(None, effect="none")
+    text_encoder_1: FilePath | None = key(None, effect="none")
     """Another text encoder than the checkpoint's (CLIP-L): a file or a directory."""
 
-    text_encoder_2: str | None = key(None, effect="none")
+    text_encoder_2: FilePath | None = key(None, effect="none")
     """The same for the second text encoder (sdxl, sd3: OpenCLIP-G)."""
 
-    text_encoder_3: str | None = key(None, effect="none")
+    text_encoder_3: FilePath | None = key(None, effect="none")
     """The same for the third text encoder (sd3: T5-XXL). Where neither the checkpoint nor this names one, sd3 does without it."""
 
-    image_encoder: str | None = key(None, effect="none")
+    image_encoder: FilePath | None = key(None, effect="none")
     """SigLIP's vision tower (framepack): a file or a directory."""
 
-    tokenizer_1: str | None = key(None, effect="none")
+    tokenizer_1: FilePath | None = key(None, effect="none")
     """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer. LLaMA's (hunyuan_video, framepack) must be named or lie beside its weights."""
 
-    tokenizer_2: str | None = key(None, effect="none")
+    tokenizer_2: FilePath | None = key(None, effect="none")
     """The same for the second text encoder."""
 
-    tokenizer_3: str | None = key(None, effect="none")
+    tokenizer_3: FilePath | None = key(None, effect="none")
     """The folder of the third text encoder's tokenizer (T5's: tokenizer.json or spiece.model). Needed with a single file; a directory has its own."""
 
-    revision: str | None = key(None, effect="none")
+    revision: Name | None = key(None, effect="none")
     """Branch, tag or commit of a hub id in the local hub cache."""
 
     dtype: Literal["bf16", "fp16", "fp32"] | None = key(None, effect="trajectory", stage=ModelStages)
@@ -59,7 +59,7 @@ class Model(Section):
     clip_skip: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=12)
     """Use the text encoders' hidden states this many layers from the end (sd15, sdxl); 1 is the last layer, 2 is common for anime models. Unset: by family (sd15: 1, sdxl: 2)."""
 
-    max_token_length: int | None = key(None, effect="trajectory", stage="cache.text", ge=1)
+    max_token_length: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=100_000)
     """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256)."""
 
     quantization: Literal["none", "fp8", "fp8_scaled", "int8", "nf4"] = key("none", effect="trajectory", stage="train")

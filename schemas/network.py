@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Section, key
+from schemas.base import FilePath, Name, Section, key
 
 Rank = Annotated[int, Field(ge=1, le=4096)]
-Alpha = Annotated[float, Field(gt=0)]
+Alpha = Annotated[float, Field(gt=0, le=1_000_000)]
+Pattern = Name
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -43,26 +44,34 @@ class Network(Section):
     conv_alpha: Alpha | None = key(None, effect="trajectory", stage="train")
     """alpha of the convolutions' adapters. Unset: equal to conv_rank."""
 
-    targets: str | list[str] = key("default", effect="trajectory", stage="train")
+    targets: Name | Annotated[list[Pattern], Field(max_length=1000)] = key(
+        "default", effect="trajectory", stage="train"
+    )
     """Which layers of the denoiser get adapters: a preset ("default": Kohya's set; "attention": q, k, v and out only) or a list of regular expressions searched in the layers' diffusers names. One that names text_projection adds that layer of the text encoders that train and have it."""
 
-    rank_pattern: dict[str, Rank] = key(default_factory=dict, effect="trajectory", stage="train")
+    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=1000)] = key(
+        default_factory=dict, effect="trajectory", stage="train"
+    )
     """Another rank for layers whose name matches a regular expression: { "attn2" = 4 }."""
 
-    alpha_pattern: dict[str, Alpha] = key(default_factory=dict, effect="trajectory", stage="train")
+    alpha_pattern: Annotated[dict[Pattern, Alpha], Field(max_length=1000)] = key(
+        default_factory=dict, effect="trajectory", stage="train"
+    )
     """Another alpha for layers whose name matches a regular expression."""
 
-    decompose_factor: int = key(-1, effect="trajectory", stage="train", ge=-1)
+    decompose_factor: int = key(-1, effect="trajectory", stage="train", ge=-1, le=1_000_000)
     """lokr: size of the Kronecker product's first factor; -1 finds the one nearest to a square."""
 
-    lora_plus_ratio: Annotated[float, Field(ge=1)] = key(1.0, effect="trajectory", stage="train")
+    lora_plus_ratio: Annotated[float, Field(ge=1, le=1_000_000)] = key(1.0, effect="trajectory", stage="train")
     """LoRA+ (arXiv 2402.12354): factor on the learning rate of the half that starts at zero; 16 is common, 1 is off."""
 
-    scale_weight_norms: Annotated[float, Field(gt=0)] | None = key(None, effect="trajectory", stage="train")
+    scale_weight_norms: Annotated[float, Field(gt=0, le=1_000_000)] | None = key(
+        None, effect="trajectory", stage="train"
+    )
     """Max-norm regularization as in Kohya's tools: after each step an adapter whose product has a larger norm is scaled down to it (lora). 1 is common. Unset: off."""
 
-    base_weights: list[str] = key(default_factory=list, effect="none")
+    base_weights: Annotated[list[FilePath], Field(max_length=100)] = key(default_factory=list, effect="none")
     """Adapter files that are merged into the model before training, each "FILE" or "FILE:MULTIPLIER": LoRA, DoRA, LoHa, LoKr, OFT or differences of weights, of any tool. The plan checks every layer's name and shape. Their content decides whether a run is the same; the trained adapter is made for the merged model."""
 
-    init_from: str | None = key(None, effect="none")
+    init_from: FilePath | None = key(None, effect="none")
     """An adapter file of any tool and of the network's type to start from; every one of its layers must fit, and its content decides whether a run is the same."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.base import Section, key
+from schemas.base import FilePath, Section, key
 
 
 class Run(Section):
@@ -11,7 +11,7 @@ class Run(Section):
     name: str = key(effect="none", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the run; its folder, its files and its published weights are called so. Letters, digits, `.`, `_`, `-`."""
 
-    output_dir: str | None = key(None, effect="none")
+    output_dir: FilePath | None = key(None, effect="none")
     """The folder that people look into: checkpoints, samples, logs, strip, report. Unset: `runs/<name>` beside run.toml."""
 
     seed: int = key(42, effect="trajectory", stage="train", ge=0, le=2**32 - 1)
@@ -20,5 +20,5 @@ class Run(Section):
     deterministic: bool = key(True, effect="bits", stage="train")
     """true: PyTorch's deterministic algorithms, so that two applies give equal bytes. false: faster kernels are allowed, and the lock says so."""
 
-    device: str = key("auto", effect="none", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    device: str = key("auto", effect="none", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     """"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Section, key
+from schemas.base import FilePath, Section, Steps, Text, key
 
 Sampler = Literal[
     "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "unipc", "dpm2", "dpm2_a",
@@ -23,7 +23,7 @@ class OneFrameInference(Section):
     target_index: Size | None = key(None, effect="trajectory", stage="sample")
     """Position of the made picture. Unset: model.latent_window_size."""
 
-    control_index: Annotated[list[Size], Field(min_length=1)] = key(
+    control_index: Annotated[list[Size], Field(min_length=1, max_length=1000)] = key(
         default_factory=lambda: [0], effect="trajectory", stage="sample"
     )
     """Positions of the control images, in their order."""
@@ -41,7 +41,7 @@ class OneFrameInference(Section):
 class PromptOptions(Section):
     """Keys of a prompt that [sampling] may set for all of them."""
 
-    negative_prompt: str | None = key(None, effect="trajectory", stage="sample")
+    negative_prompt: Text | None = key(None, effect="trajectory", stage="sample")
     """What the picture should not show."""
 
     width: int | None = key(None, effect="trajectory", stage="sample", ge=8, le=8192)
@@ -80,28 +80,34 @@ class PromptOptions(Section):
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
     """Moves the sampler's noise levels towards noise (sd3, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; framepack: by the size)."""
 
-    image: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    image: Text | None = key(None, effect="trajectory", stage="sample", min_length=1)
     """The picture that a video starts from (framepack), or one for each section: "0:a.png;;;-1:b.png". Its content counts."""
 
-    end_image: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    end_image: FilePath | None = key(None, effect="trajectory", stage="sample")
     """The picture that a video ends with (framepack, i2v)."""
 
-    image_mask: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    image_mask: FilePath | None = key(None, effect="trajectory", stage="sample")
     """What of the start image counts: a picture, white where it does (framepack, one frame)."""
 
-    control_images: Annotated[list[str], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    control_images: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
+        None, effect="trajectory", stage="sample"
+    )
     """Pictures that one-frame inference starts from (framepack). Unset: the start image."""
 
-    control_masks: Annotated[list[str], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    control_masks: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
+        None, effect="trajectory", stage="sample"
+    )
     """What of the control images counts, in their order. Unset: their transparency."""
 
     one_frame: OneFrameInference | None = key(None, effect="trajectory", stage="sample")
     """Positions in one-frame inference; model.variant = "one_frame"."""
 
-    latent_paddings: Annotated[list[Size], Field(min_length=1)] | None = key(None, effect="trajectory", stage="sample")
+    latent_paddings: Annotated[list[Size], Field(min_length=1, max_length=1000)] | None = key(
+        None, effect="trajectory", stage="sample"
+    )
     """How many sections ahead the known future stands, for each section in the order of generation (framepack, i2v). Unset: FramePack's own."""
 
-    custom_system_prompt: str | None = key(None, effect="trajectory", stage="sample", min_length=1)
+    custom_system_prompt: Text | None = key(None, effect="trajectory", stage="sample", min_length=1)
     """Replaces what LLaMA is told to do with the prompt (hunyuan_video, framepack)."""
 
     rope_scaling_factor: Annotated[float, Field(gt=0, le=4)] | None = key(None, effect="trajectory", stage="sample")
@@ -119,7 +125,7 @@ class PromptOptions(Section):
 class Prompt(PromptOptions):
     """One picture or video to make: [[sampling.prompts]]."""
 
-    prompt: str = key(effect="trajectory", stage="sample")
+    prompt: Text = key(effect="trajectory", stage="sample")
     """What the picture shows."""
 
     seed: int | None = key(None, effect="trajectory", stage="sample", ge=-1, le=2**63 - 1)
@@ -129,16 +135,16 @@ class Prompt(PromptOptions):
 class Sampling(PromptOptions):
     """The pictures made while training and for the strip."""
 
-    every_n_steps: int | None = key(None, effect="none", ge=1)
+    every_n_steps: Steps | None = key(None, effect="none")
     """Makes the pictures each n steps while training."""
 
-    every_n_epochs: int | None = key(None, effect="none", ge=1)
+    every_n_epochs: Steps | None = key(None, effect="none")
     """Makes the pictures each n epochs while training."""
 
     at_first: bool = key(False, effect="none")
     """Makes them before the first step too."""
 
-    prompt_file: str | None = key(None, effect="none", min_length=1)
+    prompt_file: FilePath | None = key(None, effect="none")
     """A .txt, .toml or .json file of prompts; they come before those of [[sampling.prompts]]."""
 
     dialect: Literal["kohya", "musubi", "framepack"] | None = key(None, effect="trajectory", stage="sample")
@@ -147,7 +153,7 @@ class Sampling(PromptOptions):
     vae_chunk_size: int | None = key(None, effect="bits", stage="sample", ge=8, le=1024)
     """Decodes videos with convolutions in strips so many numbers wide: less memory, the same result. Unset: as caching.vae_chunk_size."""
 
-    blocks_to_swap: int | None = key(None, effect="none", ge=0)
+    blocks_to_swap: int | None = key(None, effect="none", ge=0, le=10_000)
     """So many of the denoiser's blocks wait in the host's memory while `runner sample` makes pictures. Unset: as training.memory.blocks_to_swap."""
 
     vae_tile_size: int | None = key(None, effect="trajectory", stage="sample", ge=64, le=8192, multiple_of=8)
@@ -156,5 +162,5 @@ class Sampling(PromptOptions):
     prompt_weighting: bool = key(False, effect="trajectory", stage="sample")
     """Reads `(word:1.2)` and `[word]` in prompts as weights, as AUTOMATIC1111's web UI does. Off: taken literally."""
 
-    prompts: list[Prompt] = key(default_factory=list, effect="none")
+    prompts: list[Prompt] = key(default_factory=list, effect="none", max_length=10_000)
     """The pictures: [[sampling.prompts]]."""

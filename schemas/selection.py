@@ -6,13 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Section, key
+from schemas.base import FilePath, Section, Steps, key
 
 
 class Veto(Section):
     """What rules a checkpoint out. A loss that is not a number always does."""
 
-    max_loss_above_base: Annotated[float, Field(ge=0)] | None = key(None, effect="trajectory", stage="select")
+    max_loss_above_base: Annotated[float, Field(ge=0, le=1_000_000)] | None = key(
+        None, effect="trajectory", stage="select"
+    )
     """Its stable loss is above the base model's by more than this. Unset: off."""
 
     max_similarity: Annotated[float, Field(gt=0, le=1)] | None = key(None, effect="trajectory", stage="select")
@@ -25,7 +27,7 @@ class Publish(Section):
     format: Literal["kohya", "diffusers", "comfyui", "single_file"] = key("kohya", effect="none", stage="publish")
     """kohya: one LoRA file in Kohya's names. diffusers: a PEFT LoRA file, or a whole diffusers directory for a full fine-tune. The scale alpha / rank is in its tensors. comfyui: what ComfyUI loads (a LoRA file under names that it knows, or the denoiser alone). What Kohya's and ComfyUI's files have no form for (oft; lokr of a fused q, k, v) is written as differences of the weights; the plan says so. single_file: one checkpoint in the original layout, the adapter merged."""
 
-    directory: str = key(effect="none", stage="publish", min_length=1)
+    directory: FilePath = key(effect="none", stage="publish")
     """The folder; made where it is missing."""
 
     mode: Literal["symlink", "copy"] = key("symlink", effect="none", stage="publish")
@@ -34,7 +36,7 @@ class Publish(Section):
     which: Literal["best", "all"] = key("best", effect="none", stage="publish")
     """The chosen checkpoint, or every one."""
 
-    name: str | None = key(None, effect="none", stage="publish", pattern=r"^[^/\\]+$")
+    name: str | None = key(None, effect="none", stage="publish", pattern=r"^[^/\\]+$", max_length=200)
     """File name without its extension; {name}, {step} and {weights} are filled in. Unset: "{name}", and "{name}-{step}" for all."""
 
 
@@ -49,11 +51,11 @@ class Selection(Section):
     )
     """What is measured. stable_loss: the loss of the held-out items at fixed noise and noise levels. Empty with "last" or "manual": nothing is measured."""
 
-    step: int | None = key(None, effect="trajectory", stage="select", ge=1)
+    step: Steps | None = key(None, effect="trajectory", stage="select")
     """The checkpoint that strategy = "manual" takes."""
 
     veto: Veto = key(default_factory=Veto, effect="none")
     """What rules a checkpoint out."""
 
-    publish: list[Publish] = key(default_factory=list, effect="none")
+    publish: list[Publish] = key(default_factory=list, effect="none", max_length=100)
     """Where the chosen weights go."""

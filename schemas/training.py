@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from schemas.base import Section, key
+from schemas.base import MOST_STEPS, Name, Section, Steps, key
 
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 
@@ -42,10 +42,10 @@ class Components(Section):
 class Optimizer(Section):
     """The optimizer and its settings."""
 
-    type: str = key("adamw", effect="trajectory", stage="train", min_length=1)
+    type: Name = key("adamw", effect="trajectory", stage="train", min_length=1)
     """adamw (PyTorch's, fused), adamw8bit, paged_adamw8bit, lion, lion8bit (bitsandbytes), adafactor, prodigy, schedule_free_adamw, muon (hidden matrices; AdamW for the rest), or the full name of an installed class: package.module.Class."""
 
-    weight_decay: Annotated[float, Field(ge=0)] | None = key(None, effect="trajectory", stage="train")
+    weight_decay: Annotated[float, Field(ge=0, le=1_000_000)] | None = key(None, effect="trajectory", stage="train")
     """Decoupled weight decay. Unset: by optimizer (adamw, lion: 0.01; muon: 0.1; adafactor, prodigy: 0)."""
 
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = key(
@@ -53,13 +53,13 @@ class Optimizer(Section):
     )
     """Decay of the first and second moments. Unset: by optimizer (0.9 and 0.999; lion: 0.9 and 0.99)."""
 
-    eps: Annotated[float, Field(gt=0)] | None = key(None, effect="trajectory", stage="train")
+    eps: Annotated[float, Field(gt=0, le=1_000_000)] | None = key(None, effect="trajectory", stage="train")
     """Keeps the division finite. Unset: by optimizer (1e-8)."""
 
     stochastic_rounding: bool = key(False, effect="trajectory", stage="train")
     """Without [network]: holds the weights that train in bf16 and rounds each update up or down by chance, so that small ones are not lost. Half the memory of fp32 weights, with any optimizer."""
 
-    args: dict[str, Any] = key(default_factory=dict, effect="trajectory", stage="train")
+    args: dict[str, Any] = key(default_factory=dict, effect="trajectory", stage="train", max_length=100)
     """More arguments of the optimizer's class, checked against its signature."""
 
 
@@ -71,13 +71,15 @@ class Scheduler(Section):
     ] = key("constant", effect="trajectory", stage="train")
     """Shape of the learning rate after the warm-up. "constant" and "piecewise" have no horizon: such a run can be extended."""
 
-    warmup_steps: int | None = key(None, effect="trajectory", stage="train", ge=0)
+    warmup_steps: int | None = key(None, effect="trajectory", stage="train", ge=0, le=MOST_STEPS)
     """The learning rate rises from 0 over so many steps."""
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = key(None, effect="trajectory", stage="train")
     """The same as a share of all steps."""
 
-    args: dict[str, int | float | list[int | float]] = key(default_factory=dict, effect="trajectory", stage="train")
+    args: dict[str, int | float | list[int | float]] = key(
+        default_factory=dict, effect="trajectory", stage="train", max_length=100
+    )
     """Arguments of the schedule: num_cycles (cosine_with_restarts, cosine), power and lr_end (polynomial), decay_ratio and min_lr_ratio (warmup_stable_decay), boundaries and factors (piecewise: steps, and the factor before, between and after them)."""
 
 
@@ -97,13 +99,13 @@ class Loss(Section):
     type: Literal["mse", "l1", "huber", "smooth_l1"] = key("mse", effect="trajectory", stage="train")
     """Distance of prediction and target. huber is the pseudo-Huber loss, smooth_l1 its other scaling, both as in Kohya's tools."""
 
-    huber_c: Annotated[float, Field(gt=0)] = key(0.1, effect="trajectory", stage="train")
+    huber_c: Annotated[float, Field(gt=0, le=1_000_000)] = key(0.1, effect="trajectory", stage="train")
     """Where huber and smooth_l1 turn from quadratic to linear."""
 
     huber_schedule: Literal["constant", "exponential", "snr"] = key("snr", effect="trajectory", stage="train")
     """How huber_c depends on the timestep."""
 
-    min_snr_gamma: Annotated[float, Field(gt=0)] | None = key(None, effect="trajectory", stage="train")
+    min_snr_gamma: Annotated[float, Field(gt=0, le=1_000_000)] | None = key(None, effect="trajectory", stage="train")
     """Min-SNR weighting (arXiv 2303.09556); 5 is common. Unset: off."""
 
     debiased_estimation: bool = key(False, effect="trajectory", stage="train")
@@ -112,7 +114,7 @@ class Loss(Section):
     scale_v_pred_loss_like_noise_pred: bool = key(False, effect="trajectory", stage="train")
     """With v_prediction: scales the loss by SNR / (SNR + 1), which weights the timesteps as epsilon prediction does."""
 
-    v_pred_like_loss: Annotated[float, Field(ge=0)] = key(0.0, effect="trajectory", stage="train")
+    v_pred_like_loss: Annotated[float, Field(ge=0, le=1_000_000)] = key(0.0, effect="trajectory", stage="train")
     """With epsilon prediction: adds so much of the loss weighted as v_prediction weights it."""
 
     noise_offset: Annotated[float, Field(ge=0, le=1)] = key(0.0, effect="trajectory", stage="train")
@@ -130,7 +132,7 @@ class Loss(Section):
     masked: bool | None = key(None, effect="trajectory", stage="train")
     """Weights the loss by the masks of sources with mask_path or alpha_mask. Unset: where there are any."""
 
-    prior_loss_weight: Annotated[float, Field(ge=0)] = key(1.0, effect="trajectory", stage="train")
+    prior_loss_weight: Annotated[float, Field(ge=0, le=1_000_000)] = key(1.0, effect="trajectory", stage="train")
     """Factor on the loss of regularization items."""
 
 
@@ -184,7 +186,7 @@ class Memory(Section):
     fused_backward: bool = key(False, effect="bits", stage="train")
     """Takes each tensor's optimizer step as soon as its gradient is there and frees it: no gradients are held. Without [network]; needs max_grad_norm = 0 or clip_grad = "per_tensor", and gradient_accumulation_steps = 1."""
 
-    blocks_to_swap: int = key(0, effect="bits", stage="train", ge=0)
+    blocks_to_swap: int = key(0, effect="bits", stage="train", ge=0, le=10_000)
     """So many of the denoiser's blocks wait in the host's memory and come to the device when they are needed: much less memory, slower. For adapters; on a CPU it saves nothing."""
 
     activation_offload: bool = key(False, effect="bits", stage="train")
@@ -200,23 +202,23 @@ class Ema(Section):
     decay: Annotated[float, Field(gt=0, lt=1)] = key(0.999, effect="trajectory", stage="train")
     """Share of the old average that is kept at each update; smaller in the first steps."""
 
-    update_every: int = key(1, effect="trajectory", stage="train", ge=1)
+    update_every: Steps = key(1, effect="trajectory", stage="train")
     """Steps between updates."""
 
 
 class Checkpoints(Section):
     """When weights and states are saved. Changes hold for steps trained from then on."""
 
-    every_n_steps: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
+    every_n_steps: Steps | None = key(None, effect="none", stage=("sample", "select"))
     """A checkpoint each n steps, and one at the end. Unset, and every_n_epochs too: ten over the run."""
 
-    every_n_epochs: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
+    every_n_epochs: Steps | None = key(None, effect="none", stage=("sample", "select"))
     """A checkpoint each n epochs, and one at the end."""
 
-    keep: int | None = key(None, effect="none", stage=("sample", "select"), ge=1)
+    keep: Steps | None = key(None, effect="none", stage=("sample", "select"))
     """Keeps the newest n, and the best so far by stable loss. Unset: all."""
 
-    state_every_n_steps: int | None = key(None, effect="none", ge=1)
+    state_every_n_steps: Steps | None = key(None, effect="none")
     """Saves what a resume needs each n steps: a kill costs at most so many. Unset: with each checkpoint."""
 
     dtype: Literal["bf16", "fp16", "fp32"] = key("fp16", effect="none", stage="publish")
@@ -226,7 +228,7 @@ class Checkpoints(Section):
 class Logging(Section):
     """What is written while training."""
 
-    every_n_steps: int = key(10, effect="none", ge=1)
+    every_n_steps: Steps = key(10, effect="none")
     """Steps between lines of the log; only then the device is waited for."""
 
     tensorboard: bool = key(True, effect="none")
@@ -236,19 +238,19 @@ class Logging(Section):
 class Training(Section):
     """Length, precision and everything about the steps. One of max_train_steps and max_train_epochs is needed."""
 
-    max_train_steps: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    max_train_steps: Steps | None = key(None, effect="trajectory", stage="train")
     """Optimizer steps in all. Under a schedule without a horizon, a larger number extends a finished run."""
 
-    max_train_epochs: int | None = key(None, effect="trajectory", stage="train", ge=1)
+    max_train_epochs: Steps | None = key(None, effect="trajectory", stage="train")
     """Passes over the dataset, repeats included."""
 
     learning_rate: LearningRate = key(1e-4, effect="trajectory", stage="train")
     """Highest learning rate. Adapters: 1e-4 is common; full fine-tunes: 1e-6 to 1e-5."""
 
-    gradient_accumulation_steps: int = key(1, effect="trajectory", stage="train", ge=1)
+    gradient_accumulation_steps: int = key(1, effect="trajectory", stage="train", ge=1, le=100_000)
     """Batches in an optimizer step; the rest at the end of an epoch makes a smaller step."""
 
-    max_grad_norm: Annotated[float, Field(ge=0)] = key(1.0, effect="trajectory", stage="train")
+    max_grad_norm: Annotated[float, Field(ge=0, le=1_000_000)] = key(1.0, effect="trajectory", stage="train")
     """Gradients are scaled down to this norm; 0 is off."""
 
     clip_grad: Literal["global", "per_tensor"] = key("global", effect="trajectory", stage="train")

@@ -161,10 +161,15 @@ def _plural(text: str) -> str:
 def _limits(metadata: list[Any] | tuple[Any, ...]) -> str:
     found = _found_limits(metadata)
     if "ge" in found and "le" in found:
-        return f" from {found['ge']} to {found['le']}"
+        return f" from {_number(found['ge'])} to {_number(found['le'])}"
     words = {"ge": "of at least {}", "gt": "above {}", "le": "of at most {}", "lt": "below {}"}
-    text = " and ".join(words[name].format(value) for name, value in found.items() if name in words)
+    text = " and ".join(words[name].format(_number(value)) for name, value in found.items() if name in words)
     return f" {text}" if text else ""
+
+
+def _number(value: float) -> str:
+    """Large whole numbers in groups of three digits."""
+    return f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value)
 
 
 def _found_limits(metadata: list[Any] | tuple[Any, ...]) -> dict[str, Any]:

@@ -39,21 +39,25 @@ def fuzz(examples: int = 60) -> Callable[[Test], Test]:
 
 @contextmanager
 def bounded(seconds: float = 5.0, megabytes: int = 600) -> Iterator[None]:
-    """Fails where the block takes longer, or makes the process so much larger than it ever was."""
+    """Fails where the block takes more of the processor's time, waits for much longer, or makes the process so much larger
+    than it ever was."""
 
-    def ring(_number: int, _frame: FrameType | None) -> None:
-        raise AssertionError(f"it takes more than {seconds} s")
+    def ring(number: int, _frame: FrameType | None) -> None:
+        raise AssertionError(f"it takes more than {seconds} s" if number == signal.SIGVTALRM else "it hangs")
 
     assert threading.current_thread() is threading.main_thread()
-    largest, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    largest, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    clocks = {signal.ITIMER_VIRTUAL: (signal.SIGVTALRM, seconds), signal.ITIMER_REAL: (signal.SIGALRM, 10 * seconds)}
+    before = {number: signal.signal(number, ring) for number, _ in clocks.values()}
+    for clock, (_, limit) in clocks.items():
+        signal.setitimer(clock, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    took = time.monotonic() - begun  # one call of C is not interrupted
+        for clock, (number, _) in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(number, before[number])
+    took = time.process_time() - begun  # one call of C is not interrupted
     assert took <= seconds, f"it took {took:.1f} s"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest) // 1024
     assert grown <= megabytes, f"it took {grown} MB"

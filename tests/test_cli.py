@@ -40,7 +40,7 @@ def test_validate_lists_all_errors_at_once(place: Place) -> None:
     assert heads == [
         "error: [model] needs `checkpoint`",
         "error: unknown key `chekpoint` in [model]",
-        'error: `training.max_train_steps` must be an integer of at least 1, not the text "lots"',
+        'error: `training.max_train_steps` must be an integer from 1 to 10,000,000, not the text "lots"',
     ]
     record = json.loads(place.run("validate", "--json").out)
     assert record["valid"] is False

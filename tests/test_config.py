@@ -203,7 +203,7 @@ def test_the_table_of_other_tools_names_is_true() -> None:
         ),
         (
             "gradient_accumulation_steps = true",
-            "error: `training.gradient_accumulation_steps` must be an integer of at least 1, not true\n"
+            "error: `training.gradient_accumulation_steps` must be an integer from 1 to 100,000, not true\n"
             "  ┌ run.toml:12:31\n"
             "12│ gradient_accumulation_steps = true\n"
             "  │                               ^^^^\n"
@@ -211,7 +211,7 @@ def test_the_table_of_other_tools_names_is_true() -> None:
         ),
         (
             "max_grad_norm = -1.0",
-            "error: `training.max_grad_norm` must be a number of at least 0, not -1.0\n"
+            "error: `training.max_grad_norm` must be a number from 0 to 1,000,000, not -1.0\n"
             "  ┌ run.toml:12:17\n"
             "12│ max_grad_norm = -1.0\n"
             "  │                 ^^^^\n"

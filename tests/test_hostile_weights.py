@@ -73,7 +73,7 @@ SAFETENSORS = {
     "the same name twice": (b'{"a": 1, "a": 2}', "a name stands twice"),
     "deep": (b"[" * 100_000, "it is nested too deeply"),
     "UTF-16": ("{}".encode("utf-16"), "it is not UTF-8"),
-    "half a character": (b'{"\\ud800": {}}', "it is not UTF-8"),
+    "half a character": (b'{"\\ud800": {}}', "it holds half a character (a lone surrogate)"),
     "a list": (b"[]", "F is no safetensors file: its header is no table"),
     "metadata that is a number": (b'{"__metadata__": 5}', "the header's __metadata__ is no table of texts"),
     "metadata of tables": (b'{"__metadata__": {"a": {}}}', "the header's __metadata__ is no table of texts"),

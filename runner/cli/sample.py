@@ -165,13 +165,12 @@ def command(
 
 
 def _expressions(option: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    import re
+    from runner.patterns import pattern_problem
 
     for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"{option} {pattern!r} is no regular expression: {error}") from None
+        problem = pattern_problem(pattern)
+        if problem is not None:
+            raise UsageError(f"{option} {pattern!r} is no regular expression: {problem}")
     return patterns
 
 

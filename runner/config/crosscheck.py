@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from string import Formatter
 
 from runner.config.diagnose import dotted
 from runner.config.foreign_values import backslash_hint
@@ -11,6 +12,7 @@ from runner.config.locate import Path
 from runner.config.source import Source, conflict
 from runner.config.training_rules import training_rules
 from runner.errors import Diagnostic
+from runner.patterns import pattern_problem
 from schemas import RunConfig
 
 LENGTHS = ("frames", "seconds", "sections")
@@ -206,24 +208,46 @@ def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         )
     for index, publish in enumerate(selection.publish):
         path: Path = ("selection", "publish", index)
-        if publish.which == "all" and publish.name is not None and "{step}" not in publish.name:
+        problem = None if publish.name is None else _name_problem(publish.name, config.run.name)
+        if problem is not None:
+            yield Diagnostic(
+                f"`name` {publish.name!r} {problem}", source.value_places((*path, "name")),
+                "fields are {name}, {step} and {weights}; {step:08} has at least eight digits",
+            )  # fmt: skip
+        elif publish.which == "all" and publish.name is not None and "{step" not in publish.name:
             yield Diagnostic(
                 'with which = "all" the name needs {step}, or every checkpoint gets the same file',
                 source.value_places((*path, "name")), f'name = "{publish.name}-{{step}}"',
             )  # fmt: skip
-        if publish.name is not None:
-            try:
-                publish.name.format(name="n", step=1, weights="raw")
-            except (KeyError, IndexError, ValueError, AttributeError):
-                yield Diagnostic(
-                    f"`name` {publish.name!r} has a field that is not known", source.value_places((*path, "name")),
-                    "fields are {name}, {step} and {weights}",
-                )  # fmt: skip
         if publish.format == "kohya" and config.network is None:
             yield conflict(
                 source, 'format = "kohya" is a LoRA file, but this is a full fine-tune',
                 [(*path, "format")], 'use "single_file", "comfyui" or "diffusers", or add [network]',
             )  # fmt: skip
+
+
+LONGEST_NAME = 200
+"""Bytes of a published file's name; beside it a temporary one and the extension have to fit into 255."""
+
+
+def _name_problem(template: str, run: str) -> str | None:
+    """Why a template makes no file name; None where it does."""
+    try:
+        fields = [(field, spec, how) for _, field, spec, how in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        return f"cannot be read: {error}"
+    for field, spec, how in fields:
+        if field not in ("name", "step", "weights"):
+            return "has a field that is not known"
+        if how or (spec and not (field == "step" and re.fullmatch(r"0(\d|1[0-2])d?", spec))):
+            return "has a field with a format that is not known"
+    filled = template.format(name=run, step=99_999_999, weights="raw")
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in filled):
+        return "has a control character in it"
+    if filled.strip(".") == "":
+        return "would be a folder's name"
+    length = len(filled.encode("utf-8"))
+    return f"makes a name of {length} bytes; {LONGEST_NAME} are the most" if length > LONGEST_NAME else None
 
 
 def _patterns(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -233,9 +257,8 @@ def _patterns(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     if isinstance(config.network.targets, list):
         patterns += [(("network", "targets", index), text) for index, text in enumerate(config.network.targets)]
     for name in ("rank_pattern", "alpha_pattern"):
-        patterns += [(("network", name, text), text) for text in (source.value(("network", name)) or {})]
+        patterns += [(("network", name, text), text) for text in getattr(config.network, name)]
     for path, text in patterns:
-        try:
-            re.compile(text)
-        except re.error as error:
-            yield Diagnostic(f"{text!r} is not a regular expression: {error}", source.value_places(path))
+        problem = pattern_problem(text)
+        if problem is not None:
+            yield Diagnostic(f"{text!r} is not a regular expression: {problem}", source.value_places(path))

@@ -23,14 +23,21 @@ from runner.config.source import Path, Source
 from runner.errors import Diagnostic
 from schemas.walk import Key, all_keys
 
+MOST_FINDINGS = 50
+"""Of one kind of look at a file; what more there is, is counted."""
+
 
 def diagnose(error: ValidationError, source: Source) -> tuple[list[Diagnostic], list[Path]]:
-    """One diagnostic for each place (a union reports each of its members), and the offending paths."""
+    """One diagnostic for each place (a union reports each of its members), and all offending paths."""
     by_path: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_path.setdefault(real_path(detail["loc"], source.document), []).append(detail)
     # A value that fits one kind of a union but not its limits is reported for the items inside it, not for the whole.
-    return [_diagnostic(path, details, source) for path, details in by_path.items()], list(by_path)
+    shown = list(by_path.items())[:MOST_FINDINGS]
+    found = [_diagnostic(path, details, source) for path, details in shown]
+    if len(by_path) > len(shown):
+        found.append(Diagnostic(f"and {len(by_path) - len(shown):,} more errors", hint="mend these first"))
+    return found, list(by_path)
 
 
 def real_path(location: tuple[str | int, ...], document: Any) -> Path:
@@ -52,6 +59,8 @@ def _is_tag(part: str) -> bool:
 
 
 def _diagnostic(path: Path, details: list[ErrorDetails], source: Source) -> Diagnostic:
+    # Of the members of a union, the one that the value is of and only too large for says most.
+    details = sorted(details, key=lambda found: found["type"] not in (*_TOO_MUCH, "value_error"))
     detail = details[0]
     kind = detail["type"]
     if kind == "extra_forbidden":
@@ -64,6 +73,8 @@ def _diagnostic(path: Path, details: list[ErrorDetails], source: Source) -> Diag
     value = source.value(path)
     if key is None or key.section is not None:  # an item of a list, or a table that is none
         return _wrong_shape(path, details, value, source)
+    if kind in _TOO_MUCH or kind == "value_error":
+        return Diagnostic(f"`{dotted(path)}`{_too_much(detail)}", source.value_places(path))
     expected = _expected(key, details)
     return Diagnostic(
         f"`{dotted(path)}` must be {expected}, not {_shown(value)}",
@@ -75,11 +86,23 @@ def _diagnostic(path: Path, details: list[ErrorDetails], source: Source) -> Diag
 _FIRST = {"dataset.sources": "path", "sampling.prompts": "prompt", "selection.publish": "format"}
 """The key of an array of tables that a plain text most likely is."""
 
+_TOO_MUCH = {"string_too_long": "characters", "too_long": "entries"}
+
+
+def _too_much(detail: ErrorDetails) -> str:
+    """What a limit of length, or a check of our own, has to say."""
+    if detail["type"] == "value_error":
+        return f": {detail['ctx']['error']}"
+    given = detail["ctx"].get("actual_length") or len(detail["input"])
+    return f" has {given:,} {_TOO_MUCH[detail['type']]}; {detail['ctx']['max_length']:,} are the most"
+
 
 def _wrong_shape(path: Path, details: list[ErrorDetails], value: Any, source: Source) -> Diagnostic:
     detail = details[0]
     places = source.value_places(path)
     key = all_keys().get(dotted(path))
+    if detail["type"] in _TOO_MUCH or detail["type"] == "value_error":
+        return Diagnostic(f"`{indexed(path)}`{_too_much(detail)}", places)
     if key is not None:
         if key.is_array_of_tables:
             if detail["type"] == "too_short":

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
-import tomli
 from pydantic import ValidationError
 
 from runner.config.crosscheck import cross_check
-from runner.config.diagnose import diagnose, dotted, indexed
-from runner.config.foreign_values import backslash_hint
+from runner.config.diagnose import MOST_FINDINGS, diagnose, dotted, indexed
 from runner.config.locate import Path
 from runner.config.overrides import apply_overrides
 from runner.config.source import Source
+from runner.config.toml import parse_toml
 from runner.errors import Diagnostic, InvalidConfig, Place
-from runner.files import near_name
+from runner.files import MOST_TEXT_BYTES, near_name, read_bytes
 from schemas import SCHEMA_VERSION, RunConfig
 from schemas.walk import all_keys
 
@@ -69,7 +69,7 @@ def changed(source: Source, values: Mapping[str, Any]) -> Loaded:
 
 def check(source: Source) -> Loaded:
     """Validates a document that was read."""
-    diagnostics = list(_dates(source))
+    diagnostics = _unfit(source)
     if diagnostics:
         return Loaded(source, None, diagnostics)
     version = source.document.get("schema_version")
@@ -96,8 +96,11 @@ def check(source: Source) -> Loaded:
 
 def read(file: FilePath) -> Source:
     """The text and its document, syntax checked."""
+    name = str(file.absolute())
+    if name.encode("utf-8", "replace").decode("utf-8") != name:
+        raise InvalidConfig([Diagnostic(f"the name {name} is not UTF-8", hint="rename the file or folder")])
     try:
-        raw = file.read_bytes()
+        raw = read_bytes(file, MOST_TEXT_BYTES)
     except FileNotFoundError:
         raise InvalidConfig(
             [
@@ -118,36 +121,13 @@ def read(file: FilePath) -> Source:
         line = raw[: error.start].count(b"\n") + 1
         message = f"{file.name} is not UTF-8: byte {error.start} (line {line}) cannot be read"
         raise InvalidConfig([Diagnostic(message, (Place(file.name),), "save the file as UTF-8")]) from None
-    try:
-        return Source(file, text, tomli.loads(text))
-    except tomli.TOMLDecodeError as error:
-        lines = text.replace("\r\n", "\n").split("\n")
-        line = min(max(error.lineno, 1), len(lines))
-        column = max(1, min(error.colno, len(lines[line - 1]) + 1))
-        place = Place(file.name, line, column, 1, lines[line - 1])
-        message = f"not valid TOML: {error.msg[0].lower()}{error.msg[1:]}"
-        raise InvalidConfig([Diagnostic(message, (place,), _syntax_hint(error.msg, lines[line - 1]))]) from None
-    except RecursionError:
-        raise InvalidConfig([Diagnostic(f"{file.name} is nested too deeply", (Place(file.name),))]) from None
+    return Source(file, text, parse_toml(text, file.name))
 
 
-def _syntax_hint(message: str, line: str) -> str | None:
-    value = line.partition("=")[2].strip()
-    if "\\" in value and ("\\" in message or "hex value" in message or "Illegal character" in message):
-        return backslash_hint(line)
-    if "Invalid value" in message and value[:1].isalpha():
-        word = value.split("#")[0].strip()
-        if word.lower() in ("true", "false"):
-            return f"write {word.lower()} in small letters"
-        return f'text stands in quotes: "{word}"'
-    if "overwrite" in message or "Cannot declare" in message or "twice" in message:
-        return "a key or table may stand only once"
-    return None
-
-
-def _dates(source: Source) -> list[Diagnostic]:
-    """TOML dates and times have no place in run.toml, and JSON cannot hold them."""
-    findings = []
+def _unfit(source: Source) -> list[Diagnostic]:
+    """Values that TOML has, and no key of run.toml takes: dates and times (JSON cannot hold them), NaN, integers of more
+    than 64 bits."""
+    findings: list[Diagnostic] = []
 
     def look(node: Any, path: Path) -> None:
         if isinstance(node, dict):
@@ -156,19 +136,25 @@ def _dates(source: Source) -> list[Diagnostic]:
         elif isinstance(node, list):
             for index, value in enumerate(node):
                 look(value, (*path, index))
-        elif isinstance(node, (datetime.date, datetime.time)):
-            findings.append(
-                Diagnostic(
-                    f"`{indexed(path)}` is a date; no key takes one", source.value_places(path), "put it in quotes"
-                )
-            )
-        elif isinstance(node, float) and (node != node or node in (float("inf"), float("-inf"))):
-            findings.append(
-                Diagnostic(f"`{indexed(path)}` is {node}; numbers must be finite", source.value_places(path))
-            )
+        elif len(findings) < MOST_FINDINGS:
+            problem = _no_value(node)
+            if problem is not None:
+                words, hint = problem
+                findings.append(Diagnostic(f"`{indexed(path)}` {words}", source.value_places(path), hint))
 
     look(source.document, ())
     return findings
+
+
+def _no_value(value: Any) -> tuple[str, str | None] | None:
+    """What is wrong with a value for any key, and a hint."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return "is a date; no key takes one", "put it in quotes"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}; numbers must be finite", None
+    if isinstance(value, int) and value.bit_length() > 63:
+        return "is too large: an integer of TOML has 64 bits", None
+    return None
 
 
 def _can_do_without(document: dict[str, Any], path: Path) -> bool:
@@ -184,7 +170,9 @@ def _can_do_without(document: dict[str, Any], path: Path) -> bool:
 def _without(document: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
     """A copy of the document with the values at the paths taken out, later list items first."""
     pruned = deepcopy(document)
-    for path in sorted(paths, key=lambda path: [str(part) for part in path], reverse=True):
+    for path in sorted(
+        paths, key=lambda path: [f"{part:09}" if isinstance(part, int) else part for part in path], reverse=True
+    ):
         node: Any = pruned
         for part in path[:-1]:
             try:

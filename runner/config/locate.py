@@ -7,6 +7,7 @@ tomli has accepted, so it can be short: it needs no validation of its own, and t
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import tomli
@@ -15,6 +16,14 @@ Path = tuple[str | int, ...]
 
 _BARE_VALUE = re.compile(r"\d{4}-\d\d-\d\d \d[^,\]}\s#]*|[^,\]}\s#]+")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_BLANKS = re.compile(r"[ \t]*")
+_BLANKS_AND_LINES = re.compile(r"(?:[ \t\n]++|#[^\n]*+)*+")
+_STRINGS = {
+    '"': re.compile(r'"(?:[^"\\]++|\\.)*+"'),
+    "'": re.compile(r"'[^']*+'"),
+    '"""': re.compile(r'"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}', re.DOTALL),
+    "'''": re.compile(r"'''(?:[^']++|'(?!''))*+'{3,5}"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -84,7 +93,7 @@ class _Scanner:
             if path in self.array_lengths:
                 path += (self.array_lengths[path] - 1,)
             if not is_last:
-                self.positions.headers.setdefault(path, self._span(start, self.text.index("\n", start)))
+                self.positions.headers.setdefault(path, self._span(start, len(self.text)))
         self.positions.headers.setdefault(path, self._span(start, self.at))
         if is_array:
             self.positions.headers.setdefault(path[:-1], self._span(start, self.at))
@@ -106,7 +115,7 @@ class _Scanner:
             self._skip()
             start = self.at
             if self.text[self.at] in "\"'":
-                part = self._string()
+                part = str(tomli.loads(f"k = {self._string()}")["k"])
             else:
                 match = _BARE_KEY.match(self.text, self.at)
                 assert match, f"no key at offset {self.at}"
@@ -146,35 +155,22 @@ class _Scanner:
         self.at += 1
 
     def _string(self) -> str:
+        """The string that begins here, as it is written."""
         quote = self.text[self.at]
         mark = quote * 3 if self.text.startswith(quote * 3, self.at) else quote
-        start = self.at
-        self.at += len(mark)
-        while not self.text.startswith(mark, self.at):
-            self.at += 2 if quote == '"' and self.text[self.at] == "\\" else 1
-        self.at += len(mark)
-        while len(mark) == 3 and self.text.startswith(quote, self.at):  # up to two quotes may stand before the end
-            self.at += 1
-        return str(tomli.loads(f"k = {self.text[start : self.at]}")["k"])
+        found = _STRINGS[mark].match(self.text, self.at)
+        assert found, f"no end of the string at offset {self.at}"
+        self.at = found.end()
+        return found.group()
 
     def _skip(self, newlines: bool = False) -> bool:
         """Passes over blanks (and line ends and comments); False at the end of the text."""
-        blanks = " \t\n" if newlines else " \t"
-        while self.at < len(self.text):
-            if self.text[self.at] in blanks:
-                self.at += 1
-            elif newlines and self.text[self.at] == "#":
-                end = self.text.find("\n", self.at)
-                self.at = len(self.text) if end < 0 else end
-            else:
-                return True
-        return False
+        blanks = _BLANKS_AND_LINES if newlines else _BLANKS
+        found = blanks.match(self.text, self.at)
+        self.at = found.end() if found else self.at
+        return self.at < len(self.text)
 
     def _span(self, start: int, end: int) -> Span:
-        low, high = 0, len(self.line_starts)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.line_starts[middle] <= start else (low, middle)
-        line_end = self.text.find("\n", start)
-        line_end = len(self.text) if line_end < 0 else line_end
+        low = bisect_right(self.line_starts, start) - 1
+        line_end = self.line_starts[low + 1] - 1 if low + 1 < len(self.line_starts) else len(self.text)
         return Span(low + 1, start - self.line_starts[low] + 1, max(1, min(end, line_end) - start))

@@ -6,18 +6,19 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
 
-from runner.config.diagnose import diagnose
+from runner.config.diagnose import MOST_FINDINGS, diagnose
 from runner.config.load import read
 from runner.config.locate import Path
 from runner.config.ready import located
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
-from runner.files import near_name
+from runner.files import MOST_TEXT_BYTES, file_problem, near_name, parsing, read_bytes
 from schemas.sampling import Prompt, Sampler
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -78,8 +79,9 @@ def placed_prompts(file: FilePath, dialect: str) -> list[Placed]:
 
 
 def _read(file: FilePath, dialect: str) -> list[Placed]:
-    if not file.is_file():
-        raise InvalidConfig([Diagnostic(f"there is no prompt file {file}", hint=near_name(file))])
+    problem = file_problem(file)
+    if problem is not None:
+        raise InvalidConfig([Diagnostic(problem.replace("no file", "no prompt file", 1), hint=near_name(file))])
     suffix = file.suffix.lower()
     if suffix == ".toml":
         return _from_toml(file)
@@ -92,7 +94,7 @@ def _read(file: FilePath, dialect: str) -> list[Placed]:
 
 def _text_of(file: FilePath) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_bytes(file, MOST_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidConfig(
             [Diagnostic(f"{file.name} is not UTF-8 (byte {error.start})", hint="save it as UTF-8")]
@@ -112,8 +114,14 @@ def _from_text(file: FilePath, dialect: str) -> list[Placed]:
         except InvalidConfig as error:
             findings += error.diagnostics
     if findings:
-        raise InvalidConfig(findings)
+        raise InvalidConfig(_first(findings))
     return prompts
+
+
+def _first(findings: list[Diagnostic]) -> list[Diagnostic]:
+    """As many findings as anybody reads at once."""
+    more = len(findings) - MOST_FINDINGS
+    return findings[:MOST_FINDINGS] + ([Diagnostic(f"and {more:,} more errors")] if more > 0 else [])
 
 
 def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -> Prompt:
@@ -257,7 +265,10 @@ def _from_toml(file: FilePath) -> list[Placed]:
     if isinstance(document.get("prompt"), dict) and "prompts" not in document:
         shared = {name: value for name, value in document["prompt"].items() if name != "subset"}
         subsets = document["prompt"].get("subset", [])
-        entries: list[tuple[Path, dict[str, Any]]] = [
+        if not isinstance(subsets, list) or not all(isinstance(entry, dict) for entry in subsets):
+            places = source.value_places(("prompt", "subset"))
+            raise InvalidConfig([Diagnostic("`prompt.subset` must be an array of tables", places, "write [[prompt.subset]]")])  # fmt: skip
+        entries: list[tuple[Path, Any]] = [
             (("prompt", "subset", index), {**shared, **entry}) for index, entry in enumerate(subsets)
         ]
         return _validated(entries, source, kohya=True)
@@ -271,21 +282,20 @@ def _from_toml(file: FilePath) -> list[Placed]:
 
 
 def _from_json(file: FilePath) -> list[Placed]:
-    try:
-        content = json.loads(_text_of(file))
-    except json.JSONDecodeError as error:
-        line = error.doc.splitlines()[error.lineno - 1] if error.doc else ""
-        place = Place(file.name, error.lineno, error.colno, 1, line)
-        raise InvalidConfig([Diagnostic(f"not valid JSON: {error.msg}", (place,))]) from None
-    except RecursionError:
-        raise InvalidConfig([Diagnostic(f"{file.name} is nested too deeply")]) from None
+    text = _text_of(file)
+    with parsing(lambda reason: InvalidConfig([Diagnostic(f"{file.name} cannot be read: {reason}", (Place(file.name),))])):  # fmt: skip
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            place = Place(file.name, error.lineno, error.colno, 1, text.split("\n")[error.lineno - 1])
+            raise InvalidConfig([Diagnostic(f"not valid JSON: {error.msg}", (place,))]) from None
     if isinstance(content, dict) and isinstance(content.get("prompts"), list):
         content = content["prompts"]
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+    if not isinstance(content, list):
         raise InvalidConfig([Diagnostic(f"{file.name} must be a list of objects", (Place(file.name),))])
     source = Source(file, "", {"prompts": content})
     entries: list[tuple[Path, dict[str, Any]]] = [(("prompts", index), entry) for index, entry in enumerate(content)]
-    return _validated(entries, source, True, _beginnings(_text_of(file), file.name))
+    return _validated(entries, source, True, _beginnings(text, file.name))
 
 
 def _beginnings(text: str, name: str) -> list[Place]:
@@ -301,32 +311,44 @@ def _beginnings(text: str, name: str) -> list[Place]:
             return found
         line, counted = line + text.count("\n", counted, at), at
         found.append(Place(name, line, at - text.rfind("\n", 0, at), 1, lines[line - 1].rstrip("\r")))
-        _, at = decoder.raw_decode(text, at)
+        try:
+            _, at = decoder.raw_decode(text, at)
+        except ValueError:  # the words stood in a text before the list
+            return found
 
 
 def _validated(
-    entries: list[tuple[Path, dict[str, Any]]], source: Source, kohya: bool, beginnings: Sequence[Place] = ()
+    entries: list[tuple[Path, Any]], source: Source, kohya: bool, beginnings: Sequence[Place] = ()
 ) -> list[Placed]:
     """`beginnings` are those of the prompts of a JSON file."""
     prompts: list[Placed] = []
     findings: list[Diagnostic] = []
     for path, entry in entries:
-        values = {(_KOHYA_NAMES.get(name, name) if kohya else name): value for name, value in entry.items()}
+        number = path[-1]
+        assert isinstance(number, int)
+        place = source.key_places(path) if source.text else (Place(source.shown_name),)
+        if not isinstance(entry, dict):
+            findings.append(Diagnostic(f"prompt {number + 1} must be a table with the key `prompt`", place))
+            continue
+        values: dict[str, Any] = {
+            (_KOHYA_NAMES.get(str(name), str(name)) if kohya else str(name)): value for name, value in entry.items()
+        }
         if isinstance(values.get("sampler"), str):
             values["sampler"] = _SAMPLER_ALIASES.get(values["sampler"], values["sampler"])
+        with parsing(partial(_unreadable, number, place)):
+            text = json.dumps(values, default=str)
+            json.dumps(values, default=str, ensure_ascii=False).encode("utf-8")
         try:
-            prompt = Prompt.model_validate_json(json.dumps(values, default=str), strict=True)
+            prompt = Prompt.model_validate_json(text, strict=True)
             prompts.append(Placed(prompt, _places(path, entry, source, beginnings)))
         except ValidationError as error:
             found, wrong = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
             places = _places(path, entry, source, beginnings)
-            number = path[-1]
-            assert isinstance(number, int)
-            for item, own in zip(found, wrong, strict=True):
+            for item, own in zip(found, wrong, strict=False):
                 where = places.get(str(own[0]) if own else "", places[""])
                 findings.append(Diagnostic(f"prompt {number + 1}: {item.message}", where, item.hint))
     if findings:
-        raise InvalidConfig(findings)
+        raise InvalidConfig(_first(findings))
     return prompts
 
 
@@ -344,3 +366,7 @@ def _places(
         own = (*path, name) if source.value((*path, name)) is not None else (path[0], name)
         places[name] = places[_KOHYA_NAMES.get(name, name)] = source.value_places(own)
     return places
+
+
+def _unreadable(number: int, place: tuple[Place, ...], reason: str) -> InvalidConfig:
+    return InvalidConfig([Diagnostic(f"prompt {number + 1} cannot be read: {reason}", place)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 SEPARATOR = ";;;"
 _SPEC = re.compile(r"\s*(-?\d+|\d+-\d+):(.*)", re.DOTALL)
+MOST_SECTIONS = 1000
 
 
 class SectionProblem(Exception):
@@ -65,6 +66,8 @@ def parse_sections(text: str) -> Sectioned:
 
 
 def _numbers(spec: str) -> Sequence[int]:
+    if any(len(digits) > 9 or int(digits) > MOST_SECTIONS for digits in re.findall(r"\d+", spec)):
+        raise SectionProblem(f"{spec[:20]!r} names a section that no video has: {MOST_SECTIONS:,} are the most")
     first, dash, last = spec.partition("-") if not spec.startswith("-") else (spec, "", "")
     if not dash:
         return (int(first),)

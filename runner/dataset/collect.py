@@ -24,6 +24,9 @@ from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
 from schemas.dataset import OneFrame as OneFrameOptions
 
+MOST_USES = 5_000_000
+"""Of the items of an epoch, repeats included: each has a place in its order."""
+
 
 class CollectProblem(Exception):
     """The items cannot make a dataset; `key` is the key of run.toml to look at."""
@@ -88,6 +91,7 @@ def collect(
     evaluated.sort(key=_CONTENT_ORDER)
     if not any(not item.settings.regularization for item in placed) and not bad:
         raise CollectProblem(("dataset", "sources"), "no item is left to train on", "add pictures or hold out fewer")
+    _check_uses(placed)
     turning = _in_turn(placed)
     groups = group_items(
         [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
@@ -113,6 +117,16 @@ def collect(
 
 
 _CONTENT_ORDER = attrgetter("order")
+
+
+def _check_uses(items: list[TrainItem]) -> None:
+    uses = sum(item.repeats for item in items if not item.settings.regularization)
+    if uses > MOST_USES:
+        raise CollectProblem(
+            ("dataset", "sources"),
+            f"an epoch would use its items {uses:,} times; {MOST_USES:,} are the most",
+            "lower repeats",
+        )
 
 
 class _Fitting:

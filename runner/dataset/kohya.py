@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from runner.config.locate import Path as KeyPath
 from runner.config.source import Source as Document
+from runner.config.toml import MOST_DEPTH, check_parts, depth
 from runner.dataset.caption_files import is_text
 from runner.dataset.folders import Folder, SourceProblem, source_folders
 from runner.dataset.foreign_files import recognised, recognised_text
@@ -269,7 +270,8 @@ class _Reading:
             for detail in error.errors():
                 own = str(detail["loc"][0]) if detail["loc"] else next(iter(ours))
                 name = theirs.get(own, own)
-                self._error(places.get(name, ("datasets",)), f"`{name}`: {detail['msg']}, not {detail['input']!r}")
+                why = detail["msg"].removeprefix("Value error, ")
+                self._error(places.get(name, ("datasets",)), f"`{name}`: {why}, not {detail['input']!r}")
             return None
 
     def _error(self, path: KeyPath, message: str, hint: str | None = None) -> None:
@@ -297,7 +299,12 @@ def _parse(file: Path) -> Document:
         raise problem(f"{shown_path(file)} cannot be read: {reason(error)}") from None
     try:
         with parsing(unreadable):
+            if not is_json:
+                check_parts(text, file.name)
             content = json.loads(text) if is_json else _toml(text)
+            json.dumps(content, default=str, ensure_ascii=False).encode("utf-8")  # whatever it says can be shown
+            if depth(content) > MOST_DEPTH:
+                raise RecursionError
     except _NoToml as error:
         if recognised_text(text) is not None:
             raise unreadable(error.msg) from None

@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from runner.errors import Invalid
 from runner.families.spec import ModelProblem
-from runner.files import near_name
+from runner.files import file_problem, name_problem, near_name, parsing, read_bytes, shown_path
 
 KeyPath = tuple[str | int, ...]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -27,7 +28,10 @@ def locate_model(name: str, folder: Path, revision: str | None, builtin: Path, k
             raise ModelProblem(key, f'there is no built-in model "{name}"', f"there is {known}")
         return found
     path = resolve_path(name, folder)
-    if path.exists():
+    if os.path.exists(path):
+        kind = None if path.is_dir() else file_problem(path)
+        if kind is not None:
+            raise ModelProblem(key, kind, "name a file of weights or a folder")
         return _first_shard(path) or path
     if _HUB_ID.fullmatch(name) and not _is_path(name, path):
         return _in_hub_cache(name, revision or "main", key, path)
@@ -48,8 +52,13 @@ def _first_shard(folder: Path) -> Path | None:
 
 
 def resolve_path(name: str, folder: Path) -> Path:
-    """A path as run.toml means it: `~` is the home folder, relative ones are relative to run.toml's folder."""
-    return Path(os.path.normpath(folder / Path(name).expanduser()))
+    """A path as run.toml means it: `~` is the home folder, relative ones are relative to run.toml's folder. Raises
+    `Invalid` where no file can be called so."""
+    path = os.path.normpath(folder / os.path.expanduser(name))
+    problem = name_problem(path)
+    if problem is not None:
+        raise Invalid(f"{shown_path(name)} is no file: {problem}")
+    return Path(path)
 
 
 def _in_hub_cache(name: str, revision: str, key: KeyPath, path: Path) -> Path:
@@ -57,7 +66,10 @@ def _in_hub_cache(name: str, revision: str, key: KeyPath, path: Path) -> Path:
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     model = cache / f"models--{name.replace('/', '--')}"
     reference = model / "refs" / revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    commit = revision
+    if reference.is_file():
+        with parsing(lambda reason: ModelProblem(key, f"{reference} cannot be read: {reason}")):
+            commit = read_bytes(reference, 1000).decode("ascii").strip()
     snapshot = model / "snapshots" / commit
     if snapshot.is_dir() and snapshot.parent == model / "snapshots":
         return snapshot

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from runner.dataset.clips import ClipRule
 from runner.families.parts.layers import Origin
+from runner.files import parsing
 from schemas import RunConfig
 
 
@@ -347,6 +348,16 @@ class FamilySpec:
     """Sides in pixels of the autoencoder's tiles that are worth proposing, large ones first."""
     swap: Callable[[Model, bool], SwapRule] | None = None
     """(model, whether it trains) → what blocks_to_swap means; None: so many blocks, of which one stays."""
+
+    def read(self, config: RunConfig, folder: Path) -> Model:
+        """`inspect`, where what a folder's own configurations say is of any kind. Raises `ModelProblem`."""
+
+        def problem(why: str) -> ModelProblem:
+            what = f"its configuration is not one of {self.title} ({why})"
+            return ModelProblem(("model", "checkpoint"), f"{config.model.checkpoint}: {what}")
+
+        with parsing(problem):
+            return self.inspect(config, folder)
 
     def swap_rule(self, model: Model, trains: bool) -> SwapRule:
         """How many blocks wait on the host for a value of blocks_to_swap, and the largest one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
 from runner.networks.merge import Change, halves_swapped
 from runner.networks.shapes import adapter_shapes
+from runner.patterns import Search
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,9 @@ def read_lora(
         hint = "--skip-unknown leaves out what the model has no place for" if checked.skippable else None
         raise Invalid(f"{file} does not fit: {checked.problem}", hint=hint)
     names = {layer.full_name: layer.diffusers for module in checked.modules for layer in module.layers}
+    included, excluded = Search(include), Search(exclude)
     chosen = frozenset(
-        full_name
-        for full_name, name in names.items()
-        if (not include or any(re.search(pattern, name) for pattern in include))
-        and not any(re.search(pattern, name) for pattern in exclude)
+        full_name for full_name, name in names.items() if (not include or included.any(name)) and not excluded.any(name)
     )
     if not chosen:
         raise Invalid(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.atomic import write_json
 from runner.errors import Invalid
+from runner.files import MOST_JSON_BYTES, name_problem, parsing, read_bytes
+from runner.plan.compile import STAGES
 from runner.plan.diff import Plan
 from runner.plan.render import PLAN_VERSION
 
@@ -33,15 +36,43 @@ def write_plan_file(
 def read_plan_file(file: Path) -> PlanFile:
     """Raises `Invalid`."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content["version"]
-        if not isinstance(version, int) or version > PLAN_VERSION:
-            raise Invalid(f"{file} was written by a newer runner (plan version {version})", hint="update runner")
-        return PlanFile(Path(content["file"]), tuple(content["settings"]), content["target"], content)
+        raw = read_bytes(file, MOST_JSON_BYTES)
     except OSError as error:
         raise Invalid(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise Invalid(f"{file} is no plan", hint="make one: runner plan run.toml --out plan.json") from None
+
+    def no_plan(reason: str) -> Invalid:
+        return Invalid(f"{file} is no plan ({reason})", hint="make one: runner plan run.toml --out plan.json")
+
+    with parsing(no_plan):
+        content = json.loads(raw)
+    if not isinstance(content, dict):
+        raise no_plan("it holds no table")
+    version = content.get("version")
+    if type(version) is int and version > PLAN_VERSION:
+        raise Invalid(f"{file} was written by a newer runner (plan version {version})", hint="update runner")
+    missing = [name for name, fits in _SHAPES.items() if not fits(content.get(name))]
+    if missing:
+        raise no_plan(f"`{missing[0]}` is missing or of another kind")
+    return PlanFile(Path(content["file"]), tuple(content["settings"]), content["target"], content)
+
+
+def _are_texts(value: Any, names: tuple[str, ...] | None = None) -> bool:
+    """Whether a value is a list of texts; with names, a list of tables with texts of these names."""
+    if not isinstance(value, list):
+        return False
+    if names is None:
+        return all(isinstance(item, str) for item in value)
+    return all(isinstance(item, dict) and all(isinstance(item.get(name), str) for name in names) for item in value)
+
+
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "version": lambda value: type(value) is int,
+    "file": lambda value: isinstance(value, str) and name_problem(value) is None,
+    "settings": _are_texts,
+    "target": lambda value: value is None or value in STAGES or value == "cache",
+    "actions": lambda value: _are_texts(value, ("stage", "fingerprint", "symbol")),
+}
+"""What is read of a plan, and its shape."""
 
 
 def check_current(saved: PlanFile, plan: Plan) -> None:

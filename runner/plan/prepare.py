@@ -29,11 +29,12 @@ from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_fi
 from runner.files import file_problem, near_name
 from runner.formats.adapter_fit import check_adapter_file, check_mergeable
 from runner.formats.headers import read_header
+from runner.patterns import BadPattern, SlowPattern
 from runner.plan.adapter_files import adapter_file_notes
 from runner.plan.fingerprint import canonical, identity
 from runner.plan.noise_rules import noise_findings
 from runner.plan.prompts import PromptReading
-from runner.plan.resolve import Derived, Length, resolve, resolve_length
+from runner.plan.resolve import Derived, Length, resolve, resolve_length, too_much
 from runner.plan.step_rules import step_rules
 from runner.store.store import Store
 from schemas import RunConfig
@@ -122,6 +123,10 @@ class _Preparation:
         if any(finding.severity == "error" for finding in self.findings):
             raise InvalidConfig(self.findings)
         config, length, more = resolve_length(config, collection.batches_per_epoch)
+        excess = too_much(config, length, len(prompts))
+        if excess is not None:
+            self._error(*excess)
+            raise InvalidConfig(self.findings)
         self._long_captions(config, model, collection)
         assert config.run.output_dir is not None
         self.findings += step_rules(config, self.source, length)
@@ -141,7 +146,7 @@ class _Preparation:
 
     def _model(self) -> Model | None:
         try:
-            return self.spec.inspect(self.config, self.folder)
+            return self.spec.read(self.config, self.folder)
         except ModelProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
             return None
@@ -151,7 +156,13 @@ class _Preparation:
             return self.spec.targets(self.config, model)
         except ModelProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
-            return []
+        except BadPattern:
+            assert self.findings, "cross_check looks at patterns"
+        except SlowPattern as error:
+            own = [("network", name, error.pattern) for name in ("rank_pattern", "alpha_pattern")]
+            key = next((key for key in own if self.source.value(key) is not None), ("network", "targets"))
+            self._error(key, str(error), error.diagnostics[0].hint)
+        return []
 
     def _prompts(self, model: Model | None) -> tuple[list[ReadyPrompt], list[str]]:
         """The prompts with nothing left open, and notes for the plan."""
@@ -169,8 +180,9 @@ class _Preparation:
             return None
         key = ("network", "init_from")
         file = resolve_path(network.init_from, self.folder)
-        if not file.is_file():
-            self._error(key, f"there is no file {file}", near_name(file))
+        missing = file_problem(file)
+        if missing is not None:
+            self._error(key, missing, near_name(file))
             return None
         try:
             problem = (
@@ -196,8 +208,9 @@ class _Preparation:
             file = resolve_path(name, self.folder)
             assert multiplier is not None
             found.append((file, multiplier))
-            if not file.is_file():
-                self._error(key, f"there is no file {file}", near_name(file) or 'write "FILE" or "FILE:MULTIPLIER"')
+            missing = file_problem(file)
+            if missing is not None:
+                self._error(key, missing, near_name(file) or 'write "FILE" or "FILE:MULTIPLIER"')
                 continue
             if model is None:
                 continue
@@ -247,14 +260,36 @@ class _Preparation:
             self._error(("sampling", "sampler"), *sampler_problem(sampler, self.spec))
 
     def _output_folders(self) -> None:
+        for key, place in self._written():
+            problem = _unwritable(place)
+            if problem is not None:
+                self._error(key, f"{place} cannot be written: {problem}", "choose another folder")
+
+    def _apart(self, folders: list[Folder]) -> None:
+        """What a run writes must not lie among what it reads, or the next plan would read it."""
+        real = os.path.realpath
+        read = {folder.path for folder in folders if folder.listing is None}
+        read |= {side for folder in folders for side in (folder.masks, folder.controls) if side is not None}
+        for key, place in self._written():
+            written = real(place)
+            if written in (real("/"), real(Path.home())):
+                self._error(key, f"{place} is no folder for a run alone", "name a folder in it")
+            elif key[0] == "run" and _inside(written, real(self.store.root)):
+                self._error(key, f"{place} lies in the store {self.store.root}", "choose another folder")
+            for path in sorted(read):
+                if _inside(written, real(path)):
+                    what = f"{place} lies in the source {path}: what is written there would be read by the next plan"
+                    self._error(key, what, "choose a folder outside of it")
+                elif key[0] == "run" and _inside(real(path), written):
+                    self._error(key, f"the source {path} lies in the run's folder {place}", "choose another folder")
+
+    def _written(self) -> list[tuple[tuple[str | int, ...], Path]]:
+        """The folders that a run writes to, with their keys."""
         output = self.config.run.output_dir or f"runs/{self.config.run.name}"
         places: list[tuple[tuple[str | int, ...], Path]] = [(("run", "output_dir"), resolve_path(output, self.folder))]
         for index, publish in enumerate(self.config.selection.publish):
             places.append((("selection", "publish", index, "directory"), resolve_path(publish.directory, self.folder)))
-        for key, place in places:
-            problem = _unwritable(place)
-            if problem is not None:
-                self._error(key, f"{place} cannot be written: {problem}", "choose another folder")
+        return places
 
     def _folders(self) -> list[Folder] | None:
         """The folders of the sources, or those of the dataset file. None where that file is wrong."""
@@ -294,6 +329,7 @@ class _Preparation:
                 return None
             self.options = options_of(folders)
             apart = self._as_family(held_out_folders(dataset, self.folder, folders, self.dataset_notes))
+            self._apart([*folders, *apart])
             if not self._kinds([*folders, *apart], model):
                 return None
             scanned = scan(folders, self.store.index, self.progress, self.dataset_notes)
@@ -411,10 +447,15 @@ def as_number(text: str) -> float | None:
         return None
 
 
+def _inside(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def _unwritable(place: Path) -> str | None:
     """Why a folder cannot be made or written, as far as can be told without trying."""
     existing = place
-    while not existing.exists():
+    while not os.path.exists(existing):
         if existing.parent == existing:
             return "its root does not exist"
         existing = existing.parent

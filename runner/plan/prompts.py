@@ -15,7 +15,7 @@ from runner.dataset.scan import known_pictures
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
-from runner.files import near_name
+from runner.files import file_problem, near_name
 from runner.pictures import ANIMATED, GROUND, TRANSPARENT
 from runner.store.store import Store
 from schemas import RunConfig
@@ -41,9 +41,10 @@ class PromptReading:
         name = self.config.sampling.prompt_file
         if name is not None:
             file, key = resolve_path(name, self.folder), ("sampling", "prompt_file")
-            if not file.is_file():
-                places = self.source.value_places(key)
-                self.findings.append(Diagnostic(f"there is no prompt file {file}", places, near_name(file)))
+            missing = file_problem(file)
+            if missing is not None:
+                words = missing.replace("no file", "no prompt file", 1)
+                self.findings.append(Diagnostic(words, self.source.value_places(key), near_name(file)))
             else:
                 try:
                     found = placed_prompts(file, self.config.sampling.dialect or self.spec.defaults.dialect)
@@ -111,8 +112,9 @@ def _picture_notes(prompt: ReadyPrompt) -> list[str]:
 def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
     """The picture that a prompt names. Raises `PromptProblem`."""
     path = resolve_path(name, folder)
-    if not path.is_file():
-        raise PromptProblem("image", f"there is no picture {path}", near_name(path))
+    missing = file_problem(path)
+    if missing is not None:
+        raise PromptProblem("image", missing.replace("no file", "no picture", 1), near_name(path))
     content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
     if content.problem is not None:
         raise PromptProblem("image", f"{path} {content.problem}")

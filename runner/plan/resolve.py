@@ -13,7 +13,11 @@ from pydantic import BaseModel
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
 from schemas import RunConfig
+from schemas.base import MOST_STEPS
 from schemas.dataset import ItemOptions
+
+MOST_CHECKPOINTS = 10_000
+MOST_SAMPLES = 100_000
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,25 @@ def resolve_length(config: RunConfig, batches_per_epoch: int) -> tuple[RunConfig
         )
     resolved = replaced(config, {item.key: item.value for item in derived})
     return resolved, Length(steps, per_epoch, batches_per_epoch), derived
+
+
+def too_much(config: RunConfig, length: Length, prompts: int) -> tuple[tuple[str, ...], str, str] | None:
+    """(key, what, hint) of a run that nobody could carry out; None where all is well."""
+    training, steps = config.training, length.steps
+    if steps > MOST_STEPS:
+        what = f"{training.max_train_epochs:,} epochs of {length.steps_per_epoch:,} steps are {steps:,} steps"
+        return ("training", "max_train_epochs"), f"{what}; {MOST_STEPS:,} are the most", "train fewer epochs"
+    every = training.checkpoints.every_n_steps
+    assert every is not None
+    count = math.ceil(steps / every)
+    kept = min(count, training.checkpoints.keep or count)
+    key = ("training", "checkpoints", "every_n_epochs" if training.checkpoints.every_n_epochs else "every_n_steps")
+    if count > MOST_CHECKPOINTS:
+        return key, f"this would save {count:,} checkpoints; {MOST_CHECKPOINTS:,} are the most", "save them more rarely"
+    if kept * prompts > MOST_SAMPLES:
+        what = f"{kept:,} checkpoints of {prompts:,} prompts would make {kept * prompts:,} samples"
+        return key, f"{what}; {MOST_SAMPLES:,} are the most", "save fewer checkpoints, or take fewer prompts"
+    return None
 
 
 def checkpoint_steps(length: int, every: int) -> list[int]:

@@ -14,6 +14,7 @@ import tomlkit
 
 from runner.atomic import write_text
 from runner.errors import Invalid, LockedDiffers
+from runner.files import MOST_TEXT_BYTES, parsing, read_bytes
 
 LOCK_VERSION = 1
 _PACKAGES = (
@@ -52,7 +53,11 @@ def write_lock(run_file: Path, content: dict[str, dict[str, Any]]) -> None:
         document.add(name, table)
     text = tomlkit.dumps(document)
     target = lock_file(run_file)
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
+    try:
+        same = read_bytes(target, MOST_TEXT_BYTES) == text.encode("utf-8")
+    except OSError:
+        same = False
+    if not same:
         write_text(target, text)
 
 
@@ -60,18 +65,32 @@ def read_lock(run_file: Path) -> dict[str, Any]:
     """Raises `LockedDiffers` where there is no lock, `Invalid` where it cannot be read."""
     file = lock_file(run_file)
     try:
-        content = tomli.loads(file.read_text(encoding="utf-8"))
+        raw = read_bytes(file, MOST_TEXT_BYTES)
     except FileNotFoundError:
         raise LockedDiffers(
             f"there is no {file.name}", hint="run `runner apply` once without --locked and commit the lock"
         ) from None
-    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
-        raise Invalid(f"{file} cannot be read: {error}") from None
-    if not isinstance(content.get("version"), int) or content["version"] > LOCK_VERSION:
-        raise Invalid(
-            f"{file.name} was written by a newer runner (lock version {content.get('version')})", hint="update runner"
-        )
+    except OSError as error:
+        raise Invalid(f"{file} cannot be read: {error.strerror}") from None
+
+    def no_lock(reason: str) -> Invalid:
+        return Invalid(f"{file} cannot be read: {reason}", hint="apply once without --locked to write it anew")
+
+    with parsing(no_lock):
+        content = tomli.loads(raw.decode("utf-8"))
+    version = content.pop("version", None)
+    if type(version) is not int:
+        raise no_lock("it has no version")
+    if version > LOCK_VERSION:
+        raise Invalid(f"{file.name} was written by a newer runner (lock version {version})", hint="update runner")
+    for name, table in content.items():
+        if not isinstance(table, dict) or not all(_is_plain(value) for value in table.values()):
+            raise no_lock(f"`{name}` is no table of plain values")
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, float)) or (isinstance(value, int) and value.bit_length() < 64)
 
 
 def differences(lock: dict[str, Any], now: dict[str, dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,11 @@ from runner.families.locate import KeyPath, child_folder, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
 from runner.families.parts.identify import identify
 from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
+from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
 from runner.families.parts.tokenizer_fit import kind_of, misfit
 from runner.families.spec import Component, Model, ModelProblem
+from runner.files import parsing
 from schemas import RunConfig
 
 _DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -154,6 +156,30 @@ def _some(names: list[str]) -> str:
 # --- components -------------------------------------------------------------------------------------------------------
 
 
+MOST_LAYERS = 1000
+_MOST_NUMBER = 2**31
+
+
+def _check_sizes(config: Mapping[str, Any], problem: Callable[[str], ModelProblem]) -> None:
+    """Numbers of an architecture, before anything is counted with them."""
+    for name, value in config.items():
+        most = MOST_LAYERS if "layers" in name else _MOST_NUMBER
+        if not all(-_MOST_NUMBER < number <= most for number in _numbers(value)):
+            raise problem(f"{name} is {str(value)[:40]}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a value, and the lengths of its lists."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            yield len(item)
+            waiting += item
+        elif isinstance(item, (int, float)):
+            yield item
+
+
 def _frozen(config: Mapping[str, Any]) -> str:
     return json.dumps(dict(config), sort_keys=True)
 
@@ -186,6 +212,8 @@ class Finder:
     parts: tuple[Part, ...]
     indexes: tuple[str, ...]
     """What model_index.json of its directories says as _class_name."""
+    discrete: bool = False
+    """Noise levels are steps of a schedule of betas, not a flow."""
 
     def components(self, config: RunConfig, folder: Path) -> tuple[Path, dict[str, Component]]:
         """(checkpoint, name → component). Raises `ModelProblem`."""
@@ -241,7 +269,10 @@ class Finder:
         """The scheduler's configuration: the directory's own, else the shipped one."""
         own = place / "scheduler" / "scheduler_config.json"
         shipped = self.shipped / "scheduler" / "scheduler_config.json"
-        return read_json(own if place.is_dir() and own.is_file() else shipped)
+        file = own if place.is_dir() and own.is_file() else shipped
+        schedule = read_json(file)
+        check_schedule(schedule, file, self.discrete)
+        return schedule
 
     def _config(self, part: Part, place: Path) -> Mapping[str, Any] | None:
         """The architecture: the directory's own, or the shipped one for a single file. None: the part is left out."""
@@ -307,12 +338,12 @@ class Finder:
         return component
 
     def _make_layers(self, part: Part, config: Mapping[str, Any], key: KeyPath) -> list[Layer]:
-        try:
+        def problem(reason: str) -> ModelProblem:
+            return ModelProblem(key, f"the configuration of the {part.folder} is not one of {self.title} ({reason})")
+
+        _check_sizes(config, problem)
+        with parsing(problem):
             return _layers(part.layers, _frozen(config))
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise ModelProblem(
-                key, f"the configuration of the {part.folder} is not one of {self.title} ({error})"
-            ) from None
 
     def _component(
         self, part: Part, weights: tuple[Path, ...], files: tuple[Path, ...], config: Mapping[str, Any], key: KeyPath

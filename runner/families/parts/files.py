@@ -10,6 +10,7 @@ from typing import Any
 from runner.errors import Invalid
 from runner.families.locate import KeyPath, weights_in
 from runner.families.spec import ModelProblem
+from runner.files import MOST_JSON_BYTES, parsing, read_bytes
 from runner.formats.headers import Header, read_header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -20,9 +21,11 @@ CHECKPOINT: KeyPath = ("model", "checkpoint")
 def read_json(file: Path) -> dict[str, Any]:
     """A component's configuration. Raises `ModelProblem`."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelProblem(CHECKPOINT, f"{file} cannot be read: {error}") from None
+        raw = read_bytes(file, MOST_JSON_BYTES)
+    except OSError as error:
+        raise ModelProblem(CHECKPOINT, f"{file} cannot be read: {error.strerror}") from None
+    with parsing(lambda reason: ModelProblem(CHECKPOINT, f"{file} cannot be read: {reason}")):
+        content = json.loads(raw.decode("utf-8"))
     if not isinstance(content, dict):
         raise ModelProblem(CHECKPOINT, f"{file} holds no table")
     return content

@@ -10,6 +10,7 @@ from typing import Any
 from runner.families.parts.checkpoint import Part, layers_of
 from runner.families.parts.layers import Layer, Layers
 from runner.families.spec import Alias, Model, ModelProblem, Target
+from runner.patterns import Search
 from schemas import RunConfig
 from schemas.network import Network
 
@@ -71,6 +72,7 @@ class Adaptable:
             )  # fmt: skip
         found: list[Target] = []
         named = _naming(PROJECTION, network)
+        search = Search((*network.rank_pattern, *network.alpha_pattern))
         for part in self.parts:
             if not getattr(config.training.components, part.name) or part.name not in model.components:
                 continue
@@ -79,7 +81,9 @@ class Adaptable:
             if part.name == "denoiser":
                 layers, fused = self._chosen(layers, network)
             aliases = self._aliases(part, model)
-            found += _untied([self._adapted(part.name, layer, network, fused, aliases[layer.name]) for layer in layers])
+            found += _untied(
+                [self._adapted(part.name, layer, network, fused, aliases[layer.name], search) for layer in layers]
+            )
         if named and not any(target.name == PROJECTION for target in found):
             raise ModelProblem(
                 ("network", "targets", named[0]), f"no text encoder that trains has a {PROJECTION}",
@@ -87,7 +91,7 @@ class Adaptable:
             )  # fmt: skip
         for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
             for pattern in patterns:
-                if not any(re.search(pattern, target.name) for target in found):
+                if not any(search.matches(pattern, target.name) for target in found):
                     raise ModelProblem(
                         ("network", name, pattern), f"{pattern!r} matches none of the {len(found)} layers with adapters"
                     )
@@ -132,9 +136,10 @@ class Adaptable:
     def _chosen(self, layers: list[Layer], network: Network) -> tuple[list[Layer], bool]:
         fused = False
         if isinstance(network.targets, list):
-            chosen = [layer for layer in layers if any(re.search(pattern, layer.name) for pattern in network.targets)]
+            search = Search(network.targets)
+            chosen = [layer for layer in layers if search.any(layer.name)]
             for index, pattern in enumerate(network.targets):
-                if PROJECTION not in pattern and not any(re.search(pattern, layer.name) for layer in layers):
+                if PROJECTION not in pattern and not any(search.matches(pattern, layer.name) for layer in layers):
                     raise ModelProblem(
                         ("network", "targets", index), f"{pattern!r} matches no layer of the denoiser",
                         f"a layer's name looks like {self.example}",
@@ -155,10 +160,16 @@ class Adaptable:
         return chosen, fused
 
     def _adapted(
-        self, component: str, layer: Layer, network: Network, fused: bool, aliases: tuple[Alias, ...]
+        self,
+        component: str,
+        layer: Layer,
+        network: Network,
+        fused: bool,
+        aliases: tuple[Alias, ...],
+        search: Search,
     ) -> Target:
         def matching(patterns: Mapping[str, Any]) -> Any:
-            return next((value for pattern, value in patterns.items() if re.search(pattern, layer.name)), None)
+            return next((value for text, value in patterns.items() if search.matches(text, layer.name)), None)
 
         convolutional = layer.kernel > 1
         rank = matching(network.rank_pattern)

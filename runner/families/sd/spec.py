@@ -41,7 +41,7 @@ _CLIP = (
 SD15_FINDER = Finder(
     "sd15", "Stable Diffusion 1.5", CONFIGS / "sd15",
     (_UNET, _VAE, Part("text_encoder_1", "text_encoder", "CLIPTextModel", clip_layers, _CLIP, ("model", "text_encoder_1"))),
-    ("StableDiffusionPipeline",),
+    ("StableDiffusionPipeline",), discrete=True,
 )  # fmt: skip
 SDXL_FINDER = Finder(
     "sdxl", "Stable Diffusion XL", CONFIGS / "sdxl",
@@ -60,7 +60,7 @@ SDXL_FINDER = Finder(
             ("model", "text_encoder_2"),
         ),
     ),
-    ("StableDiffusionXLPipeline",),
+    ("StableDiffusionXLPipeline",), discrete=True,
 )  # fmt: skip
 
 
