@@ -50,7 +50,7 @@ FLIPS: dict[str, Any] = {
     "dataset.held_out.fraction": 0.3, "dataset.held_out.resolution": 16, "dataset.held_out.caption_extension": ".caption",
     "dataset.held_out.path": "copied_apart", "dataset.held_out.count": 3,
     "dataset.crop_style": "corner", "dataset.crop_aspect": "square", "dataset.face_crop_aug_range": [1.0, 2.0],
-    "dataset.sources.mask_path": "masks", "training.loss.masked": False, "dataset.config_file": "dataset.toml",
+    "dataset.sources.mask_path": "masks", "training.loss.masked": False, "training.loss.zero_terminal_snr": True, "dataset.config_file": "dataset.toml",
     "caching.vae_tile_size": 64, "sampling.vae_tile_size": 64, "training.memory.blocks_to_swap": 1,
     "caching.latents": "memory", "caching.text": "memory", "caching.dtype": "bf16",
     "training.max_train_epochs": 3, "training.mixed_precision": "bf16",
