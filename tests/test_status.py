@@ -33,7 +33,9 @@ def test_two_runs_of_one_name(two: Place, verb: Verbs) -> None:
     text = verb(two, "status").ok().out
     head, first, second, *more = text.splitlines()
     assert head.split() == ["run", "state", "stage", "step", "loss", "chosen", "its", "loss", "took", "last", "folder"]
-    pattern = r"t    finished  run    6/6   \d\.\d{4}  [246]       \d\.\d{4}    \d+ s +\d{4}-\d\d-\d\d \d\d:\d\d  "
+    pattern = (
+        r"t    stopped  select  6/6   \d\.\d{4}  [246]       \d\.\d{4}    \d[\d hmins]* +\d{4}-\d\d-\d\d \d\d:\d\d  "
+    )
     assert re.fullmatch(pattern + "first/runs/t", first), first
     assert re.fullmatch(pattern + "second/runs/t", second), second
     assert more == [

@@ -236,7 +236,7 @@ class Readying:
         found = [self._file("control_masks", name) for name in masks]
         image = options.image or controls[0]
         return VideoSettings(
-            **common, images=(self._file("image", image),),
+            **common, images=(self._file("image" if options.image else "control_images", image),),
             controls=tuple(self._file("control_images", name) for name in controls),
             masks=(*found, *[None] * (len(controls) - len(found))),
             one_frame=OneFrame(target, tuple(given.control_index), given.no_post, given.no_2x, given.no_4x, window),
