@@ -427,7 +427,7 @@ def test_a_model_that_cannot_be_read_brings_no_errors_after_it(place: Place) -> 
     ("make", "part"),
     [
         (lambda folder: None, "it is empty"),
-        (lambda folder: (folder / "a.gif").write_bytes(b""), "it holds only .gif"),
+        (lambda folder: (folder / "a.psd").write_bytes(b""), "it holds only .psd"),
         (lambda folder: (folder / "cats").mkdir(), "has no number of repeats in its name"),
     ],
 )

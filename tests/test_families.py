@@ -143,7 +143,7 @@ def test_memory_grows_with_what_it_should_grow_with(tiny: Place) -> None:
 def test_a_model_is_saved_and_read_again(tiny: Place, tmp_path: Path) -> None:
     run, bundle, numerics = parts(tiny)
     states = {name: dict(bundle.load(run.model, name, OPTIONS).state_dict()) for name in run.model.components}
-    bundle.save_pipeline(tmp_path / "saved", run.model, states, numerics.prediction_type)
+    bundle.save_pipeline(tmp_path / "saved", run.model, states, numerics.prediction_type, False)
     tiny.write({"model": {"checkpoint": str(tmp_path / "saved")}})
     again = prepared(tiny.file)
     for name, state in states.items():

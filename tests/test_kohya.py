@@ -201,7 +201,7 @@ def test_metadata_files(place: Place) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image_path": "../../etc/passwd.png"}', "there is no picture ../../etc/passwd.png"),
+        ('{"image_path": "../../etc/passwd.png"}', "m/passwd.png cannot be read: No such file or directory"),
         ('{"image_path": "nothing"}', "there is no picture nothing"),
         ('{"caption": "x"}', "no picture with a table"),
         ("{nope", "line 1: no JSON"),
@@ -369,7 +369,7 @@ def test_what_varies_is_encoded_at_each_use_or_in_variants(wide: Place, option: 
         ('type = "lorra"', '`network.type` must be one of "lora", "dora", "loha", "lokr", "oft"'),
         ("rank = 0", "`network.rank` must be an integer from 1 to 4096, not 0"),
         ("rank = true", "`network.rank` must be an integer"),
-        ("alpha = 0.0", "`network.alpha` must be a number above 0, not 0.0"),
+        ("alpha = 0.0", "`network.alpha` must be a number above 0 and of at most 1,000,000, not 0.0"),
     ],
 )
 def test_a_typo_costs_no_night(place: Place, line: str, message: str) -> None:

@@ -29,7 +29,7 @@ from tests.test_comfyui import assert_comfyui_agrees, assert_original_layout, wr
 NETWORK = {"rank": 2, "alpha": 1.0, "rank_pattern": {"to_k|add_v_proj|proj_mlp": 4}, "alpha_pattern": {"to_q|add_q_proj": 6.0}}  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", [NETWORK, {"rank": 2, "alpha": 1.0}, {**NETWORK, "targets": [r"attn\\.to_[qv]$", r"add_k_proj$", r"norm_out"]}], ids=["patterns", "plain", "some"])  # fmt: skip
+@pytest.mark.parametrize("pattern", [NETWORK, {"rank": 2, "alpha": 1.0}, {**NETWORK, "targets": [r"attn\.to_[qv]$", r"add_k_proj$", r"norm_out"]}], ids=["patterns", "plain", "some"])  # fmt: skip
 @pytest.mark.parametrize("form", ["kohya", "comfyui"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha"])
 @pytest.mark.parametrize("name", ["sd3", "hunyuan_video"])

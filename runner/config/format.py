@@ -130,7 +130,11 @@ def _exclusive(written: RunConfig) -> set[tuple[str, ...]]:
         (written.training.checkpoints.every_n_epochs, ("training", "checkpoints", "every_n_steps")),
         (written.sampling.every_n_epochs, ("sampling", "every_n_steps")),
     ]
-    return skipped | {path for given, path in pairs if given is not None}
+    skipped |= {path for given, path in pairs if given is not None}
+    held_out = written.dataset.held_out
+    if held_out is not None and held_out.path is None:  # the other keys go with a path
+        skipped |= {("dataset", "held_out", name) for name in type(held_out).model_fields}
+    return skipped
 
 
 def _tables_last(node: Any) -> None:
