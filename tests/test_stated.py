@@ -178,7 +178,8 @@ def test_a_folder_says_it_in_its_scheduler(family_place: Make) -> None:
     file.write_text(json.dumps({**scheduler(place.folder / "model"), "prediction_type": "sample"}))
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
-    assert 'the checkpoint\'s scheduler says prediction_type = "sample"' in caught.value.diagnostics[0].message
+    message = caught.value.diagnostics[0].message
+    assert message.endswith("scheduler_config.json: `prediction_type` must be epsilon or v_prediction, not sample")
 
 
 def test_what_is_written_says_it_too(one_file: Any) -> None:

@@ -228,7 +228,7 @@ def test_bad_clips_stop_or_are_left_out(video_place: Make, choice: str) -> None:
     said = "1 videos are too short for target_frames 25 (clips/1.mp4 has 21 frames); their shorter windows are used"
     assert run.dataset_notes.render() == [said]
     out = place.run("plan").ok().out
-    assert "left out     clips/broken.mp4 cannot be decoded" in out
+    assert "left out     clips/broken.mp4 is cut off: its container says" in out
     assert f"  dataset\n    {said}\n" in out
 
 

@@ -184,8 +184,8 @@ def test_one_frame_from_the_command_line(done: Callable[[str], Place]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "a"], "error: FramePack makes videos from a picture, and this prompt has none"),
-        (["--prompt", "a", "--image", "no.png"], "error: there is no picture"),
+        (["--prompt", "a"], "error: prompt 1: FramePack makes videos from a picture, and this prompt has none"),
+        (["--prompt", "a", "--image", "no.png"], "error: prompt 1: there is no picture"),
         (["--prompt", "0:a;;;4:b", "--image", "start.png", "--sections", "2"], "names section 4 of a video of 2 sections"),
         (["--prompt", "a", "--image", "start.png", "--latent-paddings", "a"], "error: --one-frame or --latent-paddings: invalid literal"),
         (["--prompt", "a", "--image", "start.png", "--blocks-to-swap", "40"], "error: the denoiser has 4 blocks; some must stay"),
