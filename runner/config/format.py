@@ -124,7 +124,7 @@ def full_text(text: str, resolved: RunConfig, written: RunConfig) -> str:
 
 def _exclusive(written: RunConfig) -> set[tuple[str, ...]]:
     """Derived keys that must not stand beside the key that they are derived from."""
-    skipped = {("run", "output_dir")}
+    skipped: set[tuple[str, ...]] = {("run", "output_dir")}
     pairs = [
         (written.training.max_train_epochs, ("training", "max_train_steps")),
         (written.training.checkpoints.every_n_epochs, ("training", "checkpoints", "every_n_steps")),
