@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,7 @@ def copy_file(source: Path, destination: Path) -> None:
 
 def copy_tree(source: Path, destination: Path) -> None:
     """Copies a folder, each file atomically."""
-    for directory, _, names in os.walk(source):
-        target = destination / os.path.relpath(directory, source)
-        make_folder(target)
-        for name in names:
-            copy_file(Path(directory, name), target / name)
+    _each_file(source, destination, copy_file)
 
 
 def link_or_copy(source: Path, place: Path) -> None:
@@ -227,11 +223,16 @@ def link_or_copy(source: Path, place: Path) -> None:
 
 def link_or_copy_tree(source: Path, destination: Path) -> None:
     """Hard links the files of a folder into a new one, copying where links are not allowed."""
+    _each_file(source, destination, link_or_copy)
+
+
+def _each_file(source: Path, destination: Path, place: Callable[[Path, Path], None]) -> None:
+    """Places every file under `source` at the same path under `destination`, whose folders are made."""
     for directory, _, names in os.walk(source):
         target = destination / os.path.relpath(directory, source)
         make_folder(target)
         for name in names:
-            link_or_copy(Path(directory, name), target / name)
+            place(Path(directory, name), target / name)
 
 
 def sweep(folder: Path, name: str = "") -> None:
