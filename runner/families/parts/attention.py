@@ -141,6 +141,6 @@ def _plain(module: nn.Module, fast: type, plain: Any) -> None:
     for name, part in module.named_modules():
         processor: Any = getattr(part, "processor", None)
         if isinstance(processor, fast):
-            part.set_processor(plain)  # type: ignore[operator]
+            part.set_processor(plain)
         elif processor is not None and not isinstance(processor, (kinds.AttnProcessor, JointAttention)):
             raise TypeError(f"{name}: nothing says how {type(processor).__name__} computes the plain formula")
