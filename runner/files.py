@@ -80,7 +80,7 @@ def near_name(path: Path) -> str | None:
         missing, there = there, there.parent
     try:
         with os.scandir(there) as entries:
-            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES))
+            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_NAMES) if entry.name.isprintable())
     except OSError:
         return None
     lowered = {name.lower(): name for name in reversed(names)}

@@ -75,11 +75,11 @@ def test_text_files_that_nothing_uses_are_counted_with_a_way_out(place: Place) -
     for name in ("0.txt", "1.txt", "2.jpeg.txt", "3.caption", "4.caption", "other.txt"):
         (folder / name).write_text("a dog")
     assert notes_of(place, {"path": "10_cat"}) == [
-        "1 text files are named after a picture's whole name and are not used (10_cat/2.jpeg.txt); "
-        "take the picture's ending out of their names: NAME.txt",
+        "1 text file is named after a picture's whole name and is not used (10_cat/2.jpeg.txt); "
+        "name it without the picture's ending: NAME.txt",
         "2 text files that are named after a picture end in .caption and are not used; captions end in .txt "
         '(10_cat/3.caption, 10_cat/4.caption); set caption_extension = ".caption", or rename them',
-        "1 text files belong to no picture and are not used (10_cat/other.txt); "
+        "1 text file belongs to no picture and is not used (10_cat/other.txt); "
         "a caption has its picture's name, NAME.txt beside NAME.png",
         "4 of 6 pictures have no caption file and use `cat` (10_cat/2.jpeg, 10_cat/3.jpeg, 10_cat/4.jpeg, 10_cat/5.jpeg); "
         "a caption lies beside its picture, as NAME.txt",
@@ -126,7 +126,7 @@ def test_captions_of_several_lines(place: Place, family_place: Callable[..., Pla
     (place.folder / "pics" / "3.txt").write_text("first\nsecond\n")
     (place.folder / "pics" / "4.txt").write_text("only\n\n")
     assert notes_of(place, {"path": "pics"}) == [
-        "1 of 10 captions have several lines, of which the first is used (pics/3.png); "
+        "1 of 10 captions has several lines, of which the first is used (pics/3.png); "
         "enable_wildcard = true draws one of the lines at each use; or write each caption into one line"
     ]
     assert notes_of(place, {"path": "pics", "enable_wildcard": True}) == []
@@ -159,8 +159,8 @@ def test_the_rule_of_lines_is_part_of_the_fingerprint(place: Place) -> None:
 def test_empty_captions(place: Place) -> None:
     (place.folder / "pics" / "3.txt").write_text(" \n")
     assert notes_of(place, {"path": "pics"}) == [
-        "1 captions are empty, and what they belong to is trained without words (pics/3.png); "
-        "write them; or delete the files, so that class_tokens are used"
+        "1 caption is empty, and what it belongs to is trained without words (pics/3.png); "
+        "write it; or delete the file, so that class_tokens are used"
     ]
 
 
@@ -176,9 +176,9 @@ def test_other_files_and_folders_are_counted(place: Place) -> None:
     draw_pictures(pics / "more", 1)
     found = notes_of(place, {"path": "pics"})
     assert len(found) == 3
-    assert found[0] == '1 videos lie among pictures and are not used (pics/clip.mp4); name the folder again as a source of kind = "video"'  # fmt: skip
+    assert found[0] == '1 video lies among pictures and is not used (pics/clip.mp4); name the folder again as a source of kind = "video"'  # fmt: skip
     assert found[1].startswith("2 files are neither pictures nor captions and are not used (pics/0.npz, pics/notes.pdf); pictures end in ")  # fmt: skip
-    assert found[2] == "1 folders lie among pictures and are not read (pics/more); name each as a source of its own"
+    assert found[2] == "1 folder lies among pictures and is not read (pics/more); name each as a source of its own"
 
 
 def kohya_tree(place: Place) -> Path:
@@ -191,8 +191,8 @@ def kohya_tree(place: Place) -> Path:
 def test_a_stray_picture_does_not_hide_the_numbered_folders(place: Place) -> None:
     picture(kohya_tree(place) / "preview.png")
     assert notes_of(place, {"path": "tree"}) == [
-        "1 pictures lie beside folders with a number of repeats, which are trained instead, and are not used "
-        "(tree/preview.png); move them into a folder of their own, as 1_name"
+        "1 picture lies beside folders with a number of repeats, which are trained instead, and is not used "
+        "(tree/preview.png); move it into a folder such as 1_name"
     ]
     run = prepared(place.file)
     assert sorted({(item.name.split("/")[0], item.repeats) for item in run.collection.items}) == [("10_cat", 10), ("2_dog", 2)]  # fmt: skip
@@ -207,10 +207,10 @@ def test_no_repeats_and_no_number(place: Place) -> None:
     draw_pictures(tree / "plain", 2)
     (tree / "5_empty").mkdir()
     assert notes_of(place, {"path": "tree"}) == [
-        "1 folders have no number of repeats in their name and are left out (tree/plain); "
-        "call them 1_name, or name them as sources of their own",
-        "1 folders hold no pictures and are left out (tree/5_empty); fill or remove them",
-        "1 folders have 0 repeats in their name and are left out (0_off); give them another number",
+        "1 folder has no number of repeats in the name and is left out (tree/plain); "
+        "rename it, as 1_name, or make each a source of its own",
+        "1 folder holds no pictures and is left out (tree/5_empty); fill or remove it",
+        "1 folder has 0 repeats in the name and is left out (0_off); give it another number",
     ]
     assert {item.name.split("/")[0] for item in prepared(place.file).collection.items} == {"10_cat", "2_dog"}
 
@@ -218,7 +218,7 @@ def test_no_repeats_and_no_number(place: Place) -> None:
 def test_a_source_of_no_repeats(place: Place) -> None:
     draw_pictures(place.folder / "0_off", 2)
     assert notes_of(place, {"path": "pics"}, {"path": "0_off"}) == [
-        "1 folders have 0 repeats in their name and are left out (0_off); give them another number"
+        "1 folder has 0 repeats in the name and is left out (0_off); give it another number"
     ]
     assert problems_of(place, {"path": "0_off"}) == ["the folder 0_off has 0 repeats in its name, and no other is left"]
     assert notes_of(place, {"path": "0_off", "repeats": 2}) == []
@@ -235,8 +235,8 @@ def test_a_dataset_files_folder_is_the_folder(place: Place) -> None:
     run = prepared(place.file)
     assert {(item.name.split("/")[0], item.repeats) for item in run.collection.items} == {("10_cat", 1)}
     assert run.dataset_notes.render() == [
-        "1 folders have a number in their name, which a dataset file does not read (10_cat); set num_repeats there",
-        "1 folders lie among pictures and are not read (10_cat/5_more); name each as a source of its own",
+        "1 folder has a number in the name, which a dataset file does not read (10_cat); set num_repeats there",
+        "1 folder lies among pictures and is not read (10_cat/5_more); name each as a source of its own",
     ]
 
 
@@ -282,11 +282,11 @@ def test_only_regular_text_files_are_opened(place: Place) -> None:
         stream.truncate(2 * 2**30)
     assert problems_of(place, {"path": "pics"}, follow_links=True) == [
         "5 items cannot be used:\n"
-        "  pics/1.png its caption file 1.txt cannot be read: it is a named pipe, not a file\n"
-        "  pics/2.png its caption file 2.txt cannot be read: it is a device, not a file\n"
-        "  pics/3.png its caption file 3.txt is UTF-16; save it as UTF-8\n"
-        "  pics/4.png its caption file 4.txt holds NUL characters; save it as UTF-8\n"
-        "  pics/5.png its caption file 5.txt cannot be read: it has 2,147,483,648 bytes; at most 1,000,000 are read"
+        "  pics/1.png has a caption file that cannot be used: 1.txt cannot be read: it is a named pipe, not a file\n"
+        "  pics/2.png has a caption file that cannot be used: 2.txt cannot be read: it is a device, not a file\n"
+        "  pics/3.png has a caption file that cannot be used: 3.txt is UTF-16; save it as UTF-8\n"
+        "  pics/4.png has a caption file that cannot be used: 4.txt holds NUL characters; save it as UTF-8\n"
+        "  pics/5.png has a caption file that cannot be used: 5.txt cannot be read: it has 2,147,483,648 bytes; at most 1,000,000 are read"
     ]
 
 
@@ -308,7 +308,7 @@ def test_names_that_are_not_utf8_are_named(place: Place) -> None:
     ]
     os.mkdir(os.path.join(os.fsencode(kohya_tree(place)), b"3_\xe9"))
     assert notes_of(place, {"path": "tree"}) == [
-        "1 names are not UTF-8, and what they name is left out (tree/3_\\xe9); rename them"
+        "1 name is not UTF-8, and what it names is left out (tree/3_\\xe9); rename it"
     ]
     result = place.run("plan")
     assert (result.code, "Traceback" in result.err + result.out) == (0, False)

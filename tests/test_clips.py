@@ -244,22 +244,22 @@ def rated(family_place: Make) -> Callable[..., list[str]]:
 def test_frames_that_would_pass_slower_are_said(rated: Callable[..., list[str]]) -> None:
     clips = {"a": clip(rate=60), "b": clip(rate=24), "c": clip(rate=25)}
     assert rated(clips) == [
-        "1 videos of 60 fps are trained frame by frame at 24 fps, 2.5 times slower than they are (clips/a.mp4); "
+        "1 video of 60 fps is trained frame by frame at 24 fps, 2.5 times slower than it is (clips/a.mp4); "
         "source_fps = 60 drops frames"
     ]
 
 
 def test_source_fps_is_held_against_the_file(rated: Callable[..., list[str]]) -> None:
     assert rated({"a": clip(rate=60, frames=40), "b": clip(rate=30, frames=40)}, source_fps=30) == [
-        "1 videos have another rate than source_fps = 30 says (clips/a.mp4 has 60); say their own rate; a source for each rate, "
+        "1 video has another rate than source_fps = 30 says (clips/a.mp4 has 60); say their own rate; a source for each rate, "
         "where they have several"
     ]
 
 
 def test_uneven_frames_are_said(rated: Callable[..., list[str]]) -> None:
     assert rated({"c": clip(gaps=(20, 60, 40), frames=40)}) == [
-        "1 videos have frames at uneven times, and are trained as if they were even (clips/c.mp4, 25 fps in the mean); make "
-        "them even first: ffmpeg -i IN -fps_mode cfr -r 24 OUT"
+        "1 video has frames at uneven times, and is trained as if these were even (clips/c.mp4, 25 fps in the mean); make "
+        "it even first: ffmpeg -i IN -fps_mode cfr -r 24 OUT"
     ]
 
 
@@ -315,15 +315,15 @@ def test_transparency_of_clips_stands_on_white(tmp_path: Path, codec: str, form:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("interlaced", "1 videos are interlaced: each frame has lines of two moments (clips/a.mp4); ffmpeg -i IN -vf yadif OUT"),
+        ("interlaced", "1 video is interlaced: each frame has lines of two moments (clips/a.mp4); ffmpeg -i IN -vf yadif OUT"),
         (
             "oblong",
-            "1 videos have pixels that are not square, and are trained as stored (clips/a.mp4); ffmpeg -i IN -vf "
+            "1 video has pixels that are not square, and is trained as stored (clips/a.mp4); ffmpeg -i IN -vf "
             "scale=iw*sar:ih,setsar=1 OUT",
         ),
         (
             "hdr",
-            "1 videos are HDR, and look pale where they are read as usual ones (clips/a.mp4); map them first: ffmpeg with "
+            "1 video is HDR, and looks pale, read as usual ones (clips/a.mp4); map it first: ffmpeg with "
             "zscale and tonemap",
         ),
     ],
@@ -382,7 +382,10 @@ def test_a_frame_of_another_size_is_named(family_place: Make) -> None:
     place = frames_place(family_place, [f"{number}.png" for number in range(9)], {"7.png": (48, 64)})
     with pytest.raises(InvalidConfig) as raised:
         prepared(place.file)
-    assert "list/frames its frame 7.png is 48x64, the first, 0.png, 64x48" in raised.value.diagnostics[0].message
+    assert (
+        "list/frames has frames of several sizes: 7.png is 48x64, the first, 0.png, is 64x48"
+        in raised.value.diagnostics[0].message
+    )
 
 
 def test_a_video_that_changes_its_size_is_named(tmp_path: Path) -> None:

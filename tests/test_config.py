@@ -394,7 +394,7 @@ def test_bad_pictures_are_named(place: Place) -> None:
     assert "pics/1.png cannot be decoded: its content is no picture of a known format" in text
     assert "pics/2.png cannot be decoded: it is empty" in text
     assert "pics/3.png has no caption file (3.txt), and its source no class_tokens" in text
-    assert "pics/4.png its caption file 4.txt is not UTF-8 (byte 0)" in text
+    assert "pics/4.png has a caption file that cannot be used: 4.txt is not UTF-8 (byte 0)" in text
     assert text.endswith('hint: mend or remove them, or set dataset.on_bad_item = "skip" to leave them out')
     skipped = prepared(place.text(MINIMAL.replace("[dataset]\n", '[dataset]\non_bad_item = "skip"\n')))
     assert len(skipped.collection.items) == 5
@@ -410,7 +410,7 @@ def test_links_to_nothing_and_folders_named_like_pictures_are_named(place: Place
     assert text.startswith(
         "error: 3 items cannot be used:\n"
         "  pics/0.png cannot be read: No such file or directory\n"
-        "  pics/1.png its caption file 1.txt cannot be read: No such file or directory\n"
+        "  pics/1.png has a caption file that cannot be used: 1.txt cannot be read: No such file or directory\n"
         "  pics/folder.png cannot be read: it is a folder, not a file\n"
     )
     assert prepared_errors(place, MINIMAL) == text, "also when nothing has changed since"

@@ -30,7 +30,7 @@ def test_what_lies_in_a_source_too_is_said(place: Place) -> None:
     run = prepared(file)
     assert (len(run.collection.items), len(run.collection.held_out)) == (8, 4)
     assert run.dataset_notes.render() == [
-        "2 items lie in a source too, by their content, and are held out: they are not trained on (pics/3.png, pics/5.png); "
+        "2 items lie in a source too, by content, and are held out: they are not trained on (pics/3.png, pics/5.png); "
         "take them out of the folder of held_out.path to train on them"
     ]
 

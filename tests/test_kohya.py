@@ -203,7 +203,7 @@ def test_metadata_files(place: Place) -> None:
     [
         ('{"image_path": "../../etc/passwd.png"}', "m/passwd.png cannot be read: No such file or directory"),
         ('{"image_path": "nothing"}', "there is no picture nothing"),
-        ('{"caption": "x"}', "no picture with a table"),
+        ('{"caption": "x"}', "it has no `image_path`"),
         ("{nope", "line 1: no JSON"),
         ('{"image_path": "0.png", "caption": 3}', "caption and tags must be text"),
         ("", "lists no pictures"),

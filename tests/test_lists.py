@@ -45,7 +45,7 @@ def test_absolute_paths_elsewhere(place: Place) -> None:
         run = prepared(file)
         assert sorted((item.name, item.text) for item in run.collection.items) == [("m/0.png", "a"), ("m/1.png", "b"), ("m/3.png", "thing")]  # fmt: skip
         assert run.dataset_notes.render() == [
-            "1 of 3 pictures have no caption in their list and use `thing` (m/3.png); give each a caption there"
+            "1 of 3 pictures has no caption in the list and uses `thing` (m/3.png); give each a caption there"
         ]
 
 

@@ -13,7 +13,7 @@ import diffusers
 import pytest
 import torch
 
-from runner.config.prompts import SAMPLERS
+from runner.config.prompt_options import SAMPLERS
 from runner.core.rng import generator
 from runner.data.loader import Sources, StepLoader, multires_noise
 from runner.diffusion.losses import distance, flow_weight, huber_c, snr_weight
@@ -283,7 +283,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
 
 
 def test_every_sampler_has_a_scheduler_and_says_truly_whether_it_can_start_from_pure_noise() -> None:
-    from runner.config.training_rules import ZERO_TERMINAL_SNR_SAMPLERS
+    from runner.config.ready import PURE_NOISE_SAMPLERS
 
     schedulers = {name: make_scheduler(name, SD15, "epsilon", False) for name in SAMPLERS}
     assert all(scheduler.config.prediction_type == "epsilon" for scheduler in schedulers.values())
@@ -292,7 +292,7 @@ def test_every_sampler_has_a_scheduler_and_says_truly_whether_it_can_start_from_
         for name, made in schedulers.items()
         if "rescale_betas_zero_snr" in inspect.signature(type(made)).parameters
     }
-    assert set(ZERO_TERMINAL_SNR_SAMPLERS) == able
+    assert set(PURE_NOISE_SAMPLERS) == able
 
 
 # --- optimizers and schedules -----------------------------------------------------------------------------------------

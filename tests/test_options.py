@@ -12,7 +12,7 @@ import click
 import pytest
 
 from runner.config.foreign import FOREIGN_KEYS
-from runner.config.prompts import DIALECTS
+from runner.config.prompt_options import DIALECTS
 from schemas.sampling import Prompt
 from schemas.walk import all_keys
 

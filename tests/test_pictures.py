@@ -19,9 +19,9 @@ from PIL import Image, PngImagePlugin
 
 from runner.data.images import PictureRequest
 from runner.dataset.encodings import Mask
+from runner.dataset.known import known_pictures
 from runner.dataset.media import IMAGE_EXTENSIONS
 from runner.dataset.probe import probe_image
-from runner.dataset.scan import known_pictures
 from runner.families.framepack.sampling import _control, _fitted, _opened
 from runner.pictures import as_rgb, probe_picture, read_picture
 from runner.store.index import Index
@@ -321,7 +321,7 @@ def test_the_plan_counts_what_is_not_used(place: Place) -> None:
     place.write({})
     run = prepared(place.file)
     said = [note.render() for note in run.dataset_notes]
-    assert "1 pictures have several frames or pages; the first is used (pics/moving.gif); kind = \"video\" trains on frames" in said  # fmt: skip
+    assert "1 picture has several frames or pages; the first is used (pics/moving.gif); save what else is wanted as pictures of their own, or as videos where the model trains on them" in said  # fmt: skip
     assert (
         "2 pictures have transparent pixels; white stands behind them (pics/0.png, pics/1.png); alpha_mask = true trains only "
         "on what is opaque; for another ground, paint it"

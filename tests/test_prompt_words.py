@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.prompts import DIALECTS, parse_line
+from runner.config.prompt_options import DIALECTS
+from runner.config.prompts import parse_line
 from runner.errors import InvalidConfig
 from tests.inprocess import Verbs, prepared, verb
 from tests.support import Place
@@ -128,7 +129,7 @@ def test_a_missing_picture_is_shown_in_the_prompt_file(family_place: Callable[..
 def test_values_in_toml_and_json_prompts(place: Place) -> None:
     (place.folder / "p.toml").write_text('[[prompts]]\nprompt = "a"\n\n[[prompts]]\nprompt = "b"\nwidth = "wide"\n')
     assert problems(place, "sampling.prompt_file=p.toml") == (
-        'error: prompt 2: `width`: must be a integer, not the text "wide"\n'
+        'error: prompt 2: `width`: must be an integer, not the text "wide"\n'
         " ┌ p.toml:6:9\n"
         '6│ width = "wide"\n'
         " │         ^^^^^^"

@@ -99,7 +99,7 @@ def test_28_for_16_all_get_their_turn(place: Place) -> None:
     assert set(sum(found, Counter()).values()) == {4}, "7 epochs of 16 are 4 of each of the 28"
     run = prepared(place.file)
     assert [note for note in run.dataset_notes.render() if "regularization" in note] == [
-        "16 of 28 regularization pictures are used in the first epoch, the others in those after it; all have had a turn "
+        "16 of 28 regularization items are used in the first epoch, the others in those after it; all have had a turn "
         "after 2 epochs; more repeats of the training sources bring more an epoch"
     ]
     assert sum(item.repeats for item in run.collection.items if item.settings.regularization) == 16

@@ -119,7 +119,7 @@ def test_run_toml_wins_and_is_warned(one_file: Any) -> None:
     ("changes", "message"),
     [
         ({"sampling": {"sampler": "pndm"}}, 'error: the sampler "pndm" cannot start from pure noise, as the checkpoint\'s key ztsnr asks'),
-        ({"sampling": {"prompts": [{"prompt": "a", "sampler": "lms"}]}}, 'error: the sampler "lms" cannot start from pure noise, as the checkpoint\'s key ztsnr asks'),
+        ({"sampling": {"prompts": [{"prompt": "a", "sampler": "lms"}]}}, 'error: prompt 1: the sampler "lms" cannot start from pure noise, as the checkpoint\'s key ztsnr asks'),
     ],
 )  # fmt: skip
 def test_samplers_that_cannot_start_from_pure_noise(one_file: Any, changes: dict[str, Any], message: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from runner.config.prompts import DIALECTS, parse_line
+from runner.config.prompt_options import DIALECTS
+from runner.config.prompts import parse_line
 from runner.config.sections import SectionProblem, parse_sections
 from runner.dataset.sections import paddings, sections_for_seconds
 from runner.errors import InvalidConfig
@@ -225,7 +226,7 @@ def test_bad_clips_stop_or_are_left_out(video_place: Make, choice: str) -> None:
     place.write(merged(changes_of("hunyuan_video", dataset={"held_out": None}), changes))
     run = prepared(place.file)
     assert {item.name for item in run.collection.bad} == {"clips/broken.mp4", "clips/empty.mp4"}
-    said = "1 videos are too short for target_frames 25 (clips/1.mp4 has 21 frames); their shorter windows are used"
+    said = "1 video is too short for target_frames 25 (clips/1.mp4 has 21 frames); shorter windows are used"
     assert run.dataset_notes.render() == [said]
     out = place.run("plan").ok().out
     assert "left out     clips/broken.mp4 is cut off: its container says" in out

@@ -192,7 +192,7 @@ def _lora_file(text: str) -> tuple[Path, float]:
 
 
 def _dialect(given: str | None, prepared: Prepared) -> str:
-    from runner.config.prompts import DIALECTS
+    from runner.config.prompt_options import DIALECTS
 
     dialect = given or prepared.config.sampling.dialect or prepared.spec.defaults.dialect
     if dialect not in DIALECTS:
@@ -215,10 +215,19 @@ def _prompts(
 
 def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], dialect: str) -> list[ReadyPrompt]:
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
-    from runner.config.prompts import sampler_name
-    from runner.config.ready import PromptProblem, Readying, located, sampler_problem
+    from runner.config.prompt_options import sampler_name
+    from runner.config.ready import (
+        PURE_NOISE_SAMPLERS,
+        PromptProblem,
+        Readying,
+        located,
+        pure_noise,
+        pure_noise_problem,
+        sampler_problem,
+    )
     from runner.plan.prompts import prompt_file
 
+    why_pure = pure_noise(prepared.config, prepared.model)
     if defaults.get("sampler"):
         try:
             defaults = {**defaults, "sampler": sampler_name(defaults["sampler"])}
@@ -226,6 +235,9 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
             raise UsageError(str(error)) from None
         if defaults["sampler"] not in prepared.spec.samplers:
             message, hint = sampler_problem(defaults["sampler"], prepared.spec)
+            raise UsageError(message, hint=hint)
+        if why_pure is not None and defaults["sampler"] not in PURE_NOISE_SAMPLERS:
+            message, hint = pure_noise_problem(defaults["sampler"], why_pure)
             raise UsageError(message, hint=hint)
     given = _given(defaults)
     seed = given.pop("seed", None)
@@ -238,7 +250,7 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
     sampling = located(kept.model_copy(update=given), Path.cwd(), set(given))
     readying = Readying(
         sampling, prepared.spec, prepared.model, prepared.config.run.seed, {},
-        partial(prompt_file, prepared.store, prepared.folder), dialect,
+        partial(prompt_file, prepared.store, prepared.folder), dialect, why_pure,
     )  # fmt: skip
     ready, wrong = [], []
     for index, prompt in enumerate(found):
@@ -250,7 +262,7 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
             wrong.append(Diagnostic(f"prompt {index + 1}: {problem}", where, problem.hint))
     if wrong:
         raise InvalidConfig(wrong)
-    for note in [*readying.notes, *(str(problem) for _, problem in readying.warnings)]:
+    for note in [*readying.notes, *(f"prompt {index + 1}: {problem}" for index, problem in readying.warnings)]:
         out.say(f"note: {note}")
     return [_seeded(prompt) for prompt in ready]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -121,14 +122,16 @@ def _wrong_shape(path: Path, details: list[ErrorDetails], value: Any, source: So
     names = [part for part in path if isinstance(part, str)]
     parents = [".".join(names[:end]) for end in range(len(names), 0, -1)]
     parent = next((all_keys()[name] for name in parents if name in all_keys()), None)
-    message = f"`{indexed(path)}`: {_sentence(detail)}, not {_shown(value)}"
+    message = f"`{indexed(path)}`: {sentence(detail)}, not {_shown(value)}"
     hint = f"`{parent.dotted}` is {parent.type_text}" if parent else None
     return Diagnostic(message, places, hint)
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def sentence(detail: ErrorDetails) -> str:
+    """What pydantic says of a value, in our words: "must be at least 1"."""
     text = detail["msg"].replace("Input should be", "must be").replace("greater than or equal to", "at least")
-    return text.replace("less than or equal to", "at most").replace("a valid ", "a ")
+    text = text.replace("less than or equal to", "at most").replace("a valid ", "a ")
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _missing(path: Path, source: Source) -> Diagnostic:

@@ -2,63 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from runner.config.diagnose import MOST_FINDINGS, diagnose
+from runner.config.diagnose import MOST_FINDINGS, diagnose, sentence
 from runner.config.load import read
 from runner.config.locate import Path
+from runner.config.prompt_options import (
+    DIALECTS,
+    KOHYA_NAMES,
+    OPTION,
+    PICTURES,
+    REPEATABLE,
+    SAMPLER_ALIASES,
+    Stray,
+    letter_hint,
+    sampler_name,
+    strays,
+)
 from runner.config.ready import located
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.files import MOST_TEXT_BYTES, file_problem, near_name, parsing, read_bytes
-from schemas.sampling import Prompt, Sampler
+from schemas.sampling import Prompt
 
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
-_VIDEO = {
-    "i": "image", "ei": "end_image", "im": "image_mask", "ci": "control_images", "cim": "control_masks", "of": "one_frame",
-    "vs": "sections",
-}  # fmt: skip
-DIALECTS: dict[str, dict[str, str]] = {
-    "kohya": {
-        "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps", "l": "cfg_scale", "n": "negative_prompt",
-        "ss": "sampler",
-    },
-    "musubi": {
-        "w": "width", "h": "height", "f": "frames", "d": "seed", "s": "num_inference_steps", "g": "embedded_guidance",
-        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
-    },
-    "framepack": {
-        "w": "width", "h": "height", "f": "seconds", "d": "seed", "s": "num_inference_steps", "g": "cfg_scale",
-        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
-    },
-}  # fmt: skip
-_ELSEWHERE = {"g": "embedded guidance", "f": "frames", "fs": "flow shift", "i": "a start image", "ei": "an end image"}
-"""Letters of the video tools, named when one stands in a line for a family that makes stills."""
 _FLOATS = ("cfg_scale", "embedded_guidance", "flow_shift", "seconds")
-_REPEATABLE = ("control_images", "control_masks")
-_KOHYA_NAMES = {
-    "scale": "cfg_scale", "sample_steps": "num_inference_steps", "sample_sampler": "sampler",
-    "guidance_scale": "cfg_scale",
-}  # fmt: skip
-_SAMPLER_ALIASES = {
-    "k_euler": "euler", "k_euler_a": "euler_a", "k_lms": "lms", "k_dpm_2": "dpm2", "k_dpm_2_a": "dpm2_a",
-    "dpm_2": "dpm2", "dpm_2_a": "dpm2_a", "dpmsolver++": "dpm++_2m", "euler_ancestral": "euler_a",
-}  # fmt: skip
-_OPTION = re.compile(r"(?:^|\s)--([A-Za-z]+)(?=\s|$)")
-_MISSPELT = re.compile(
-    r"(?:^|(?<=\s))(?P<dash>--|[-\u2013\u2014\u2212])(?P<letter>[a-z]{1,3})(?P<join>\s+|=|(?=\d))(?=(?P<value>\S+))"
-)
-"""What looks like an option and is written as none; en and em dashes are what word processors make of two."""
 _BETWEEN = re.compile(r"[\s,]*")
-_ALL_LETTERS = {letter: key for letters in DIALECTS.values() for letter, key in letters.items()}
 
 
 class Placed(NamedTuple):
@@ -106,7 +81,7 @@ def _text_of(file: FilePath) -> str:
 def _from_text(file: FilePath, dialect: str) -> list[Placed]:
     prompts: list[Placed] = []
     findings: list[Diagnostic] = []
-    for number, line in enumerate(_text_of(file).splitlines(), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", _text_of(file)), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -132,11 +107,14 @@ def parse_line(line: str, dialect: str, name: str = "prompt", number: int = 1) -
 def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
     """The same, with where everything stands."""
     letters = DIALECTS[dialect]
-    options = list(_OPTION.finditer(line))
+    options = list(OPTION.finditer(line))
     text = (line[: options[0].start()] if options else line).strip()
     values: dict[str, Any] = {"prompt": text}
     places = {"": (Place(name, number, len(line) - len(line.lstrip()) + 1, max(1, len(text)), line),)}
-    findings = list(_misspelt(line, name, number))
+    findings = [
+        _as_text(stray, dialect, Place(name, number, stray.start + 1, len(stray.written), line))
+        for stray in strays(line)
+    ]
     if findings:
         raise InvalidConfig(findings)
     if options and not text:
@@ -149,17 +127,15 @@ def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
         place = Place(name, number, option.start(1) - 1, len(letter) + 2, line)
         key = letters.get(letter)
         if key is None:
-            findings.append(
-                Diagnostic(f"unknown option `--{letter}`", (place,), _letter_hint(letter, letters, dialect))
-            )
+            findings.append(Diagnostic(f"unknown option `--{letter}`", (place,), letter_hint(letter, dialect)))
             continue
-        if key in values and key not in _REPEATABLE:
+        if key in values and key not in REPEATABLE:
             findings.append(Diagnostic(f"option `--{letter}` stands twice", (place,), "keep one of them"))
             continue
         places[key] = (place,)
         try:
             value = _converted(key, raw)
-            values[key] = [*values.get(key, []), value] if key in _REPEATABLE else value
+            values[key] = [*values.get(key, []), value] if key in REPEATABLE else value
         except ValueError as error:
             findings.append(Diagnostic(f"option `--{letter}` ({key}): {error}", (place,)))
     if not findings:
@@ -169,46 +145,17 @@ def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
             for detail in error.errors():
                 key = str(detail["loc"][0])
                 letter = next((letter for letter, known in letters.items() if known == key), "")
-                message = detail["msg"].replace("Input should be", "must be")
+                message = sentence(detail)
                 where = places.get(key, places[""])
                 findings.append(Diagnostic(f"option `--{letter}` ({key}): {message}", where))
     raise InvalidConfig(findings)
 
 
-def _misspelt(line: str, name: str, number: int) -> Iterator[Diagnostic]:
-    """Options that would become a part of the text: with one dash or a long one, or stuck to their value."""
-    for match in _MISSPELT.finditer(line):
-        dash, letter, join, value = match.group("dash", "letter", "join", "value")
-        stuck = not join.isspace()
-        key = _ALL_LETTERS.get(letter)
-        if key is None or (dash == "--" and not stuck) or not _is_value(key, value, stuck):
-            continue
-        written = f"{dash}{letter}{join}{value}" if stuck else f"{dash}{letter}"
-        place = Place(name, number, match.start("dash") + 1, len(written), line)
-        yield Diagnostic(
-            f"`{written}` would be a part of the text: an option is two dashes, its letter and a blank", (place,),
-            f"write --{letter} {value}",
-        )  # fmt: skip
-
-
-def _is_value(key: str, value: str, stuck: bool) -> bool:
-    """Whether a word after a letter makes it an option of that key, and not a part of the text."""
-    if key in ("image", "end_image", "image_mask", *_REPEATABLE):
-        return bool(re.search(r"\.(png|jpe?g|webp|bmp)$", value, re.IGNORECASE))
-    if key == "sampler":
-        return _SAMPLER_ALIASES.get(value, value) in SAMPLERS
-    if key == "one_frame":
-        return value.partition("=")[0].partition(",")[0] in ("default", "target_index", "control_index", "no_post", "no_2x", "no_4x")  # fmt: skip
-    if key == "negative_prompt":
-        return not stuck
-    return bool(re.fullmatch(r"-?\d+(\.\d+)?", value))
-
-
-def _letter_hint(letter: str, letters: dict[str, str], dialect: str) -> str:
-    listed = ", ".join(f"--{name} ({key})" for name, key in letters.items())
-    if letter in _ELSEWHERE:
-        return f"--{letter} is {_ELSEWHERE[letter]} in the video tools; this family makes stills. Options are {listed}"
-    return f'options of the dialect "{dialect}" are {listed}'
+def _as_text(stray: Stray, dialect: str, place: Place) -> Diagnostic:
+    return Diagnostic(
+        f"`{stray.written}` would be a part of the text: an option is two dashes, its letter and a blank", (place,),
+        f"write --{stray.letter(dialect)} {stray.value}",
+    )  # fmt: skip
 
 
 def _converted(key: str, raw: str) -> Any:
@@ -220,7 +167,7 @@ def _converted(key: str, raw: str) -> Any:
         return sampler_name(raw)
     if key == "one_frame":
         return one_frame_options(raw)
-    if key in ("image", "end_image", "image_mask", *_REPEATABLE):
+    if key in PICTURES:
         return raw
     try:
         return float(raw) if key in _FLOATS else int(raw)
@@ -246,16 +193,6 @@ def one_frame_options(raw: str) -> dict[str, Any]:
             found[name] = numbers if name == "control_index" else numbers[0]
         else:
             raise ValueError(f"there is no {part!r}; target_index=, control_index=, no_post, no_2x, no_4x or default")
-    return found
-
-
-def sampler_name(name: str) -> str:
-    """Our name of a sampler. Raises `ValueError`."""
-    found = _SAMPLER_ALIASES.get(name, name)
-    if found not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, 1)
-        hint = f'did you mean "{near[0]}"?' if near else f"samplers are {', '.join(SAMPLERS)}"
-        raise ValueError(f"there is no sampler {name!r}; {hint}")
     return found
 
 
@@ -331,10 +268,10 @@ def _validated(
             findings.append(Diagnostic(f"prompt {number + 1} must be a table with the key `prompt`", place))
             continue
         values: dict[str, Any] = {
-            (_KOHYA_NAMES.get(str(name), str(name)) if kohya else str(name)): value for name, value in entry.items()
+            (KOHYA_NAMES.get(str(name), str(name)) if kohya else str(name)): value for name, value in entry.items()
         }
         if isinstance(values.get("sampler"), str):
-            values["sampler"] = _SAMPLER_ALIASES.get(values["sampler"], values["sampler"])
+            values["sampler"] = SAMPLER_ALIASES.get(values["sampler"], values["sampler"])
         with parsing(partial(_unreadable, number, place)):
             text = json.dumps(values, default=str)
             json.dumps(values, default=str, ensure_ascii=False).encode("utf-8")
@@ -364,7 +301,7 @@ def _places(
     places = {"": whole}
     for name in entry:
         own = (*path, name) if source.value((*path, name)) is not None else (path[0], name)
-        places[name] = places[_KOHYA_NAMES.get(name, name)] = source.value_places(own)
+        places[name] = places[KOHYA_NAMES.get(name, name)] = source.value_places(own)
     return places
 
 

@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runner.config.prompt_options import strays
 from runner.config.sections import SectionProblem, joined, parse_sections
 from runner.dataset.clips import whole
 from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
 from runner.families.spec import FamilySpec, Model
 from runner.pictures import decoding
 from runner.seeding import derive
+from schemas import RunConfig
 from schemas.sampling import OneFrameInference, Prompt, Sampling
 
 DEFAULT_SECONDS = 5.0
 """Length of a video in FramePack's own dialect."""
+PURE_NOISE_SAMPLERS = (
+    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
+)  # fmt: skip
+"""Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 STILLS = "this family makes stills"
 VIDEO_KEYS = (
     "frames", "seconds", "sections", "fps", "embedded_guidance", "guidance_rescale", "flow_shift", "image", "end_image",
@@ -149,6 +155,8 @@ class Readying:
     drawn: Mapping[int, int]
     files: Files
     dialect: str | None = None
+    pure_noise: str | None = None
+    """As `pure_noise` says it."""
     notes: list[str] = field(default_factory=list)
     warnings: list[tuple[int, PromptProblem]] = field(default_factory=list)
 
@@ -158,6 +166,13 @@ class Readying:
         self._refused(options)
         if prompt.sampler is not None and prompt.sampler not in self.spec.samplers:
             raise PromptProblem("sampler", *sampler_problem(prompt.sampler, self.spec))
+        if prompt.sampler is not None and self.pure_noise is not None and prompt.sampler not in PURE_NOISE_SAMPLERS:
+            raise PromptProblem("sampler", *pure_noise_problem(prompt.sampler, self.pure_noise))
+        for stray in strays(prompt.prompt, in_table=True):
+            hint = f"where an option is meant, write {stray.key} = {stray.value if stray.key != 'negative_prompt' else '…'} beside the prompt"
+            self.warnings.append(
+                (index, PromptProblem("prompt", f"`{stray.written}` is a part of its text", hint, True))
+            )
         multiple = model.size_multiple
         width, height = options.width, options.height
         floored = (max(multiple, width // multiple * multiple), max(multiple, height // multiple * multiple))
@@ -299,6 +314,20 @@ class Readying:
 def sampler_problem(name: str, spec: FamilySpec) -> tuple[str, str]:
     """What is wrong with a sampler that a family cannot use, and a hint."""
     return f'the sampler "{name}" cannot follow the flow of {spec.title}', f"use one of {', '.join(spec.samplers)}"
+
+
+def pure_noise(config: RunConfig, model: Model) -> str | None:
+    """Why samples start from pure noise, where they do: "which zero_terminal_snr needs". `config` is resolved."""
+    if not config.training.loss.zero_terminal_snr:
+        return None
+    stated = model.stated.get("training.loss.zero_terminal_snr")
+    return f"as {stated.why} asks" if stated is not None and stated.value else "which zero_terminal_snr needs"
+
+
+def pure_noise_problem(sampler: str, why: str) -> tuple[str, str]:
+    """What is wrong with a sampler that cannot start from pure noise, and a hint."""
+    hint = f"use one of {', '.join(PURE_NOISE_SAMPLERS)}"
+    return f'the sampler "{sampler}" cannot start from pure noise, {why}', hint
 
 
 def merged(prompt: Prompt, sampling: Sampling) -> Any:

@@ -7,14 +7,10 @@ from collections.abc import Iterator
 
 from runner.config.locate import Path
 from runner.config.optimizer_rules import optimizer_rules, schedule_rules
+from runner.config.ready import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.config.source import Source, conflict
 from runner.errors import Diagnostic
 from schemas import RunConfig
-
-ZERO_TERMINAL_SNR_SAMPLERS = (
-    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
-)  # fmt: skip
-"""Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 
 
 def training_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -27,7 +23,10 @@ def training_rules(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     yield from optimizer_rules(config, source)
     yield from schedule_rules(config, source)
     yield from _memory(config, source)
-    yield from _zero_snr_samplers(config, source)
+    sampler = config.sampling.sampler
+    if training.loss.zero_terminal_snr and sampler is not None and sampler not in PURE_NOISE_SAMPLERS:
+        message, hint = pure_noise_problem(sampler, "which zero_terminal_snr needs")
+        yield conflict(source, message, [("sampling", "sampler"), ("training", "loss", "zero_terminal_snr")], hint)
     if training.loss.zero_terminal_snr and config.model.prediction_type == "epsilon":
         yield conflict(
             source, "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned",
@@ -101,18 +100,3 @@ def _memory(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, "stochastic_rounding is for weights that train whole; adapters are kept in fp32",
             [("training", "optimizer", "stochastic_rounding"), ("network",)], "take it out",
         )  # fmt: skip
-
-
-def _zero_snr_samplers(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
-    if not config.training.loss.zero_terminal_snr:
-        return
-    named: list[tuple[Path, str | None]] = [(("sampling", "sampler"), config.sampling.sampler)]
-    named += [
-        (("sampling", "prompts", i, "sampler"), prompt.sampler) for i, prompt in enumerate(config.sampling.prompts)
-    ]
-    for path, sampler in named:
-        if sampler is not None and sampler not in ZERO_TERMINAL_SNR_SAMPLERS:
-            yield conflict(
-                source, f'the sampler "{sampler}" cannot start from pure noise, which zero_terminal_snr needs',
-                [path, ("training", "loss", "zero_terminal_snr")], f"use one of {', '.join(ZERO_TERMINAL_SNR_SAMPLERS)}",
-            )  # fmt: skip

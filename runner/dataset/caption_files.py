@@ -17,7 +17,7 @@ from runner.files import read_bytes
 from runner.store.index import FileContent
 
 MAX_CAPTION_BYTES = 1_000_000
-_TEXT_ENDINGS = frozenset({".txt", ".caption", ".captions", ".tags", ".tag", ".cap", ".prompt"})
+_TEXT_ENDINGS = frozenset({".txt", ".text", ".md", ".caption", ".captions", ".tags", ".tag", ".cap", ".prompt"})
 """Files that people write captions into."""
 _FACE = re.compile(r"_\d+_\d+_\d+_\d+$")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -83,13 +83,17 @@ def read_caption(path: Path) -> FileContent:
         content = read_bytes(path, MAX_CAPTION_BYTES)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        return FileContent("", problem=f"its caption file {path.name} cannot be read: {error.strerror}")
+        return _unusable(path, f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         why = "is UTF-16; save it as UTF-8" if content.startswith(_UTF16) else f"is not UTF-8 (byte {error.start})"
-        return FileContent("", problem=f"its caption file {path.name} {why}")
+        return _unusable(path, why)
     if "\x00" in text:
-        return FileContent("", problem=f"its caption file {path.name} holds NUL characters; save it as UTF-8")
+        return _unusable(path, "holds NUL characters; save it as UTF-8")
     return FileContent("", text=text)
+
+
+def _unusable(path: Path, why: str) -> FileContent:
+    return FileContent("", problem=f"has a caption file that cannot be used: {path.name} {why}")
 
 
 @dataclass
@@ -131,9 +135,9 @@ def pair(pictures: Collection[str], others: Iterable[str], extension: str) -> Pa
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in (*texts, *found.captions.values()):
         if name.lower().endswith(extension.lower()):
-            by_stem[_normal(name[: -len(extension)])].append(name)
+            by_stem[normal(name[: -len(extension)])].append(name)
     for name in missing:
-        stem = _normal(name[: name.rfind(".")])
+        stem = normal(name[: name.rfind(".")])
         candidates = by_stem.get(stem) or by_stem.get(_FACE.sub("", stem), [])
         if candidates:
             found.captions[name] = min(candidates, key=lambda own: (not own.endswith(extension), own))
@@ -147,11 +151,11 @@ def _sort_left(found: Pairing, pictures: Collection[str], texts: list[str], exte
     left = [name for name in texts if name not in used]
     if not left:
         return
-    stems = {_normal(name[: name.rfind(".")]).casefold(): name for name in pictures}
-    names = {_normal(name).casefold(): name for name in pictures}
+    stems = {normal(name[: name.rfind(".")]).casefold(): name for name in pictures}
+    names = {normal(name).casefold(): name for name in pictures}
     for name in left:
         stem, ending = os.path.splitext(name)
-        stem = _normal(stem).casefold()
+        stem = normal(stem).casefold()
         own = names.get(stem) or stems.get(stem)
         if own is None:
             found.orphans.append(name)
@@ -175,20 +179,20 @@ def note_unused(found: Pairing, folder: str, extension: str, notes: Notes) -> No
         return [f"{folder}/{name}" for name in names]
 
     notes.add(
-        "text files are named after a picture's whole name and are not used",
-        f"take the picture's ending out of their names: NAME{extension}", listed(found.whole),
+        "text ~files ~are named after a picture's whole name and ~are not used",
+        f"name ~them without the picture's ending: NAME{extension}", listed(found.whole),
     )  # fmt: skip
     for ending, names in sorted(found.other_ending.items()):
         notes.add(
-            f"text files that are named after a picture end in {ending} and are not used; captions end in {extension}",
-            f'set caption_extension = "{ending}", or rename them', listed(names),
+            f"text ~files that ~are named after a picture ~end in {ending} and ~are not used; captions end in {extension}",
+            f'set caption_extension = "{ending}", or rename ~them', listed(names),
         )  # fmt: skip
     notes.add(
-        "text files differ from a picture's caption file only in case or Unicode form and are not used",
+        "text ~files ~differ from a picture's caption file only in case or Unicode form and ~are not used",
         "keep one of them", listed(found.second),
     )  # fmt: skip
     notes.add(
-        "text files belong to no picture and are not used",
+        "text ~files ~belong to no picture and ~are not used",
         f"a caption has its picture's name, NAME{extension} beside NAME.png", listed(found.orphans),
     )  # fmt: skip
 
@@ -206,7 +210,8 @@ def _is_text_file(name: str, extension: str) -> bool:
     return os.path.splitext(name)[1].lower() in _TEXT_ENDINGS or name.lower().endswith(extension.lower())
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
+    """The form in which names are compared: Unicode NFC."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -214,7 +219,7 @@ def note_captions(texts: Mapping[str, str], wildcard: bool, notes: Notes) -> Non
     """Says of captions (name → text) of which one line is used how many have several."""
     several = () if wildcard else (name for name, text in texts.items() if "\n" in text or "\r" in text)
     notes.add(
-        "captions have several lines, of which the first is used",
+        "~captions ~have several lines, of which the first is used",
         "enable_wildcard = true draws one of the lines at each use; or write each caption into one line",
         [name for name in several if len(lines_of(texts[name])) > 1], of=len(texts),
     )  # fmt: skip

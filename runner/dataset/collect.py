@@ -77,14 +77,18 @@ def collect(
         evaluated = fitting.place(scanned_held_out.items, bad)
         known = {item.digest for item in evaluated}
         fitting.notes.add(
-            "items lie in a source too, by their content, and are held out: they are not trained on",
-            "take them out of the folder of held_out.path to train on them",
+            "~items ~lie in a source too, by content, and ~are held out: ~they ~are not trained on",
+            "take ~them out of the folder of held_out.path to train on ~them",
             dict.fromkeys(item.name for item in placed if item.digest in known),
         )  # fmt: skip
         placed = [item for item in placed if item.digest not in known]
-    elif held_out is not None:
-        chosen = _held_out_digests(placed, held_out, seed)
+    else:
+        chosen = _held_out(placed, scanned.items, held_out, seed)
         evaluated = [item for item in placed if item.digest in chosen and not item.settings.regularization]
+        fitting.notes.add(
+            "regularization ~pictures ~are held out too, by content, and ~are not used", "take ~them out of their folder",
+            [item.name for item in placed if item.digest in chosen and item.settings.regularization],
+        )  # fmt: skip
         placed = [item for item in placed if item.digest not in chosen]
     placed = _once(placed, fitting.notes)
     placed.sort(key=_CONTENT_ORDER)
@@ -105,7 +109,7 @@ def collect(
     groups, cycle = make_cycle(groups, turning, uses)
     if uses < len(turning):
         fitting.notes.add(
-            "regularization pictures are used in the first epoch, the others in those after it",
+            "regularization ~items ~are used in the first epoch, the others in those after it",
             f"all have had a turn after {-(-len(turning) // uses)} epochs; more repeats of the training sources bring more an epoch",
             count=uses, of=len(turning),
         )  # fmt: skip
@@ -190,7 +194,7 @@ class _Fitting:
         if missing:
             listed = ", ".join(map(str, missing))
             self.notes.add(
-                f"videos are too short for target_frames {listed}", "their shorter windows are used",
+                f"~videos ~are too short for target_frames {listed}", "shorter windows are used",
                 [f"{item.name} has {item.frames} frames{kept}"],
             )  # fmt: skip
         clips: list[TrainItem] = []
@@ -269,6 +273,18 @@ def _settings(folder: Folder) -> ItemSettings:
     )  # fmt: skip
 
 
+def _held_out(placed: list[TrainItem], items: list[Item], rule: HeldOut | None, seed: int) -> set[str]:
+    """The contents that are held out: by the rule of run.toml, or by the shares of a dataset file, where folders of equal
+    ones are taken together."""
+    if rule is not None:
+        return _held_out_digests(placed, rule, seed)
+    chosen: set[str] = set()
+    for share in sorted({item.folder.held_out or 0.0 for item in items} - {0.0}):
+        own = {item.digest for item in items if item.folder.held_out == share}
+        chosen |= _held_out_digests([item for item in placed if item.digest in own], HeldOut(fraction=share), seed)
+    return chosen
+
+
 def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[str]:
     """Contents (a picture that lies there twice counts once) with the lowest hash of (seed, content)."""
     candidates = {item.digest for item in items if not item.settings.regularization}
@@ -297,11 +313,11 @@ def _once(items: list[TrainItem], notes: Notes) -> list[TrainItem]:
             found[facts] = item
         kept.append(item)
     notes.add(
-        "regularization pictures are named again, with the same settings, and count once", "name them once", again
+        "regularization ~pictures ~are named again, with the same settings, and count once", "name ~them once", again
     )
     repeated = [item.name for item in found.values() if item.repeats > 1]
     notes.add(
-        "regularization pictures have repeats that do not count", "each gets its turn; a picture to be seen more often needs a copy with other settings",
+        "regularization ~pictures ~have repeats that do not count", "each gets its turn; a picture to be seen more often needs a copy with other settings",
         repeated, of=len(found),
     )  # fmt: skip
     return kept

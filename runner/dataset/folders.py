@@ -12,10 +12,10 @@ from typing import Any
 from runner.dataset.caption_files import Entries, is_text, list_folder, shown
 from runner.dataset.clips import ClipOptions
 from runner.dataset.media import ENDINGS, endings, is_media
-from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, read_metadata
+from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, note_unlisted, read_metadata
 from runner.dataset.notes import Notes
 from runner.families.locate import resolve_path
-from runner.files import name_problem, shown_path
+from runner.files import name_problem, near_name, shown_path
 from schemas.dataset import Buckets, Dataset, ItemOptions, Media, OneFrame, Source
 
 _REPEATS_IN_NAME = re.compile(r"([0-9]{1,9})_(.*)")
@@ -57,6 +57,8 @@ class Folder:
     one_frame: OneFrame | None = None
     whole_captions: bool = False
     """Captions are whole texts, not first lines."""
+    held_out: float | None = None
+    """The share of it that a dataset file holds out."""
     follow_links: bool = False
     """Whether captions and entries of lists may be symbolic links out of their folder."""
     entries: Entries | None = field(default=None, compare=False, repr=False)
@@ -105,6 +107,8 @@ def source_folders(
             place = images or path.parent
             try:
                 listing = read_metadata(path, place, source.kind, notes, dataset.follow_links)
+                if images is not None:
+                    note_unlisted(path.name, images, source.kind, listing, notes)
             except MetadataProblem as problem:
                 raise SourceProblem(number, str(problem), problem.hint) from None
             folders.append(
@@ -114,7 +118,7 @@ def source_folders(
         for place, entries in _places(number, path, source.kind, notes, named):
             repeats, tokens = _from_name(place)
             if place == path and not named and repeats not in (None, 1):
-                notes.add("folders have a number in their name, which a dataset file does not read", "set num_repeats there", [place.name])  # fmt: skip
+                notes.add("~folders ~have a number in the name, which a dataset file does not read", "set num_repeats there", [place.name])  # fmt: skip
             if place == path and not named:
                 repeats = 1
             repeats = source.repeats or (1 if repeats is None else repeats)
@@ -123,7 +127,7 @@ def source_folders(
                 continue
             own = source.class_tokens if source.class_tokens is not None else tokens
             folders.append(Folder(number, place, place.name, repeats, own, entries=entries, **shared))
-    notes.add("folders have 0 repeats in their name and are left out", "give them another number", left_out)
+    notes.add("~folders ~have 0 repeats in the name and ~are left out", "give ~them another number", left_out)
     if left_out and not folders:
         raise SourceProblem(
             0, f"the folder {left_out[0]} has 0 repeats in its name, and no other is left", "call it 1_…"
@@ -158,7 +162,7 @@ def _side_folder(number: int, name: str | None, base: Path, what: str) -> Path |
         return None
     folder = _resolved(number, name, base)
     if not os.path.isdir(folder):
-        raise SourceProblem(number, f"there is no folder of {what} {folder}", _near_folder(folder))
+        raise SourceProblem(number, f"there is no folder of {what} {folder}", near_name(folder))
     return folder
 
 
@@ -199,9 +203,12 @@ def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True
     `opens`: only where there are none in `path`)."""
     noun = NOUNS[kind]
     if not os.path.exists(path):
-        raise SourceProblem(number, f"there is no folder {path}", _near_folder(path))
+        what = "list" if path.suffix.lower() in METADATA_SUFFIXES else "folder"
+        raise SourceProblem(number, f"there is no {what} {path}", near_name(path))
     if not os.path.isdir(path):
-        raise SourceProblem(number, f"{path} is a file; a source is a folder of {noun}", f"name {path.parent}")
+        raise SourceProblem(
+            number, f"{path} is a file; a source is a folder of {noun}", f"name {path.parent}, or a list that ends in .jsonl or .json"
+        )  # fmt: skip
     own = _listed(number, path)
     if not own.folders and any(is_media(name, kind) for name in own.files):
         return [(path, own)]
@@ -216,23 +223,28 @@ def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True
         first = own.folders[0]
         raise SourceProblem(
             number, f"no {noun} in {path}, and its folder {first!r} has no number of repeats in its name",
-            f"name the folder with the {noun} itself, or call it 1_{first}",
+            f"name the folder with the {noun} itself, or call it 1_{first}" + (_FRAMES if kind == "video" else ""),
         )  # fmt: skip
     if not filled:
         first = next(iter(numbered))
         raise _nothing(number, path / first, kind, numbered[first])
-    beside = f"{noun} lie beside folders with a number of repeats, which are trained instead, and are not used"
-    notes.add(beside, "move them into a folder of their own, as 1_name", [f"{path.name}/{name}" for name in loose])
+    beside = f"~{noun} ~lie beside folders with a number of repeats, which are trained instead, and ~are not used"
+    notes.add(beside, "move ~them into a folder such as 1_name", [f"{path.name}/{name}" for name in loose])
+    rest = [f"{path.name}/{name}" for name in own.files if name not in loose]
+    notes.add("~files ~lie beside folders with a number of repeats, and ~are not used", "move ~them into one of those", rest)  # fmt: skip
     others = [name for name in own.folders if name not in numbered]
     notes.add(
-        "folders have no number of repeats in their name and are left out", "call them 1_name, or name them as sources of their own",
+        "~folders ~have no number of repeats in the name and ~are left out", "rename ~them, as 1_name, or make each a source of its own",
         [f"{path.name}/{name}" for name in others],
     )  # fmt: skip
     empty = [f"{path.name}/{name}" for name in numbered if name not in filled]
-    notes.add(f"folders hold no {noun} and are left out", "fill or remove them", empty)
+    notes.add(f"~folders ~hold no {noun} and ~are left out", "fill or remove ~them", empty)
     unreadable = [f"{path.name}/{name}" for name in own.unreadable]
-    notes.add("names are not UTF-8, and what they name is left out", "rename them", unreadable)
+    notes.add("~names ~are not UTF-8, and what ~they ~name is left out", "rename ~them", unreadable)
     return [(path / name, listed) for name, listed in filled.items()]
+
+
+_FRAMES = "; folders of frames are named in a .jsonl list, by video_path"
 
 
 def _listed(number: int, path: Path) -> Entries:
@@ -246,22 +258,11 @@ def _nothing(number: int, path: Path, kind: str, entries: Entries) -> SourceProb
     """A folder without any file of this kind."""
     noun = NOUNS[kind]
     held = sorted({os.path.splitext(name)[1] or name for name in entries.files})
-    what = f"it holds only {', '.join(held[:6])}" if held else "it is empty"
+    inside = [f"the folder {name!r}" for name in entries.folders[:3]]
+    what = f"it holds only {', '.join([*held[:6], *inside])}" if held or inside else "it is empty"
     other = next((other for other in ENDINGS if other != kind and set(held) & ENDINGS[other]), None)
-    hint = f"{noun} end in {endings(kind)}"
-    return SourceProblem(
-        number, f"no {noun} in {path}: {what}", f'{hint}; {NOUNS[other]} need kind = "{other}"' if other else hint
-    )  # fmt: skip
-
-
-def _near_folder(path: Path) -> str | None:
-    import difflib
-
-    if not os.path.isdir(path.parent):
-        return f"{path.parent} does not exist either; paths are relative to run.toml's folder"
-    names = [name for name in os.listdir(path.parent) if is_text(name)]
-    near = difflib.get_close_matches(path.name, names, 1, 0.5)
-    return f"did you mean {path.parent / near[0]}?" if near else None
+    hint = f"{noun} end in {endings(kind)}" + (f'; {NOUNS[other]} need kind = "{other}"' if other else "")
+    return SourceProblem(number, f"no {noun} in {path}: {what}", hint + (_FRAMES if other == "image" else ""))
 
 
 def _from_name(path: Path) -> tuple[int | None, str | None]:

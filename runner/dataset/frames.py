@@ -29,9 +29,10 @@ MOST_BYTES = 2**36
 """Of one video's file."""
 MOST_PIXELS = 2**26
 """Of one frame."""
-VARIABLE, INTERLACED, OBLONG, HDR = "variable", "interlaced", "oblong", "hdr"
+VARIABLE, INTERLACED, OBLONG, HDR, GAPS = "variable", "interlaced", "oblong", "hdr", "gaps"
 """Facts of a video, beside those of pictures and `rate=FPS`: frames at uneven times; of lines of two times; pixels that are
-not square; brightness on a scale that screens have to be told of (PQ, HLG)."""
+not square; brightness on a scale that screens have to be told of (PQ, HLG); a folder's frames whose numbers do not go on
+evenly."""
 _HDR_CURVES = (16, 18)
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 """No playlists and no scripts: those name other files and addresses to read."""
@@ -96,6 +97,17 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)], name
 
 
+def frame_facts(names: list[str]) -> list[str]:
+    """What the names of a folder's frames, in their order, tell: that numbers are left out or stand twice."""
+    numbers = [[int(part) for part in re.findall(r"[0-9]+", os.path.splitext(name)[0])] for name in names]
+    if len({len(own) for own in numbers}) > 1:
+        return []
+    counting = [column for column in zip(*numbers, strict=True) if len(set(column)) > 1]
+    if len(counting) != 1:
+        return []
+    return [GAPS] if len({after - before for before, after in pairwise(counting[0])}) > 1 else []
+
+
 def frame_picture(frame: av.VideoFrame) -> Image.Image:
     """A frame as it is shown: upright, RGB, on the ground of transparent pictures."""
     turn = _turn(frame)
@@ -109,6 +121,8 @@ def read_video(stream: BinaryIO, path: str) -> VideoFacts:
     import av
 
     size = os.fstat(stream.fileno()).st_size
+    if size == 0:
+        raise UnusableVideo("is empty")
     stream.seek(0)
     said = said_bytes(stream, size)
     if said > size:

@@ -7,6 +7,7 @@ default of the tool.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
+from runner.config.diagnose import sentence
 from runner.config.locate import Path as KeyPath
 from runner.config.source import Source as Document
 from runner.config.toml import MOST_DEPTH, check_parts, depth
@@ -26,7 +28,7 @@ from runner.dataset.notes import Notes
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from runner.files import MOST_TEXT_BYTES, parsing, read_bytes, reason, shown_path
-from schemas.dataset import Buckets, Dataset, HeldOut, ItemOptions, Source
+from schemas.dataset import Buckets, Dataset, ItemOptions, Source
 
 _ITEM = {
     "resolution", "batch_size", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
@@ -72,16 +74,15 @@ _ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "network_multiplier": (1, 1.0), "resize_interpolation": ("lanczos",), "skip_image_resolution": (None,),
     "multiple_target": (False,), "no_resize_control": (False,), "control_resolution": (None,),
 }  # fmt: skip
+_KNOWN = (*_ITEM, *_SOURCE, *_CLIPS, *_ONE_FRAME, *_BUCKETS, "fp_latent_window_size", "validation_split")
 _MUSUBI_DEFAULTS: dict[str, Any] = {"enable_bucket": False}
-_KNOWN = (*_SOURCE, *_CLIPS, *_ONE_FRAME, "fp_latent_window_size")
 
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """What a dataset file says: folders, and what to hold out."""
+    """What a dataset file says."""
 
     folders: list[Folder]
-    held_out: HeldOut | None
     warnings: list[Diagnostic]
 
 
@@ -96,7 +97,6 @@ class _Reading:
         self.findings: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
         self.document = _parse(file)
-        self.validation: set[float] = set()
 
     def read(self) -> DatasetFile:
         content = self.document.document
@@ -108,8 +108,7 @@ class _Reading:
             raise InvalidConfig([*self.findings, *self.warnings])
         if not folders:
             raise InvalidConfig([Diagnostic(f"{self.file.name} has no subsets", self.document.file_place())])
-        held_out = HeldOut(fraction=max(self.validation)) if self.validation and max(self.validation) > 0 else None
-        return DatasetFile(folders, held_out, self.warnings)
+        return DatasetFile(folders, self.warnings)
 
     def _sections(self, content: Mapping[str, Any]) -> None:
         for name, value in content.items():
@@ -134,6 +133,9 @@ class _Reading:
             subsets = dataset.get("subsets")
             if subsets is None:  # musubi-tuner's datasets have no subsets
                 yield outer
+            elif not isinstance(subsets, list):
+                hint = "write [[datasets.subsets]], in two pairs of brackets"
+                self._error(("datasets", number, "subsets"), "`subsets` must be an array of tables", hint)
             for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
                 if isinstance(subset, dict):
                     yield [(("datasets", number, "subsets", place), subset), *outer]
@@ -162,9 +164,13 @@ class _Reading:
             }
         else:
             values = {**_MUSUBI_DEFAULTS, **values}
-        if not any(name in values for name in _PICTURES):
+        given = [name for name in _PICTURES if name in values]
+        if not given:
             self._error(levels[0][0], "it names no pictures", "give image_dir, image_directory or video_directory")
             return []
+        if len(given) > 1 and given != ["metadata_file", "image_dir"]:
+            listed = " and ".join(f"`{name}`" for name in given)
+            self._error(places[given[-1]], f"{listed} of one dataset name its files twice", "make a dataset of each")
         before = len(self.findings)
         if any(name in values for name in ("video_directory", "video_jsonl_file")):
             values["kind"] = "video"
@@ -176,7 +182,9 @@ class _Reading:
         if source is None or buckets is None or len(self.findings) > before:
             return []
         return [
-            replace(folder, whole_captions=not kohya)  # musubi-tuner keeps all lines
+            replace(
+                folder, whole_captions=not kohya, held_out=values.get("validation_split")
+            )  # musubi-tuner keeps all lines
             for folder in self._scan(number, source, buckets, values, places)
         ]
 
@@ -215,9 +223,11 @@ class _Reading:
             )  # fmt: skip
 
     def _captions(self, folders: list[Folder], path: KeyPath) -> None:
-        """Kohya's default ending is `.caption`; most people's captions are .txt files."""
+        """Kohya's default ending is `.caption`; most people's captions are .txt files. With class_tokens a note says so."""
         for folder in folders:
             extension = folder.options.caption_extension
+            if folder.class_tokens is not None:
+                continue
             if extension != ".txt" and any(folder.path.glob("*.txt")) and not any(folder.path.glob(f"*{extension}")):
                 self.warnings.append(
                     Diagnostic(
@@ -232,13 +242,12 @@ class _Reading:
         elif name in _ONE_VALUE:
             if value not in _ONE_VALUE[name]:
                 self._error(path, f"`{name}` can only be {_ONE_VALUE[name][0]!r} here", "take it out")
-        elif name == "validation_split":
-            if isinstance(value, (int, float)) and 0 <= value < 1:
-                self.validation.add(float(value))
-            else:
-                self._error(path, f"`validation_split` must be a number from 0 to below 1, not {value!r}")
-        elif name not in _IDLE and name not in _ITEM and name not in _KNOWN and name not in _BUCKETS:
-            self._error(path, f"unknown key `{name}`", f"keys are {', '.join(sorted([*_ITEM, *_KNOWN, *_BUCKETS]))}")
+        elif name == "validation_split" and not (isinstance(value, (int, float)) and 0 <= value < 1):
+            self._error(path, f"`validation_split` must be a number from 0 to below 1, not {value!r}")
+        elif name not in _IDLE and name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, 1, 0.75)
+            hint = f"did you mean `{near[0]}`?" if near else f"keys are {', '.join(sorted(_KNOWN))}"
+            self._error(path, f"unknown key `{name}`", hint)
         else:
             return name not in _IDLE
         return False
@@ -270,7 +279,7 @@ class _Reading:
             for detail in error.errors():
                 own = str(detail["loc"][0]) if detail["loc"] else next(iter(ours))
                 name = theirs.get(own, own)
-                why = detail["msg"].removeprefix("Value error, ")
+                why = sentence(detail).removeprefix("Value error, ")
                 self._error(places.get(name, ("datasets",)), f"`{name}`: {why}, not {detail['input']!r}")
             return None
 

@@ -35,8 +35,8 @@ def note_long(items: Sequence[TrainItem], limit: int, lengths: Mapping[int, int]
     fitting = next((length for length in larger if lengths[length] >= longest), larger[-1] if larger else 0)
     texts = sorted(names)
     notes.add(
-        f"captions are longer than the {limit} tokens that the text encoder takes, and are cut (the longest has {longest:,})",
-        f"max_token_length = {fitting} takes up to {lengths[fitting]}" if fitting else "write them shorter, what matters first",
+        f"~captions ~are longer than the {limit} tokens that the text encoder takes, and ~are cut (the longest has {longest:,})",
+        f"max_token_length = {fitting} takes up to {lengths[fitting]}" if fitting else "write ~them shorter, what matters first",
         [names[texts[place]] for place in places], count=cut, of=len(seen),
     )  # fmt: skip
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.dataset.caption_files import is_text, link_problem
-from runner.dataset.media import ENDINGS
+from runner.dataset.caption_files import is_text, link_problem, list_folder
+from runner.dataset.media import ENDINGS, is_media
 from runner.dataset.notes import Notes
 from runner.files import name_problem, parsing, read_bytes, reason, shown_path
 
 METADATA_SUFFIXES = (".json", ".jsonl")
 MAX_BYTES = 500_000_000
+_READ = {"image_path", "video_path", "caption", "tags", "control_path", "train_resolution"}
+"""Keys of an entry. sd-scripts writes the resolution, which follows from the picture and the buckets."""
+_NUMBERED = re.compile(r"control_path_[0-9]{1,9}")
 
 
 class MetadataProblem(Exception):
@@ -44,11 +48,13 @@ def read_metadata(
     `MetadataProblem`."""
     noun = "video" if kind == "video" else "picture"
     found: dict[str, Listed] = {}
-    twice: list[str] = []
+    twice: dict[str, None] = {}
+    unread: Counter[str] = Counter()
     places = _Places(folder, kind, follow_links)
     for place, name, entry in _entries(file, f"{kind}_path"):
         if not isinstance(name, str) or not isinstance(entry, dict):
-            raise MetadataProblem(f"{file.name}, {place}: no {noun} with a table of caption and tags")
+            raise _no_entry(file, place, entry, kind)
+        unread.update(name for name in entry.keys() - _READ if not _NUMBERED.fullmatch(name))
         parts = [entry.get("caption"), entry.get("tags")]
         if any(part is not None and not isinstance(part, str) for part in parts):
             raise MetadataProblem(f"{file.name}, {place}: caption and tags must be text")
@@ -59,22 +65,53 @@ def read_metadata(
                 raise MetadataProblem(f"{file.name}, {place}: {text[:60]!a} holds {what}", "take it out")
         path, problem = places.find(name)
         if path in found:
-            twice.append(path)
+            twice[path] = None
         found[path] = Listed(caption, own, problem)
     if not found:
         raise MetadataProblem(f"{file} lists no {noun}s")
     if notes is not None:
         notes.add(
-            f"{noun}s are listed more than once in {file.name}, and only the last line counts", "list each once", twice
+            f"~keys of {file.name} ~are not read", "a caption stands under `caption` and `tags`; a source has options for all of its files",
+            [f"{name!a} of {count:,} {noun}s" if count > 1 else f"{name!a} of one {noun}" for name, count in sorted(unread.items())],
+        )  # fmt: skip
+        notes.add(
+            f"~{noun}s ~are listed more than once in {file.name}, and only the last line counts",
+            "list each once",
+            twice,
         )
     return found
 
 
+def _no_entry(file: Path, place: str, entry: Any, kind: str) -> MetadataProblem:
+    """What is wrong with a part of a list that names no file."""
+    if file.suffix.lower() == ".json":
+        return MetadataProblem(f"{file.name}, {place}: it has no table of caption and tags", 'write {"a.png": {"caption": "a cat"}}')  # fmt: skip
+    line = f'{{"{kind}_path": "{"a.mp4" if kind == "video" else "a.png"}", "caption": "a cat"}}'
+    other = "image" if kind == "video" else "video"
+    if not isinstance(entry, dict):
+        return MetadataProblem(f"{file.name}, {place}: it is no table", f"a line is {line}")
+    hint = f"a line is {line}"
+    if f"{other}_path" in entry:
+        hint = f'`{other}_path` is for a source of kind = "{other}"; make a list for each kind'
+    elif "file_name" in entry:
+        hint = f"{hint}; `file_name` and `text` are the names of other tools"
+    return MetadataProblem(f"{file.name}, {place}: it has no `{kind}_path`", hint)
+
+
+def note_unlisted(name: str, folder: Path, kind: str, listing: Mapping[str, Listed], notes: Notes) -> None:
+    """Says which pictures or videos of a folder its list leaves out."""
+    try:
+        files = list_folder(folder).files
+    except OSError:  # what is listed cannot be read either, which is said of each
+        return
+    left_out = [f"{folder.name}/{file}" for file in files if is_media(file, kind) and file not in listing]
+    noun = "videos" if kind == "video" else "pictures"
+    notes.add(f"~{noun} ~are not listed in {name} and ~are not used", "list ~them", left_out)
+
+
 def _controls(file: Path, place: str, entry: dict[str, Any]) -> tuple[str, ...]:
     """control_path, or control_path_0, control_path_1 … in the order of their numbers."""
-    numbered = [
-        (int(name.rpartition("_")[2]), name) for name in entry if re.fullmatch(r"control_path_[0-9]{1,9}", name)
-    ]
+    numbered = [(int(name.rpartition("_")[2]), name) for name in entry if _NUMBERED.fullmatch(name)]
     names = ["control_path"] * ("control_path" in entry) + [name for _, name in sorted(numbered)]
     for name in names:
         if not isinstance(entry[name], str):
@@ -93,7 +130,9 @@ def _entries(file: Path, key: str) -> Iterator[tuple[str, Any, Any]]:
     if file.suffix.lower() == ".json":
         content = _parsed(file, "the file", text)
         if not isinstance(content, dict):
-            raise MetadataProblem(f"{file.name} is no table of pictures")
+            raise MetadataProblem(
+                f"{file.name} is no table of pictures", "a list of tables is a .jsonl file, with one table in each line"
+            )
         yield from ((ascii(name), name, entry) for name, entry in content.items())
         return
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
@@ -124,6 +163,8 @@ class _Places:
         if wrong is not None:
             return shown_path(name), f"is listed, but {wrong}"
         whole = os.path.normpath(os.path.join(self.folder, name))
+        if "\\" in name and os.sep == "/" and not os.path.exists(whole):
+            return name, "is listed with backslashes, as Windows writes paths; write it with /"
         if os.path.splitext(whole)[1].lower() not in self.endings and not (
             self.kind == "video" and os.path.isdir(whole)
         ):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from runner.config.ready import PURE_NOISE_SAMPLERS, pure_noise, pure_noise_problem
 from runner.config.source import Source
-from runner.config.training_rules import ZERO_TERMINAL_SNR_SAMPLERS
 from runner.errors import Diagnostic
 from runner.families.spec import Model
 from schemas import RunConfig
@@ -31,17 +31,10 @@ def noise_findings(config: RunConfig, resolved: RunConfig, model: Model, source:
             "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned, and nothing says that "
             "the checkpoint predicts v", source.key_places(_ZERO_SNR), 'use prediction_type = "v_prediction", or take it out',
         )  # fmt: skip
-    if config.training.loss.zero_terminal_snr is None:
-        why = model.stated[".".join(_ZERO_SNR)].why
-        paths: list[tuple[str | int, ...]] = [("sampling", "sampler")]
-        paths += [("sampling", "prompts", index, "sampler") for index in range(len(config.sampling.prompts))]
-        for place in paths:
-            sampler = source.value(place)
-            if isinstance(sampler, str) and sampler not in ZERO_TERMINAL_SNR_SAMPLERS:
-                yield Diagnostic(
-                    f'the sampler "{sampler}" cannot start from pure noise, as {why} asks', source.value_places(place),
-                    f"use one of {', '.join(ZERO_TERMINAL_SNR_SAMPLERS)}",
-                )  # fmt: skip
+    why, sampler = pure_noise(resolved, model), config.sampling.sampler
+    if config.training.loss.zero_terminal_snr is None and why and sampler and sampler not in PURE_NOISE_SAMPLERS:
+        message, hint = pure_noise_problem(sampler, why)
+        yield Diagnostic(message, source.value_places(("sampling", "sampler")), hint)
 
 
 def _at(config: RunConfig, path: tuple[str, ...]) -> Any:

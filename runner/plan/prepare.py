@@ -17,10 +17,11 @@ from runner.config.ready import ReadyPrompt, sampler_problem
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
 from runner.dataset.folders import Folder, SourceProblem, held_out_folders, source_folders
+from runner.dataset.known import Progress
 from runner.dataset.kohya import options_of, read_dataset_file
 from runner.dataset.long_captions import note_long
 from runner.dataset.notes import Notes
-from runner.dataset.scan import BadItem, Progress, scan
+from runner.dataset.scan import BadItem, scan
 from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
@@ -104,7 +105,6 @@ class _Preparation:
         self.spec = family_spec(config.model.family)
         self.options: list[ItemOptions] = []
         self.dataset_notes = Notes()
-        self.held_out = config.dataset.held_out
 
     def run(self) -> Prepared:
         model = self._model()
@@ -172,7 +172,7 @@ class _Preparation:
             return [], []
         config, _ = resolve(self.config, self.spec, model, self.folder, ())
         assert config.run.output_dir is not None
-        return reading.ready(prompts, model, config.sampling, self.drawn_seeds(Path(config.run.output_dir)))
+        return reading.ready(prompts, model, config, self.drawn_seeds(Path(config.run.output_dir)))
 
     def _init_from(self, targets: list[Target]) -> Path | None:
         network = self.config.network
@@ -309,13 +309,13 @@ class _Preparation:
             self.findings += error.diagnostics
             return None
         self.findings += found.warnings
-        if found.held_out is not None and dataset.held_out is None:
-            self.held_out = found.held_out
-        elif found.held_out is not None:
+        folders = found.folders
+        if dataset.held_out is not None and any(folder.held_out for folder in folders):
+            folders = [replace(folder, held_out=None) for folder in folders]
             places = self.source.key_places(("dataset", "held_out"))
             message = f"`validation_split` in {file.name} gives way to [dataset.held_out]"
             self.findings.append(Diagnostic(message, places, "keep one of them", "warning"))
-        return self._as_family(found.folders)
+        return self._as_family(folders)
 
     def _as_family(self, folders: list[Folder]) -> list[Folder]:
         """The folders with what the family says of their captions."""
@@ -332,15 +332,15 @@ class _Preparation:
             self._apart([*folders, *apart])
             if not self._kinds([*folders, *apart], model):
                 return None
-            scanned = scan(folders, self.store.index, self.progress, self.dataset_notes)
-            scanned_apart = scan(apart, self.store.index, self.progress, self.dataset_notes) if apart else None
+            found = scan([*folders, *apart], self.store.index, self.progress, self.dataset_notes)
+            scanned, scanned_apart = found.parted()
         except SourceProblem as problem:
             key = ("dataset", "held_out", "path") if problem.number < 0 else self._source_key(problem.number)
             self._error(key, str(problem), problem.hint)
             return None
         if model is None:  # nothing can be said of buckets; what is wrong with the pictures themselves can
             if dataset.on_bad_item == "error":
-                self._bad_items([*scanned.bad, *(scanned_apart.bad if scanned_apart else [])])
+                self._bad_items(found.bad)
             return None
         step = self.config.dataset.buckets.step
         if step is not None and step % model.size_multiple:
@@ -350,7 +350,7 @@ class _Preparation:
             )
         try:
             collection = collect(
-                scanned, scanned_apart, dataset.buckets, self.held_out,
+                scanned, scanned_apart if apart else None, dataset.buckets, dataset.held_out,
                 list(self.spec.defaults.resolution) if self.spec.defaults.resolution else model.native_size,
                 model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None, self.dataset_notes,
             )  # fmt: skip

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from runner.config.prompts import placed_prompts
-from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt
+from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt, pure_noise
 from runner.config.source import Source
-from runner.dataset.scan import known_pictures
+from runner.dataset.known import known_pictures
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
 from runner.families.spec import FamilySpec, Model
@@ -19,7 +19,7 @@ from runner.files import file_problem, near_name
 from runner.pictures import ANIMATED, GROUND, TRANSPARENT
 from runner.store.store import Store
 from schemas import RunConfig
-from schemas.sampling import Prompt, Sampling
+from schemas.sampling import Prompt
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class PromptReading:
         return prompts + self.config.sampling.prompts
 
     def ready(
-        self, prompts: list[Prompt], model: Model, sampling: Sampling, drawn: Mapping[int, int]
+        self, prompts: list[Prompt], model: Model, config: RunConfig, drawn: Mapping[int, int]
     ) -> tuple[list[ReadyPrompt], list[str]]:
-        """The prompts with nothing left open, and notes for the plan. `sampling` has its family's defaults."""
-        files = partial(prompt_file, self.store, self.folder)
-        readying = Readying(sampling, self.spec, model, self.config.run.seed, drawn, files, sampling.dialect)
+        """The prompts with nothing left open, and notes for the plan. `config` is resolved."""
+        sampling, files = config.sampling, partial(prompt_file, self.store, self.folder)
+        readying = Readying(
+            sampling, self.spec, model, config.run.seed, drawn, files, sampling.dialect, pure_noise(config, model)
+        )
         ready = []
         for index, prompt in enumerate(prompts):
             try:
