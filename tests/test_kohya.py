@@ -156,9 +156,9 @@ def test_validation_split_holds_out(place: Place) -> None:
     [
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dirr = "pics"\n', "unknown key `image_dirr`"),
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nothing"\n', "there is no folder"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nnum_repeats = -1\n', "`num_repeats`: Input should be greater"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\ncaption_dropout_rate = 5\n', "`caption_dropout_rate`: Input should be less"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nshuffle_caption = "False"\n', "`shuffle_caption`: Input should be a valid boolean"),
+        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nnum_repeats = -1\n', "`num_repeats`: must be at least 1"),
+        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\ncaption_dropout_rate = 5\n', "`caption_dropout_rate`: must be at most 1"),
+        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nshuffle_caption = "False"\n', "`shuffle_caption`: must be a boolean"),
         ('[[datasets]]\n[[datasets.subsets]]\nclass_tokens = "x"\n', "it names no pictures"),
         ('[[datasets]]\nresize_interpolation = "area"\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`resize_interpolation` can only be 'lanczos'"),
         ('[[datasets]]\nnetwork_multiplier = 0.5\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`network_multiplier` can only be 1"),

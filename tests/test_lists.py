@@ -113,7 +113,7 @@ def test_a_picture_that_is_listed_twice(place: Place) -> None:
         place, {"image_path": "0.png", "caption": "a"}, {"image_path": "./0", "caption": "b"}, {"image_path": "0.png"}
     )
     assert prepared(file).dataset_notes.render()[0] == (
-        "2 pictures are listed more than once in m.jsonl, and only the last line counts (0.png, 0.png); list each once"
+        "1 picture is listed more than once in m.jsonl, and only the last line counts (0.png); list each once"
     )
 
 
