@@ -58,23 +58,26 @@ def _load(file: Path | None) -> Tokenizer:
         return _clip(clip_merges())
     try:
         text = read_bytes(file, MOST_JSON_BYTES).decode()
-        if file.name == "merges.txt":
-            pairs = (line.split() for line in text.splitlines() if not line.startswith("#version"))
-            return _clip([(pair[0], pair[1]) for pair in pairs if len(pair) == 2])
-        with parsing(NoTokenizer):
-            json.loads(text)  # the library's own reader ends the program on some files
-        return _of_json(text)
     except (OSError, UnicodeDecodeError) as error:
         raise NoTokenizer(str(error)) from None
+    if file.name != "merges.txt":
+        with parsing(NoTokenizer):
+            json.loads(text)  # the library's own reader ends the program on some files
+    try:
+        return _of_merges(text) if file.name == "merges.txt" else _of_json(text)
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        raise NoTokenizer(str(error)) from None
+
+
+def _of_merges(text: str) -> Tokenizer:
+    pairs = (line.split() for line in text.splitlines() if not line.startswith("#version"))
+    return _clip([(pair[0], pair[1]) for pair in pairs if len(pair) == 2])
 
 
 def _of_json(text: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise NoTokenizer(str(error)) from None
+    tokenizer = Tokenizer.from_str(text)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

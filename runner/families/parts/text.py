@@ -17,6 +17,7 @@ from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
 from runner.families.token_counts import clip_merges
 from runner.families.token_counts import is_clip as clip_config
+from runner.files import reason
 
 PIECE = 75
 """Tokens that max_token_length counts in; an encoder with fewer positions has smaller pieces."""
@@ -52,17 +53,19 @@ def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
         elif is_clip:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFailed(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        ids = tuple(tokenizer(TEXT).input_ids)
+    except Exception as error:  # noqa: BLE001 - the libraries raise whatever a damaged file makes of them
+        raise RunFailed(
+            f"the tokenizer in {folder or 'this program'} cannot be loaded: {reason(error)}",
+            hint="copy or download its folder again",
+        ) from None
     kind, wanted = kind_of(config), config["vocab_size"]
     problem = None
     if not wanted - kind.spare <= len(tokenizer) <= wanted:
         problem = f"has {len(tokenizer):,} tokens, the text encoder {wanted:,}"
-    elif kind.vocabulary and wanted >= kind.vocabulary:
-        ids = tuple(tokenizer(TEXT).input_ids)
-        if set(kind.words) <= tokenizer.get_vocab().keys() and ids != kind.encoding:
-            problem = f'makes {list(ids)} of "{TEXT}", {kind.title}\'s makes {list(kind.encoding)}'
+    elif 0 < kind.vocabulary <= wanted and set(kind.words) <= tokenizer.get_vocab().keys() and ids != kind.encoding:
+        problem = f'makes {list(ids)} of "{TEXT}", {kind.title}\'s makes {list(kind.encoding)}'
     if problem is not None:
         raise RunFailed(
             f"the tokenizer in {folder or 'this program'} {problem}",
