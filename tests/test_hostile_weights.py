@@ -278,3 +278,20 @@ def test_any_zip(tmp_path: Path, content: bytes) -> None:
     found = read_or_refused(lambda: read_header(file))
     if found is not None and "weight" in found.tensors:
         read_or_refused(lambda: read_tensors(file, {"weight": "weight"}, None))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (0, "the list of its entries is not where it should be"),
+        (None, "it would have 1,000,000,000 entries in a list of"),
+    ],
+)
+def test_a_list_of_entries_that_is_elsewhere_than_it_says(tmp_path: Path, place: int | None, words: str) -> None:
+    """`zipfile` reads the large record right before its locator, wherever that points."""
+    innocent = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 0, 0, 0, 0)
+    greedy = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 10**9, 10**9, 2**40, 0)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, len(innocent) if place is None else place, 1)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    (tmp_path / "a.pt").write_bytes(innocent + greedy + locator + end)
+    assert words in refusal(tmp_path / "a.pt")

@@ -26,6 +26,8 @@ MOST_OPCODES = 500_000
 """Some thirty for each tensor; a full-size model with its optimizer has some thousand tensors."""
 MOST_SIDES = 8
 MOST_SIDE = 2**40
+_LARGE = 56 + 20
+"""Bytes of a large archive's record and of its locator, which stand before the record that every archive has."""
 _CONVERT = "convert it to .safetensors, or get a file that holds weights only"
 _STORAGES = {
     "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2), "DoubleStorage": ("F64", 8),
@@ -120,18 +122,21 @@ def _data_pickle(file: Path, stream: BinaryIO) -> tuple[bytes, dict[str, int]]:
 def _check_directory(stream: BinaryIO) -> int:
     """A bound on the zip's list of entries, which `zipfile` reads whole; the file's length."""
     length = stream.seek(0, 2)
-    stream.seek(max(0, length - 65_557))
+    begin = max(0, length - 65_558 - _LARGE)
+    stream.seek(begin)
     tail = stream.read()
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < 22:
         raise _Refused("the list of its entries is missing")
-    entries, directory = struct.unpack("<HI", tail[at + 10 : at + 16])
-    place = struct.unpack("<Q", tail[at - 12 : at - 4])[0] if tail[at - 20 : at - 16] == b"PK\6\7" else None
-    if place is not None and place + 56 <= length:
-        stream.seek(place)
-        large = stream.read(56)
-        if large[:4] == b"PK\6\6":
-            entries, directory = struct.unpack("<QQ", large[32:48])
+    found = struct.unpack("<HI", tail[at + 10 : at + 16])
+    if at >= _LARGE and tail[at - 20 : at - 16] == b"PK\6\7":
+        # The large record lies where this says; but `zipfile` looks right before it.
+        place = struct.unpack("<Q", tail[at - 12 : at - 4])[0]
+        if place != begin + at - _LARGE:
+            raise _Refused("the list of its entries is not where it should be")
+        if tail[at - _LARGE : at - _LARGE + 4] == b"PK\6\6":
+            found = struct.unpack("<QQ", tail[at - _LARGE + 32 : at - _LARGE + 48])
+    entries, directory = found
     if entries > MOST_ENTRIES or directory > MOST_DIRECTORY_BYTES:
         raise _Refused(f"it would have {entries:,} entries in a list of {directory:,} bytes")
     return length
