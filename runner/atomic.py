@@ -14,8 +14,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def new_file(path: Path, synced: bool = True) -> Iterator[Path]:
     Without `synced` a loss of power may leave it torn: for what carries a checksum and can be made again.
     """
     make_folder(path.parent)
-    _refuse_devices(path)
+    refuse_devices(path)
     temporary = temporary_for(path)
     try:
         with _block(temporary, path):
@@ -83,8 +84,8 @@ def new_file(path: Path, synced: bool = True) -> Iterator[Path]:
         fsync_folder(path.parent)
 
 
-def _refuse_devices(path: Path) -> None:
-    """A rename would put a file in the place of /dev/null."""
+def refuse_devices(path: Path) -> None:
+    """A rename would put a file in the place of /dev/null, and opening a named pipe would wait for its reader."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
@@ -176,14 +177,19 @@ def fsync_tree(folder: Path) -> None:
             path = os.path.join(directory, name)
             if not os.path.islink(path):
                 _fsync(path, os.O_RDONLY)
-        fsync_folder(Path(directory))
+        _fsync_folder(directory)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Brings a folder's entries to the disk; Windows has no such call and needs none."""
+    """Brings a folder's entries to the disk."""
+    with writing(folder):
+        _fsync_folder(str(folder))
+
+
+def _fsync_folder(folder: str) -> None:
+    """Windows has no such call and needs none."""
     if os.name == "posix":
-        with writing(folder):
-            _fsync(str(folder), os.O_RDONLY)
+        _fsync(folder, os.O_RDONLY)
 
 
 def _fsync(path: str, flags: int) -> None:
@@ -201,9 +207,9 @@ def copy_file(source: Path, destination: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def copy_tree(source: Path, destination: Path) -> None:
-    """Copies a folder, each file atomically."""
-    _each_file(source, destination, copy_file)
+def copy_tree(source: Path, destination: Path, skipped: Sequence[str] = ()) -> None:
+    """Copies a folder, each file atomically, without files and folders whose names match `skipped`."""
+    _each_file(source, destination, copy_file, skipped)
 
 
 def link_or_copy(source: Path, place: Path) -> None:
@@ -226,12 +232,19 @@ def link_or_copy_tree(source: Path, destination: Path) -> None:
     _each_file(source, destination, link_or_copy)
 
 
-def _each_file(source: Path, destination: Path, place: Callable[[Path, Path], None]) -> None:
+def _each_file(
+    source: Path, destination: Path, place: Callable[[Path, Path], None], skipped: Sequence[str] = ()
+) -> None:
     """Places every file under `source` at the same path under `destination`, whose folders are made."""
-    for directory, _, names in os.walk(source):
+
+    def taken(names: list[str]) -> list[str]:
+        return [name for name in names if not any(fnmatch(name, pattern) for pattern in skipped)]
+
+    for directory, folders, names in os.walk(source):
+        folders[:] = taken(folders)
         target = destination / os.path.relpath(directory, source)
         make_folder(target)
-        for name in names:
+        for name in taken(names):
             place(Path(directory, name), target / name)
 
 

@@ -75,7 +75,7 @@ def failing(fault: Fault) -> Iterator[Fault]:
             return super().write(content)
 
     def failing_open(file: Any, mode: str = "r", buffering: int = -1, *text: Any, **named: Any) -> Any:
-        if isinstance(file, int) or not str(file).startswith(str(fault.root)):
+        if isinstance(file, int) or not str(file).startswith(str(fault.root)) or named.get("opener"):
             return opened(file, mode, buffering, *text, **named)
         fault.check("open", file)
         if not set(mode) & set("wax+") or fault.call != "write":

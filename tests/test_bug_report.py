@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -41,8 +40,6 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
         (OSError(errno.EMFILE, "Too many open files", "/a/b"),
          "error: /a/b cannot be read or written: Too many open files\n"
          "hint: allow more open files (ulimit -n) and apply again: the state is kept\n\n"),
-        (shutil.Error([("/from", "/to", "[Errno 5] Input/output error")]),
-         "error: /to cannot be written: [Errno 5] Input/output error\nhint: try again once that is mended\n\n"),
         (OSError(errno.ENOSPC, "No space left on device"),
          "error: the disk is full: a file cannot be written\nhint: free some space and apply again: the state is kept\n\n"),
     ],

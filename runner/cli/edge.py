@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -24,9 +23,6 @@ _IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 
 def refused(error: OSError) -> RunFailed | None:
     """What a failed call of the system says, with the path and the reason; None where it was no such call."""
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):  # of a copied tree
-        _, place, why = error.args[0][0]
-        return RunFailed(cut(f"{place} cannot be written: {why}", MOST_MESSAGE), hint="try again once that is mended")
     if error.errno is None:
         return None
     path = str(error.filename) if error.filename is not None else "a file"

@@ -31,6 +31,7 @@ def command(
 ) -> None:  # fmt: skip
     """Write a short run.toml for MODEL and IMAGES, with settings that fit into this machine's GPU or into --memory. On a
     terminal it asks for what is not given; elsewhere it asks nothing."""
+    from runner.atomic import write_text
     from runner.cli.schema import schema_text
     from runner.plan.propose import SCHEMA, Wishes, propose, uncaptioned
 
@@ -47,11 +48,10 @@ def command(
         noun = "picture has" if without == 1 else "pictures have"
         class_tokens = click.prompt(f"{without} {noun} no caption. Their caption?", default="", err=True) or None
     proposal = propose(Wishes(model, images, method or "lora", class_tokens, name, limit, settings), target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(proposal.text, encoding="utf-8")
     schema = target.parent / SCHEMA
     if not schema.exists():
-        schema.write_text(schema_text(), encoding="utf-8")
+        write_text(schema, schema_text())
+    write_text(target, proposal.text)
     for note in proposal.notes:
         out.say(note)
     out.data(str(target))

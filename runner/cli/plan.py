@@ -17,7 +17,7 @@ from runner.cli.common import (
     shown_plan,
     target_option,
 )
-from runner.errors import Exit
+from runner.errors import Exit, UsageError
 
 
 @click.command()
@@ -47,6 +47,8 @@ def command(
     from runner.plan.planfile import write_plan_file
     from runner.plan.render import plan_record, render_fit
 
+    if out_file is not None and out_file.resolve() == file.resolve():
+        raise UsageError(f"--out {out_file} is the run itself", hint="name another file, plan.json for instance")
     limit = None if memory is None else memory_size("--fit", memory)
     plan = make_plan(prepared_run(file, settings), target)
     figures = plan_figures(plan, None if limit is None else "cuda")

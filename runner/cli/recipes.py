@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,9 @@ import click
 
 from runner.cli import out
 from runner.errors import UsageError
+
+_LEFT_OUT = ("run.toml", ".runner", "runs", "published", "*.lock", "__pycache__")
+"""Of a recipe's folder: what is written anew, and what an apply there left."""
 
 
 def all_recipes() -> Iterator[tuple[str, Path]]:
@@ -65,14 +67,26 @@ def copy(recipe: str, destination: Path, settings: tuple[str, ...]) -> None:
         raise UsageError(f"{destination} is not overwritten: {what}", hint="name another folder")
     text = (recipes[recipe] / "run.toml").read_text(encoding="utf-8")
     changed = _with_settings(text, settings)
-    skipped = shutil.ignore_patterns(".runner", "runs", "published", "*.lock", "__pycache__")
-    shutil.copytree(recipes[recipe], destination, dirs_exist_ok=True, ignore=skipped)
-    from runner.atomic import write_text
+    _write(recipes[recipe], destination, changed)
+    out.data(str(destination / "run.toml"))
+
+
+def _write(recipe: Path, destination: Path, text: str) -> None:
+    """A folder that is there whole or not at all; into one that is there already, the run.toml comes last."""
+    from runner.atomic import copy_tree, new_folder, sweep, write_text
     from runner.cli.schema import schema_text
 
-    write_text(destination / "run.toml", changed)
-    write_text(destination / "run.schema.json", schema_text())
-    out.data(str(destination / "run.toml"))
+    def fill(folder: Path) -> None:
+        copy_tree(recipe, folder, _LEFT_OUT)
+        write_text(folder / "run.schema.json", schema_text())
+        write_text(folder / "run.toml", text)
+
+    if destination.is_dir():
+        fill(destination)
+    else:
+        sweep(destination.parent, destination.name)
+        with new_folder(destination) as staged:
+            fill(staged)
 
 
 def _with_settings(text: str, settings: tuple[str, ...]) -> str:

@@ -12,9 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import make_folder, writing
+from runner.atomic import make_folder, refuse_devices, writing
 
 EVENTS_VERSION = 1
+_MOST = 2**40
+"""No step or second is so large; a calendar still knows it."""
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -30,6 +32,7 @@ class Events:
         self._stream = None
         if file is not None:
             make_folder(file.parent)
+            refuse_devices(file)
             self.attempt = 1 + max((event.get("attempt", 0) for event in _lines(file)), default=0)
             with writing(file):
                 _end_last_line(file)
@@ -82,8 +85,11 @@ def _is_event(event: Any) -> bool:
         return False
     numbers = [event.get("v", 0), event.get("attempt", 0), event.get("step") or 0, event.get("time", 0.0)]
     if event["type"] == "step":
-        numbers += [event.get("total"), event.get("steps_per_second", 0.0), event.get("loss") or 0.0]
-    return all(isinstance(number, (int, float)) for number in numbers) and numbers[0] <= EVENTS_VERSION
+        numbers += [event.get("total"), event.get("steps_per_second", 0.0)]
+        loss = event.get("loss") or 0.0
+        if not isinstance(loss, (int, float)) or not abs(loss) < 1e308:  # a run that diverges has what losses it has
+            return False
+    return all(isinstance(number, (int, float)) and abs(number) < _MOST for number in numbers) and numbers[0] <= EVENTS_VERSION  # fmt: skip
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
