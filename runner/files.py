@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -55,6 +56,12 @@ def read_bytes(file: Path | str, most: int) -> bytes:
     if len(content) > most:  # it grew, or says another size than it has
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
     return content
+
+
+def file_digest(file: Path | str) -> str:
+    """A regular file's sha256. Raises `OSError`."""
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_problem(file: Path | str) -> str | None:

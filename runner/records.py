@@ -5,11 +5,14 @@ A damaged record is said once (the logger "runner") and counts as missing, where
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,13 @@ Shape = Mapping[Any, Any]
 
 said = logging.getLogger("runner")
 """What was damaged and is made again; the command line shows it as notes."""
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """The shape of what may be missing or null."""
+
+    shape: Any
 
 
 class DamagedRecord(Exception):
@@ -44,7 +54,7 @@ def read_record(file: Path, shape: Shape) -> dict[str, Any] | None:
     """A record; None where there is none. Raises `DamagedRecord`.
 
     `shape` has the keys that must be there, each with its type, several types, the shape of a table, [shape of each
-    entry of a list] or {str: shape of each value}.
+    entry of a list], {str: shape of each value} or `Maybe` of one.
     Without a digest a record is held against its shape alone: that is how an older runner wrote them.
     """
     try:
@@ -72,6 +82,15 @@ def sound_record(file: Path, shape: Shape, way_out: str = "it is made again") ->
         return None
 
 
+def read_packed(file: Path) -> dict[str, Any] | None:
+    """A table in gzipped JSON, which has a sum of its own; None where it is gone or damaged."""
+    try:
+        content = json.loads(gzip.decompress(file.read_bytes()))
+    except (OSError, ValueError, EOFError, RecursionError, zlib.error):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def parsed(file: Path, raw: bytes, shape: Shape) -> dict[str, Any]:
     """A JSON object of a shape. Raises `DamagedRecord`."""
     try:
@@ -88,6 +107,8 @@ def parsed(file: Path, raw: bytes, shape: Shape) -> dict[str, Any]:
 
 def _misfit(value: Any, shape: Any, path: str) -> str | None:
     """Why a value has not its shape."""
+    if isinstance(shape, Maybe):
+        return None if value is None else _misfit(value, shape.shape, path)
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return f"{path} is no table"
@@ -97,9 +118,9 @@ def _misfit(value: Any, shape: Any, path: str) -> str | None:
             )
         for name, inner in shape.items():
             here = f"{path}.{name}" if path else name
-            if name not in value:
+            if name not in value and not isinstance(inner, Maybe):
                 return f"{here} is missing"
-            problem = _misfit(value[name], inner, here)
+            problem = _misfit(value.get(name), inner, here)
             if problem is not None:
                 return problem
         return None

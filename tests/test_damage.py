@@ -197,8 +197,15 @@ def test_what_was_published_is_not_known(place: Place) -> None:
     [
         ("pin.json", "[]", "it is no JSON object", "choose again with `runner select --step`"),
         ("pin.json", '{"step": "2", "weights": "raw"}', "step has another type", "choose again with `runner select --step`"),
+        ("pin.json", '{"step": 0, "weights": "raw"}', "no checkpoint is called so", "choose again with `runner select --step`"),
+        ("pin.json", '{"step": 2, "weights": "../x"}', "no checkpoint is called so", "choose again with `runner select --step`"),
+        ("pin.json", '{"step": 2, "weights": "raw", "train": 5}', "train has another type", "choose again with `runner select --step`"),
         ("pin.json", "", "it is empty", "choose again with `runner select --step`"),
         ("seeds.json", "{}", "seeds is missing", "new seeds are drawn at the next apply"),
+        ("seeds.json", '{"seeds": {"0": -5}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
+        ("seeds.json", '{"seeds": {"0": 1e999}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
+        ("seeds.json", '{"seeds": {"0": 4294967296}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
+        ("seeds.json", '{"seeds": {"-1": 5}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
         ("seeds.json", '{"seeds": {"a": 1}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
     ],
 )  # fmt: skip
@@ -211,6 +218,52 @@ def test_what_nothing_else_knows_is_named(place: Place, name: str, content: str,
         assert result.err == f"error: {file} is damaged: {reason}\nhint: delete it; {way_out}\n\n"
     file.unlink()
     assert said(place, "plan", "--detailed-exitcode").code == 0
+
+
+def test_a_choice_of_what_is_not_there_is_named_when_planning(place: Place) -> None:
+    file = place.output / "pin.json"
+    file.write_text('{"step": 3, "weights": "raw"}')
+    for command in ("plan", "apply"):
+        result = said(place, command)
+        assert result.code == 3
+        assert result.err == (
+            f"error: {file} chooses what this training has not: checkpoint 3 (raw)\n"
+            "hint: delete it, or choose again with `runner select --step`; checkpoints are at steps 2, 4\n\n"
+        )
+    assert said(place, "select", "run.toml", "--step", "2").code == 0
+    assert said(place, "plan", "--detailed-exitcode").code == 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a\0b": [1, 2, "x"]},
+        {"a": [1e999, 2, "x"]},
+        {"a": [1, 2, 5]},
+        {"a" * 300: [1, 2, "x"]},
+        {"\ud800": [1, 2, "x"]},
+    ],
+)
+def test_files_that_nobody_published(place: Place, files: dict[str, Any]) -> None:
+    (place.output / ".published.json").write_text(json.dumps({"fingerprint": "", "files": files, "intended": {}}))
+    assert "everything is up to date" not in said(place, "plan").out
+    assert "what run 't' has published is not known" in said(place, "gc", ".").err
+    assert said(place, "apply").code == 0
+    assert said(place, "plan", "--detailed-exitcode").code == 0
+
+
+def test_what_was_given_last_is_what_a_run_was_applied_with(place: Place) -> None:
+    """Also where there was nothing to do."""
+    log = "training.logging.every_n_steps=7"
+    assert "Nothing to do" in said(place, "apply", "--set", log).err
+    assert f"applied with --set {log}" in said(place, "status", ".").out
+    assert "Nothing to do" in said(place, "apply").err
+    assert "applied with" not in said(place, "status", ".").out
+    assert "last applied with" not in said(place, "plan").out
+    place.file.write_text(place.file.read_text() + "\n# a word\n")
+    assert "was edited since it was applied" in said(place, "status", ".").out
+    assert "Nothing to do" in said(place, "apply").err
+    assert "was edited" not in said(place, "status", ".").out
 
 
 def test_a_damaged_record_is_said_once(place: Place) -> None:

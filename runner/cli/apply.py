@@ -57,12 +57,15 @@ def command(file: Path, settings: tuple[str, ...], target: str | None, locked: b
 def _ask_and_run(
     file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked_device: str | None
 ) -> int:
+    from runner.plan.history import remember_given
     from runner.plan.render import render_plan
     from runner.store.tidy import tidy
 
     prepared = plan.prepared
     if not plan.pending:
         tidy(prepared.store, prepared.output_dir)
+        if target is None:
+            remember_given(prepared)
         out.say("Nothing to do: everything is up to date.")
         _show_results(prepared)
         return Exit.DONE

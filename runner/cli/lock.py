@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import LockedDiffers
+from runner.files import file_digest
 
 if TYPE_CHECKING:
     from runner.execute.apply import Outcome
@@ -58,8 +58,7 @@ def save_lock(file: Path, settings: tuple[str, ...], prepared: Prepared, outcome
     assert outcome.selection is not None
     content = _content(prepared, outcome.graph)
     content["environment"] = dict(outcome.environment)
-    with open(prepared.output_dir / "best.safetensors", "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(prepared.output_dir / "best.safetensors")
     chosen = outcome.selection["chosen"]
     content["result"] = {"step": chosen["step"], "weights": chosen["weights"], "best.safetensors": digest}
     if settings:

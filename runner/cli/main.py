@@ -145,4 +145,6 @@ class _Notes(logging.Handler):
         text = record.getMessage()
         if text not in self.shown:
             self.shown.add(text)
-            click.echo(f"note: {text}", err=True)
+            from runner.cli.out import say
+
+            say(f"note: {text}")

@@ -122,7 +122,7 @@ def _live() -> Iterator[Progress]:
             self.tasks: dict[str, Any] = {}
 
         def note(self, text: str) -> None:
-            bars.console.print(text, highlight=False, markup=False)
+            bars.console.print(out.shown(text), highlight=False, markup=False)
 
         def hear(self, event: dict[str, Any]) -> None:
             message = _message(event)

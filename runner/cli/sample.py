@@ -287,7 +287,9 @@ def _seeded(prompt: ReadyPrompt) -> ReadyPrompt:
     """Draws a seed of -1."""
     import secrets
 
-    return prompt if prompt.seed is not None else replace(prompt, seed=secrets.randbelow(2**32))
+    from runner.store.run_folder import SEEDS
+
+    return prompt if prompt.seed is not None else replace(prompt, seed=secrets.randbelow(SEEDS))
 
 
 def _interact(sampling: Sampling, prepared: Prepared, dialect: str, defaults: dict[str, Any], target: Path) -> None:

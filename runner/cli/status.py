@@ -11,6 +11,7 @@ import click
 from runner.cli import out
 from runner.cli.common import json_option
 from runner.errors import Exit
+from runner.files import MOST_TEXT_BYTES, read_bytes
 from runner.records import DamagedRecord, read_record
 from runner.store.store import FOLDER, Store, find_store
 
@@ -35,7 +36,13 @@ def command(place: Path, as_json: bool) -> int:
                 f"note: the record of a run is damaged: {error.file} ({error}); apply it again, or delete the record"
             )
         wanted = store.portable(place) if place.is_file() else None
-        rows += [status_of(store, record) for _, record in registered if wanted in (None, record["file"])]
+        for _, record in registered:
+            if wanted not in (None, record["file"]):
+                continue
+            try:
+                rows.append(status_of(store, record))
+            except OSError as error:  # the other runs can be looked at
+                out.say(f"note: run {record['name']!r} cannot be looked at: {error.filename}: {error.strerror}")
     if as_json:
         out.record(rows)
     elif not rows:
@@ -86,7 +93,7 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
 def _changed(applied: Applied, file: Path) -> bool | None:
     """Whether run.toml was edited since the last apply; None where it is gone."""
     try:
-        return applied.file_changed(file.read_bytes().decode("utf-8-sig", "replace"))
+        return applied.file_changed(read_bytes(file, MOST_TEXT_BYTES).decode("utf-8-sig", "replace"))
     except OSError:
         return None
 

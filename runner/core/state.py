@@ -5,7 +5,6 @@ A state is a folder `state-<step>` with safetensors files, counters.json, and ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.atomic import make_folder, new_folder, remove, sweep, write_json
+from runner.files import file_digest
 from runner.formats.tensors import write_tensors
 from runner.records import DamagedRecord, read_record, write_record
 
@@ -56,7 +56,7 @@ def save_state(parent: Path, state: State) -> Path:
         for name, tensors in state.groups.items():
             write_tensors(staged / f"{name}.safetensors", tensors)
         write_json(staged / "counters.json", {"step": state.step, **state.counters})
-        digests = {file.name: _digest(file) for file in sorted(staged.iterdir())}
+        digests = {file.name: file_digest(file) for file in sorted(staged.iterdir())}
         write_record(staged / "manifest.json", {"version": STATE_VERSION, "step": state.step, "files": digests})
     for old in state_folders(parent)[:-KEPT_STATES]:
         remove(old)
@@ -96,16 +96,11 @@ def _load(folder: Path) -> State:
     for name, digest in manifest["files"].items():
         if Path(name).name != name:
             raise ValueError(f"its manifest names a file outside: {name}")
-        if _digest(folder / name) != digest:
+        if file_digest(folder / name) != digest:
             raise ValueError(f"{name} is not what was written")
     counters = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
     groups = {Path(name).stem: load_file(folder / name) for name in manifest["files"] if name.endswith(".safetensors")}
     return State(counters.pop("step"), groups, counters)
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

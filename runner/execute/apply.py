@@ -39,7 +39,7 @@ from runner.stages.train import TrainStage
 from runner.store.artifacts import read_selection
 from runner.store.lock import held
 from runner.store.lockfile import environment
-from runner.store.run_folder import clear_pin, read_drawn_seeds, write_drawn_seeds
+from runner.store.run_folder import SEEDS, clear_pin, read_drawn_seeds, write_drawn_seeds
 from runner.store.store import Store
 from runner.store.tidy import tidy
 from runner.store.training import TrainFolder
@@ -214,7 +214,7 @@ class Apply:
         if not missing:
             return
         seeds = read_drawn_seeds(self.prepared.output_dir)
-        seeds |= {index: secrets.randbelow(2**32) for index in missing if index not in seeds}
+        seeds |= {index: secrets.randbelow(SEEDS) for index in missing if index not in seeds}
         write_drawn_seeds(self.prepared.output_dir, seeds)
         from dataclasses import replace
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from runner.atomic import new_folder, remove
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
+from runner.files import file_digest
 from runner.formats.adapter_modules import Form, needs_base
 from runner.formats.adapter_names import DORA_NORM
 from runner.formats.adapter_write import Base, diffusers_state, kohya_state
@@ -24,7 +25,7 @@ from runner.networks.merge import merged
 from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
 from runner.records import said, sound_record, write_record
-from runner.stages.checkpoints import Checkpoints, file_digest
+from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.modules import build
 

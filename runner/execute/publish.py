@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner.atomic import copy_file, make_folder, remove, sweep, temporary_for, writing
 from runner.errors import RunFailed
+from runner.files import file_digest
 from runner.store.published import Published
 
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, None)
@@ -33,7 +33,7 @@ def place(source: Path, target: Path, mode: str, published: Published, output_di
         return Placed(target)
     _guard(source, target, published)
     make_folder(target.parent)
-    published.intended[str(target)] = _digest(source)
+    published.intended[str(target)] = file_digest(source)
     published.write(output_dir)
     note = None
     if mode == "symlink" and not _link(source, target):
@@ -71,7 +71,7 @@ def _guard(source: Path, target: Path, published: Published) -> None:
         return
     if target.is_symlink() and target.resolve() == source.resolve():
         return
-    if target.is_file() and _digest(target) in (_digest(source), published.intended.get(str(target))):
+    if target.is_file() and file_digest(target) in (file_digest(source), published.intended.get(str(target))):
         return
     raise RunFailed(
         f"{target} is there and was not written by this run; it is left as it is",
@@ -96,8 +96,3 @@ def _link(source: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from runner.errors import Diagnostic, InvalidConfig
+from runner.errors import Diagnostic, Invalid, InvalidConfig
 from runner.inputs import LEAST_FOR_ERROR, SelectInputs, TrainInputs
 from runner.plan.compile import Graph, compile_graph
 from runner.plan.history import (
@@ -23,7 +23,7 @@ from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
 from runner.store.artifacts import read_selection
 from runner.store.published import Published, view_is_current
-from runner.store.run_folder import read_pin, write_pin
+from runner.store.run_folder import PIN, read_pin, write_pin
 from runner.store.training import TrainFolder, longest_of, named_steps
 
 Symbol = Literal["+", "~", "-/+", "="]
@@ -366,6 +366,8 @@ class _Diff:
     def _manual(self, train: Action) -> None:
         """A checkpoint to choose that is not there, or will not be made. Raises `InvalidConfig`."""
         inputs = self.graph.select
+        if inputs.pinned is not None and not train.pending:
+            self._pinned(inputs.pinned["step"], inputs.pinned["weights"])
         if inputs.strategy != "manual" or inputs.pinned is not None or inputs.step in inputs.steps:
             return
         runtime = self.graph.runtime
@@ -381,6 +383,16 @@ class _Diff:
                 )
             ]
         )  # fmt: skip
+
+    def _pinned(self, step: int, weights: str) -> None:
+        """Raises `Invalid` for a choice by hand of what this training has not."""
+        inputs = self.graph.select
+        if step not in inputs.steps or (weights == "ema" and not inputs.ema):
+            raise Invalid(
+                f"{self.prepared.output_dir / PIN} chooses what this training has not: checkpoint {step} ({weights})",
+                hint="delete it, or choose again with `runner select --step`; "
+                f"checkpoints are at steps {', '.join(map(str, inputs.steps[-20:]))}",
+            )
 
     def _publish(self, select: Action) -> Action:
         targets = len(self.graph.publish.targets)

@@ -6,16 +6,15 @@ import gzip
 import hashlib
 import json
 import shlex
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.atomic import copy_file, write_bytes
+from runner.atomic import copy_file, remove, write_bytes
 from runner.dataset.encodings import TrainItem
 from runner.plan.prepare import Prepared
-from runner.records import sound_record
+from runner.records import read_packed, sound_record
 from runner.store.gc import keys_files
 from runner.store.store import RUN, Store
 from schemas import RunConfig
@@ -46,10 +45,10 @@ class Applied:
 
     def items(self) -> dict[str, list[str]]:
         """Name → [picture's digest, caption's hash]."""
+        content = read_packed(self.items_file) or {}
         try:
-            content = json.loads(gzip.decompress(self.items_file.read_bytes()))
-            return {str(name): [str(picture), str(caption)] for name, (picture, caption) in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
+            return {name: [str(picture), str(caption)] for name, (picture, caption) in content.items()}
+        except (ValueError, TypeError):
             return {}
 
 
@@ -85,11 +84,25 @@ def remember(prepared: Prepared, content: dict[str, Any], keys: dict[str, list[s
                 copy_file(applied_keys, shown_keys)
     write_bytes(file.with_suffix(".items.gz"), gzip.compress(json.dumps(items).encode(), 3, mtime=0))
     write_bytes(applied_keys, gzip.compress(json.dumps(keys).encode(), 3, mtime=0))
-    source = {"settings": list(prepared.source.overrides.values()), "file_digest": text_digest(prepared.source.text)}
-    own = {"config": flat_config(prepared.config), "weights": prepared.weights, "complete": complete, "shown": shown}
-    store.register(output, {**content, **source, **own})
+    store.register(output, {**content, **_given(prepared), "complete": complete, "shown": shown})
     if complete:
-        shown_keys.unlink(missing_ok=True)
+        remove(shown_keys)
+
+
+def remember_given(prepared: Prepared) -> None:
+    """After an apply that had nothing to do: what was given this time is what the run was last applied with."""
+    store, output = prepared.store, prepared.output_dir
+    before = last_applied(store, output)
+    if before is not None and {**before.record, **_given(prepared)} != before.record:
+        store.register(output, {**before.record, **_given(prepared)})
+
+
+def _given(prepared: Prepared) -> dict[str, Any]:
+    """run.toml, --set, and the files they name, as of this apply."""
+    return {
+        "settings": list(prepared.source.overrides.values()), "file_digest": text_digest(prepared.source.text),
+        "config": flat_config(prepared.config), "weights": prepared.weights,
+    }  # fmt: skip
 
 
 def _caption_hash(item: TrainItem) -> str:

@@ -5,7 +5,6 @@ Each carries a manifest.json with the digests of its files, which are held again
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from runner.atomic import new_folder, remove
 from runner.errors import RunFailed
+from runner.files import file_digest
 from runner.formats.headers import read_safetensors_header
 from runner.formats.tensors import read_tensors, write_tensors
 from runner.records import DamagedRecord, write_record
@@ -29,12 +29,6 @@ class DamagedCheckpoint(RunFailed):
             f"the checkpoint of step {step} is damaged: {file}: {reason}", hint="`runner apply` trains it again"
         )
         self.step = step
-
-
-def file_digest(file: Path) -> str:
-    """A file's sha256."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Checkpoints:

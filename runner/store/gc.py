@@ -5,13 +5,11 @@ Both functions run under `runner.store.lock.alone`: what a run that is going on 
 
 from __future__ import annotations
 
-import gzip
-import json
-import shutil
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.atomic import remove
+from runner.records import read_packed
 from runner.store.index import ASIDE
 from runner.store.published import Published
 from runner.store.store import EXTENSIONS, Store
@@ -19,7 +17,7 @@ from runner.store.store import EXTENSIONS, Store
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder that can go."""
+    """A file, link or folder that can go."""
 
     kind: str
     path: Path
@@ -82,7 +80,7 @@ def collect_garbage(store: Store) -> Garbage:
     for kind in EXTENSIONS:
         for path in (store.root / "items" / kind).glob("*/*"):
             if path.stem not in needed[kind] or path.suffix != EXTENSIONS[kind]:
-                garbage.entries.append(Entry(f"items: {kind}", path, path.stat().st_size))
+                garbage.entries.append(Entry(f"items: {kind}", path, _size(path)))
     for part in ("artifacts", "work"):
         for folder in sorted((store.root / part).glob("*/*")):
             if folder not in kept:
@@ -99,14 +97,12 @@ def collect_garbage(store: Store) -> Garbage:
 def delete_garbage(store: Store, garbage: Garbage) -> None:
     """Deletes it."""
     for entry in garbage.entries:
-        if entry.path.is_dir():
-            shutil.rmtree(entry.path)
-        else:
-            entry.path.unlink(missing_ok=True)
+        remove(entry.path)
+        if entry.kind.startswith("items: "):
             store.index.remove_item(entry.kind.removeprefix("items: "), entry.path.stem)
     for file in garbage.gone_runs:
         for path in (file, file.with_suffix(".items.gz"), *keys_files(file)):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _keys(file: Path) -> dict[str, list[str]] | None:
@@ -114,12 +110,11 @@ def _keys(file: Path) -> dict[str, list[str]] | None:
     found: dict[str, list[str]] = {}
     applied, shown = keys_files(file)
     for place in (applied, shown) if shown.exists() else (applied,):
-        try:
-            content = json.loads(gzip.decompress(place.read_bytes()))
-            for kind, keys in content.items():
-                found.setdefault(str(kind), []).extend(str(key) for key in keys)
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, zlib.error):
+        content = read_packed(place)
+        if content is None or not all(isinstance(keys, list) for keys in content.values()):
             return None
+        for kind, keys in content.items():
+            found.setdefault(kind, []).extend(str(key) for key in keys)
     return found
 
 
@@ -129,10 +124,13 @@ def _linked_exports(store: Store, published: Published) -> set[str]:
     root = store.root / "exports"
     for _, _, source in published.files.values():
         path = Path(source)
-        if path.is_relative_to(root):
+        if root in path.parents:
             found.add(path.relative_to(root).parts[0])
     return found
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(entry: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links count by themselves."""
+    if entry.is_dir() and not entry.is_symlink():
+        return sum(path.lstat().st_size for path in entry.rglob("*") if path.is_symlink() or path.is_file())
+    return entry.lstat().st_size

@@ -7,7 +7,6 @@ It is a cache: a damaged one is set aside and made anew from the files of the st
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -21,6 +20,7 @@ from filelock import FileLock
 
 from runner.atomic import make_folder, remove, rename
 from runner.errors import RunFailed
+from runner.files import file_digest
 from runner.records import said
 
 SCHEMA_VERSION = 3
@@ -231,8 +231,7 @@ class Index:
         known = self.known_digest(path)
         if known is None:
             stat = path.stat()
-            with open(path, "rb") as stream:
-                known = hashlib.file_digest(stream, "sha256").hexdigest()
+            known = file_digest(path)
             self.put_files(str(path.parent), [(path.name, stamp(stat), FileContent(known))])
         return known
 

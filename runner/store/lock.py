@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from runner.atomic import make_folder, writing
 from runner.errors import Held
+from runner.files import MOST_TEXT_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from runner.store.store import Store
@@ -102,7 +103,8 @@ def is_held(file: Path, seconds: float = 0) -> bool:
         return False
     lock = FileLock(file, timeout=seconds)
     try:
-        lock.acquire()
+        with writing(file):
+            lock.acquire()
     except Timeout:
         return True
     lock.release()
@@ -112,7 +114,7 @@ def is_held(file: Path, seconds: float = 0) -> bool:
 def _holder(note: Path) -> tuple[str | None, str]:
     """(what is held, by whom)."""
     try:
-        holder = json.loads(note.read_text(encoding="utf-8"))
+        holder = json.loads(read_bytes(note, MOST_TEXT_BYTES))
         return holder.get("what"), f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, "another process"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.files import name_problem
 from runner.records import DamagedRecord, read_record, write_record
 
 FILE = ".published.json"
@@ -42,9 +43,11 @@ class Published:
                 for path, (size, time, made) in content["files"].items()
             }
             intended = {_absolute(path, output_dir): str(digest) for path, digest in content["intended"].items()}
-            return cls(content["fingerprint"], files, intended)
-        except (DamagedRecord, ValueError, TypeError):
+        except (DamagedRecord, ValueError, TypeError, OverflowError):
             return None
+        if any(name_problem(path) is not None for path in (*files, *intended)):
+            return None
+        return cls(content["fingerprint"], files, intended)
 
     def write(self, output_dir: Path) -> None:
         files = {

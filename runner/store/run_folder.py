@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
 from runner.atomic import link_or_copy, remove
 from runner.errors import Invalid
-from runner.records import DamagedRecord, read_record, write_record
+from runner.records import DamagedRecord, Maybe, read_record, write_record
 from runner.store.store import Store
 
 
@@ -48,12 +49,18 @@ def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: st
 
 
 PIN = "pin.json"
-SEEDS = "seeds.json"
+DRAWN = "seeds.json"
+SEEDS = 2**32
+"""A drawn seed is below that."""
 
 
 def read_pin(output_dir: Path) -> dict[str, Any] | None:
     """The checkpoint that was chosen by hand with `runner select --step`."""
-    return _read(output_dir / PIN, {"step": int, "weights": str}, "choose again with `runner select --step`")
+    file, way_out = output_dir / PIN, "choose again with `runner select --step`"
+    pin = _read(file, {"step": int, "weights": str, "train": Maybe(str)}, way_out)
+    if pin is not None and (pin["step"] < 1 or pin["weights"] not in ("raw", "ema")):
+        raise _damaged(file, "no checkpoint is called so", way_out)
+    return pin
 
 
 def write_pin(output_dir: Path, step: int, weights: str, train: str) -> None:
@@ -67,17 +74,17 @@ def clear_pin(output_dir: Path) -> None:
 
 def read_drawn_seeds(output_dir: Path) -> dict[int, int]:
     """Prompt index → the seed that was drawn for a prompt with seed = -1."""
-    file, way_out = output_dir / SEEDS, "new seeds are drawn at the next apply"
+    file, way_out = output_dir / DRAWN, "new seeds are drawn at the next apply"
     content = _read(file, {"seeds": dict}, way_out) or {"seeds": {}}
-    try:
-        return {int(index): int(seed) for index, seed in content["seeds"].items()}
-    except (ValueError, TypeError):
-        raise _damaged(file, "its seeds are no numbers", way_out) from None
+    for index, seed in content["seeds"].items():
+        if not (index.isascii() and index.isdigit() and len(index) < 9 and type(seed) is int and 0 <= seed < SEEDS):
+            raise _damaged(file, "its seeds are no numbers", way_out)
+    return {int(index): seed for index, seed in content["seeds"].items()}
 
 
 def write_drawn_seeds(output_dir: Path, seeds: dict[int, int]) -> None:
     write_record(
-        output_dir / SEEDS, {"version": 1, "seeds": {str(index): seed for index, seed in sorted(seeds.items())}}
+        output_dir / DRAWN, {"version": 1, "seeds": {str(index): seed for index, seed in sorted(seeds.items())}}
     )
 
 
@@ -104,7 +111,11 @@ def free_name(path: Path, content: bytes) -> Path:
     """`path`, or with a number behind it where another picture has that name."""
     number = 1
     candidate = path
-    while candidate.exists() and candidate.read_bytes() != content:
+    while os.path.lexists(candidate) and not _holds(candidate, content):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content

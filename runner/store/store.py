@@ -12,7 +12,8 @@ from typing import Any
 
 from runner.atomic import TEMPORARY, CannotWrite, remove, sweep_tree
 from runner.errors import RunFailed
-from runner.records import DamagedRecord, read_record, said, write_record
+from runner.files import name_problem
+from runner.records import DamagedRecord, Maybe, read_record, said, write_record
 from runner.store.index import Index
 
 ENVIRONMENT = "RUNNER_STORE"
@@ -26,7 +27,10 @@ EXTENSIONS = {
     "scores": ".json",
 }
 
-RUN = {"file": str, "output_dir": str, "name": str, "fingerprints": {str: str}}
+RUN = {
+    "file": str, "output_dir": str, "name": str, "fingerprints": {str: str}, "shown": Maybe({str: str}), "steps": Maybe(int),
+    "complete": Maybe(bool), "settings": Maybe([str]),
+}  # fmt: skip
 """What a run's record must have."""
 
 
@@ -141,8 +145,14 @@ class Store:
             except DamagedRecord as error:
                 damaged.append(error)
                 continue
-            if record is not None:
+            if record is None:
+                continue
+            problems = {name: name_problem(str(self.path_of(record[name]))) for name in ("file", "output_dir")}
+            wrong = next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)
+            if wrong is None:
                 found.append((file, record))
+            else:
+                damaged.append(DamagedRecord(file, wrong))
         return found, damaged
 
 
