@@ -80,7 +80,7 @@ def write_folder_model(folder: Path, family: str) -> None:
     import torch
 
     from runner.families.parts.files import CONFIGS, read_json
-    from runner.families.parts.load import make_module
+    from runner.families.parts.modules import make_module
     from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
     from runner.families.sd3.spec import FINDER as SD3
 
@@ -89,7 +89,7 @@ def write_folder_model(folder: Path, family: str) -> None:
     for part in finder.parts:
         if part.name == "text_encoder_3":
             continue
-        module: Any = make_module(part.cls, read_json(finder.shipped / part.folder / "config.json"))
+        module: Any = make_module(part.module, read_json(finder.shipped / part.folder / "config.json"))
         module.to(torch.float32 if family == "sd15" else torch.bfloat16).save_pretrained(folder / part.folder)
     for name in ("scheduler", "model_index.json"):
         source = CONFIGS / family / name

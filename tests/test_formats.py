@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from runner.errors import Invalid, RunFailed
 from runner.families.contract import LoadOptions
-from runner.families.parts.checkpoint import Part, match_part
+from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.layers import count, original_parameters, parameters
-from runner.families.parts.load import make_module
+from runner.families.parts.modules import make_module
+from runner.families.parts.part import Part
 from runner.families.registry import family
 from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
 from runner.families.sd3.spec import FINDER as SD3_FINDER
@@ -53,11 +54,11 @@ def test_the_described_layers_are_those_of_the_classes(name: str, part: Part, si
         family(name).tiny(tmp_path)
     config = shipped(name, part) if size == "full" else read_json(tmp_path / part.folder / "config.json")
     with torch.device("meta"):
-        module = make_module(part.cls, config)
+        module = make_module(part.module, config)
     left_out = ("position_ids", "encoder.embed_tokens.weight")
     own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items() if not key.endswith(left_out)}
-    assert parameters(part.layers(config)) == own
-    assert count(part.layers(config)) == sum(parameter.numel() for parameter in module.parameters())
+    assert parameters(part.module.layers(config)) == own
+    assert count(part.module.layers(config)) == sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", KEY_LISTS)
@@ -66,7 +67,7 @@ def test_original_names_are_those_of_the_real_checkpoint(name: str) -> None:
     real = {key: tuple(shape) for key, shape in listed.items() if not key.endswith(EXTRAS)}
     ours: dict[str, tuple[int, ...]] = {}
     for part in FINDERS[name].parts:
-        ours |= original_parameters((part.saved.layers or part.layers)(shipped(name, part)), part.saved.prefix)
+        ours |= original_parameters((part.saved.layers or part.module.layers)(shipped(name, part)), part.saved.prefix)
     assert ours == real
 
 
@@ -428,7 +429,7 @@ def test_full_size_keys_fit_the_modules_strictly(tmp_path: Path, name: str) -> N
         match = match_part(part, config, header.tensors)
         assert match.problem is None
         with torch.device("meta"):
-            module = make_module(part.cls, config)
+            module = make_module(part.module, config)
             state = module.state_dict()
             for key, origin in match.keys.items():
                 tensor = from_origin(torch.empty(header.tensors[origin.key][1]), origin)

@@ -15,7 +15,6 @@ from runner.families.registry import family
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context
-from runner.stages.encode import tile
 from runner.stages.modules import build
 from runner.stages.pictures import decode, encode_prompts, make_latents
 from schemas.walk import all_keys
@@ -189,7 +188,7 @@ def made(run: Prepared) -> Tensor:
     trained = build(context, graph.train, None)
     latents = make_latents(context, trained.modules["denoiser"], prompts[0], encoded)
     vae = context.load("vae")
-    tile(vae, graph.sample.tile_size, graph.runtime.sample_chunk)
+    bundle.tile(vae, graph.sample.tile_size, graph.runtime.sample_chunk)
     return decode(context, vae, latents, prompts[0])
 
 

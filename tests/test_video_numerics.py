@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,12 +20,16 @@ from runner.dataset.sections import OneFrame, count_sections, frames_of, section
 from runner.diffusion.unipc import sample, sigmas
 from runner.families.framepack.architecture import framepack_layers
 from runner.families.framepack.sampling import blended, rescaled
+from runner.families.framepack.spec import TRANSFORMER as FRAMEPACK_TRANSFORMER
 from runner.families.hunyuan_video.architecture import hunyuan_layers
+from runner.families.hunyuan_video.spec import TRANSFORMER
+from runner.families.parts.classes import AUTOENCODER_KL_HUNYUAN_VIDEO
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.layers import original_parameters, parameters
-from runner.families.parts.load import make_module
+from runner.families.parts.modules import make_module
+from runner.families.parts.part import ModuleClass
 from runner.families.parts.video_autoencoder import video_vae_layers
-from runner.stages.encode import tile
+from runner.families.parts.video_vae import tile
 from tests.support import DATA, ROOT
 
 
@@ -87,19 +90,21 @@ def test_key_lists_of_the_published_files() -> None:
     assert parameters(video_vae_layers(vae)) == shapes("hunyuan_vae_keys")
 
 
-CLASSES: list[tuple[str, str, str, Callable[[Any], list[Any]]]] = [
-    ("framepack", "transformer", "HunyuanVideoFramepackTransformer3DModel", framepack_layers),
-    ("hunyuan_video", "transformer", "HunyuanVideoTransformer3DModel", hunyuan_layers),
-    ("hunyuan_video", "vae", "AutoencoderKLHunyuanVideo", video_vae_layers),
+CLASSES = [
+    ("framepack", "transformer", FRAMEPACK_TRANSFORMER),
+    ("hunyuan_video", "transformer", TRANSFORMER),
+    ("hunyuan_video", "vae", AUTOENCODER_KL_HUNYUAN_VIDEO),
 ]
 
 
-@pytest.mark.parametrize(("family", "part", "cls", "layers"), CLASSES, ids=[f"{case[0]} {case[1]}" for case in CLASSES])
-def test_layers_are_those_of_the_classes(family: str, part: str, cls: str, layers: Callable[[Any], list[Any]]) -> None:
+@pytest.mark.parametrize(("family", "part", "kind"), CLASSES, ids=[f"{case[0]} {case[1]}" for case in CLASSES])
+def test_layers_are_those_of_the_classes(family: str, part: str, kind: ModuleClass) -> None:
     config = json.loads((CONFIGS / family / part / "config.json").read_text())
     with torch.device("meta"):
-        module = make_module(cls, config)
-    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == parameters(layers(config))
+        module = make_module(kind, config)
+    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == parameters(
+        kind.layers(config)
+    )
 
 
 def test_sections_are_those_of_the_published_program() -> None:
@@ -237,6 +242,6 @@ def test_the_autoencoder_is_that_of_diffusers_as_a_whole(tmp_path: Any) -> None:
         torch.testing.assert_close(ours.encode(pixels).latent_dist.mode(), latents, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.decode(latents).sample, decoded, rtol=1e-5, atol=1e-5)
         theirs.enable_tiling(32, 32, None, 24, 24)
-        tile(ours, 32)
+        tile(ours, 32, None)
         torch.testing.assert_close(ours.decode(latents).sample, theirs.decode(latents).sample, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(theirs.decode(latents).sample, decoded, atol=1e-4), "tiles are used"

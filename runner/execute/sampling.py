@@ -25,7 +25,7 @@ from runner.networks.merge import merge_into
 from runner.plan.diff import current_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
-from runner.stages.encode import load_text_encoders, tile
+from runner.stages.encode import load_text_encoders
 from runner.stages.modules import Trained, build, swap_blocks
 from runner.stages.pictures import decode, encode_prompts, load_picture_parts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
@@ -118,7 +118,7 @@ class Sampling:
             self.vae = self.parts["vae"]
         if self.vae is None:
             self.vae = self.context.load("vae")
-            tile(self.vae, self.graph.sample.tile_size, self.context.runtime.sample_chunk)
+            self.context.family.tile(self.vae, self.graph.sample.tile_size, self.context.runtime.sample_chunk)
         pixels = decode(self.context, self.vae, latent, prompt)
         if pixels.dim() == 4 and self.output in ("images", "latent_images"):
             for number, frame in enumerate(pixels.unbind(1)):

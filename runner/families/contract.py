@@ -64,6 +64,9 @@ class Family:
     """A family's functions.
 
     load(model, component, options) → the module, in eval mode, without gradients.
+    recompute(component, module) has its repeated blocks computed anew in the backward pass (gradient checkpointing).
+    tile(vae, side, strip) has it work in overlapping tiles of `side` pixels, and compute convolutions over time in strips of
+        that width; None: in whole.
     load_tokenizers(model) → text encoder → its tokenizer.
     encode_images(vae, pixels [B, 3, H, W] in -1..1, generators or None for the mode) → latents [B, C, h, w] in model space.
     encode_texts(encoders, tokenizers, texts, numerics, weighting) → conditioning of the texts; encoders by component.
@@ -86,6 +89,8 @@ class Family:
 
     spec: FamilySpec
     load: Callable[[Model, str, LoadOptions], nn.Module]
+    recompute: Callable[[str, nn.Module], None]
+    tile: Callable[[nn.Module, int | None, int | None], None]
     load_tokenizers: Callable[[Model], Mapping[str, Any]]
     encode_images: Callable[[nn.Module, Tensor, Sequence[torch.Generator] | None], Tensor]
     encode_texts: Callable[..., Conditioning]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from runner.core.chunked import chunk_convolutions
 from runner.core.precision import DTYPES
 from runner.core.rng import generator
 from runner.data.images import PictureRequest
@@ -16,19 +14,6 @@ from runner.inputs import LatentEncoder
 from runner.stages.context import Context
 
 Encoding = dict[str, Tensor]
-
-
-def tile(vae: Any, size: int | None, chunk: int | None = None) -> None:
-    """Has an autoencoder work in overlapping tiles of `size` pixels on a side; None: on whole pictures. `chunk`: width of
-    the strips in which one of videos computes its convolutions."""
-    if chunk is not None:
-        chunk_convolutions(vae, chunk)
-    if size is not None and hasattr(vae, "tile_sample_min_height"):
-        vae.enable_tiling(size, size, None, size * 3 // 4, size * 3 // 4)
-    elif size is not None:
-        vae.enable_tiling()
-        vae.tile_sample_min_size = size
-        vae.tile_latent_min_size = size // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def load_text_encoders(context: Context, modules: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
@@ -43,7 +28,7 @@ class LatentEncoding:
     def __init__(self, context: Context, encoder: LatentEncoder) -> None:
         self.context, self.settings = context, encoder
         self.modules = {name: context.load(name) for name in context.family.picture_parts}
-        tile(self.modules["vae"], encoder.tile_size, context.runtime.vae_chunk_size)
+        context.family.tile(self.modules["vae"], encoder.tile_size, context.runtime.vae_chunk_size)
         self.stored = DTYPES[encoder.stored_dtype]
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from runner.diffusion.samplers import make_scheduler, sample
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning
 from runner.stages.context import Context
-from runner.stages.encode import Encoding, TextEncoding, tile
+from runner.stages.encode import Encoding, TextEncoding
 from runner.store.samples import poster_of
 
 
@@ -66,7 +66,7 @@ def load_picture_parts(context: Context) -> dict[str, nn.Module]:
     if context.family.made is None:
         return {}
     modules = {name: context.load(name) for name in context.family.picture_parts}
-    tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
+    context.family.tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
     return modules
 
 

@@ -8,7 +8,6 @@ from runner.atomic import write_bytes
 from runner.config.ready import ReadyPrompt
 from runner.inputs import SampleInputs
 from runner.stages.context import Context
-from runner.stages.encode import tile
 from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media
 from runner.store.run_folder import show_sample
 from runner.store.samples import is_sound
@@ -53,7 +52,7 @@ class Previews:
             encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
         vae = self.context.load("vae")
-        tile(vae, self.inputs.tile_size, self.context.runtime.sample_chunk)
+        self.context.family.tile(vae, self.inputs.tile_size, self.context.runtime.sample_chunk)
         for prompt, latent in zip(missing, latents, strict=True):
             made = media(decode(self.context, vae, latent, prompt), prompt, label_of(step, weights))
             key = self.inputs.key(prompt, step, weights)

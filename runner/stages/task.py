@@ -40,11 +40,8 @@ class DiffusionTask:
         self.text_trains = any(name in trained.modules for name in context.runtime.model.text_encoders)
         denoiser: Any = trained.modules["denoiser"]
         if context.runtime.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-            for name in context.runtime.model.text_encoders:
-                if name in trained.modules:
-                    encoder: Any = trained.modules[name]
-                    encoder.gradient_checkpointing_enable()
+            for name, module in trained.modules.items():
+                context.family.recompute(name, module)
         runtime = context.runtime
         blocks = [denoiser.get_submodule(name) for name in context.family.spec.blocks(runtime.model)]
         self.compiling: set[tuple[int, ...]] | None = set() if runtime.compile else None

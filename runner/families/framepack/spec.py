@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.dataset.clips import ClipRule
 from runner.families.framepack.architecture import framepack_layers
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
-from runner.families.hunyuan_video.memory import forward, saved
+from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.hunyuan_video.spec import (
     CLIP,
     LLAMA,
@@ -23,25 +23,31 @@ from runner.families.hunyuan_video.spec import (
     text_limit,
     video_model,
 )
-from runner.families.parts.checkpoint import Finder, Naming, Part
+from runner.families.parts.checkpoint import Finder
+from runner.families.parts.classes import SIGLIP_VISION
 from runner.families.parts.files import CHECKPOINT, CONFIGS
-from runner.families.parts.llama import siglip_layers
 from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
 WINDOW = 9
+TRANSFORMER = ModuleClass(
+    "HunyuanVideoFramepackTransformer3DModel", framepack_layers,
+    source="runner.families.framepack.transformer:FramepackTransformer",
+    attention="runner.families.parts.attention:two_stream_attention",
+)  # fmt: skip
 FINDER = Finder(
     "framepack", "FramePack", CONFIGS / "framepack",
     (
         Part(
-            "denoiser", "transformer", "HunyuanVideoFramepackTransformer3DModel", framepack_layers, (PLAIN, Naming("")),
+            "denoiser", "transformer", TRANSFORMER, (PLAIN, Naming("")),
             block=re.compile(BLOCK), wide=WIDE,
         ),
         VAE, LLAMA, CLIP,
         Part(
-            "image_encoder", "image_encoder", "SiglipVisionModel", siglip_layers,
+            "image_encoder", "image_encoder", SIGLIP_VISION,
             (Naming("vision_model.", "diffusers"), PLAIN), ("model", "image_encoder"),
         ),
     ),
@@ -97,7 +103,7 @@ FRAMEPACK = FamilySpec(
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(framepack_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)),
+    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering)),
     blocks=FINDER.blocks,
     samplers=("unipc",),
     token_lengths=(TEXT_TOKENS,),

@@ -61,6 +61,17 @@ def _positions(layer: Layer, use: Use) -> int:
     return picture + text if name.startswith("single_") else picture
 
 
+def widest(layers: list[Layer], use: Use) -> float:
+    """The MLP's inside; modulations have one row an item."""
+    inner = max(layer.outputs for layer in layers if layer.name.endswith((".net.0.proj", ".proj_mlp")))
+    return float(inner * use.batch * (use.area // PATCH_AREA + use.tokens))
+
+
+def entering(first: Layer, use: Use) -> float:
+    """Both streams' tokens."""
+    return float(use.width * use.batch * (use.area // PATCH_AREA + use.tokens))
+
+
 def forward(layers: list[Layer], use: Use) -> float:
     """A denoising step without gradients: the tensors around one block."""
     return LIVE_FORWARD * use.width * use.batch * (use.area // PATCH_AREA + use.tokens) * use.number

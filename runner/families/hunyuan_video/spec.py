@@ -10,39 +10,43 @@ from typing import Any
 
 from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
-from runner.families.hunyuan_video.memory import forward, saved
+from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.locate import KeyPath
-from runner.families.parts.checkpoint import Finder, Naming, Part
-from runner.families.parts.clip import clip_layers
+from runner.families.parts import classes
+from runner.families.parts.checkpoint import Finder
+from runner.families.parts.classes import AUTOENCODER_KL_HUNYUAN_VIDEO, CLIP_TEXT
 from runner.families.parts.files import CHECKPOINT, CONFIGS
-from runner.families.parts.llama import llama_layers
 from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.parts.video_autoencoder import video_vae_layers
 from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
 from schemas import RunConfig
 
 PLAIN = Naming("", "diffusers")
 VAE = Part(
-    "vae", "vae", "AutoencoderKLHunyuanVideo", video_vae_layers, (PLAIN, Naming("vae.", "diffusers")), ("model", "vae"),
+    "vae", "vae", AUTOENCODER_KL_HUNYUAN_VIDEO, (PLAIN, Naming("vae.", "diffusers")), ("model", "vae"),
 )  # fmt: skip
 LLAMA = Part(
-    "text_encoder_1", "text_encoder", "LlamaModel", llama_layers,
+    "text_encoder_1", "text_encoder", classes.LLAMA,
     (PLAIN, Naming("model.", "diffusers"), Naming("language_model.model.", "diffusers")), ("model", "text_encoder_1"),
     block=re.compile(r"^(layers\.\d+)\."),
 )  # fmt: skip
 CLIP = Part(
-    "text_encoder_2", "text_encoder_2", "CLIPTextModel", clip_layers,
+    "text_encoder_2", "text_encoder_2", CLIP_TEXT,
     (PLAIN, Naming("text_model.", "diffusers")), ("model", "text_encoder_2"),
 )  # fmt: skip
 WIDE = re.compile(r"\.norm")
 """Modulations: small, and they decide much."""
+TRANSFORMER = ModuleClass(
+    "HunyuanVideoTransformer3DModel", hunyuan_layers,
+    source="runner.families.hunyuan_video.transformer:HunyuanVideoTransformer",
+    attention="runner.families.parts.attention:two_stream_attention",
+)  # fmt: skip
 FINDER = Finder(
     "hunyuan_video", "HunyuanVideo", CONFIGS / "hunyuan_video",
     (
         Part(
-            "denoiser", "transformer", "HunyuanVideoTransformer3DModel", hunyuan_layers,
-            (PLAIN, Naming(""), Naming("model.model."), Naming("model.diffusion_model.")),
+            "denoiser", "transformer", TRANSFORMER, (PLAIN, Naming(""), Naming("model.model."), Naming("model.diffusion_model.")),
             block=re.compile(BLOCK), wide=WIDE,
         ),
         VAE, LLAMA, CLIP,
@@ -176,7 +180,7 @@ HUNYUAN_VIDEO = FamilySpec(
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(hunyuan_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)),
+    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering)),
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(TEXT_TOKENS,),

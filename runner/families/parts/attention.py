@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models import attention_processor as kinds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,19 +110,37 @@ def set_attention(model: Any, how: Attention) -> None:
             block.attn.set_processor(JointAttention(how))
 
 
-def plain_attention(module: nn.Module) -> None:
-    """Has every attention of a model of diffusers or transformers compute the plain formula, never PyTorch's kernel."""
-    from diffusers.models import attention_processor as kinds
-    from transformers import PreTrainedModel
-
-    if isinstance(module, PreTrainedModel):
+def transformers_attention(module: Any, how: Attention) -> None:
+    """`ModuleClass.attention` of a class of transformers."""
+    if how.eager:
         module.set_attn_implementation("eager")
-        return
+
+
+def diffusers_attention(module: nn.Module, how: Attention) -> None:
+    """`ModuleClass.attention` of a class of diffusers whose attention is of one kind."""
+    if how.eager:
+        _plain(module, kinds.AttnProcessor2_0, kinds.AttnProcessor())
+
+
+def joint_attention(module: nn.Module, how: Attention) -> None:
+    """The same of Stable Diffusion 3's transformer."""
+    if how.eager:
+        _plain(module, kinds.JointAttnProcessor2_0, JointAttention(how))
+
+
+def two_stream_attention(module: nn.Module, how: Attention) -> None:
+    """The same of HunyuanVideo's and FramePack's transformer. A token refiner's masks are bool, which diffusers' plain
+    processor does not take."""
+    set_attention(module, how)
+    if how.eager:
+        _plain(module, kinds.AttnProcessor2_0, JointAttention(Attention(eager=True)))
+
+
+def _plain(module: nn.Module, fast: type, plain: Any) -> None:
+    """Puts the plain formula in the place of PyTorch's kernel. Every attention must be of a kind that has one."""
     for name, part in module.named_modules():
-        processor = getattr(part, "processor", None)
-        wraps = isinstance(processor, kinds.AttnProcessor2_0)
-        # A token refiner's masks are bool, which diffusers' plain processor does not take.
-        if isinstance(processor, kinds.JointAttnProcessor2_0) or (wraps and ".token_refiner." in name):
-            part.set_processor(JointAttention(Attention(eager=True)))
-        elif wraps:
-            part.set_processor(kinds.AttnProcessor())
+        processor: Any = getattr(part, "processor", None)
+        if isinstance(processor, fast):
+            part.set_processor(plain)
+        elif processor is not None and not isinstance(processor, (kinds.AttnProcessor, JointAttention)):
+            raise TypeError(f"{name}: nothing says how {type(processor).__name__} computes the plain formula")

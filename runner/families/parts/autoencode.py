@@ -28,3 +28,11 @@ def decode_latents(vae: Any, latents: Tensor) -> Tensor:
         (latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)).to(dtype)
     ).sample
     return pixels
+
+
+def tile(vae: Any, side: int | None, strip: int | None) -> None:
+    """Has it work in overlapping tiles of `side` pixels; None: on whole pictures. It has nothing that strips would cut."""
+    if side is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = side
+        vae.tile_latent_min_size = side // 2 ** (len(vae.config.block_out_channels) - 1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from runner.families.contract import Family, LoadOptions
 from runner.families.parts.autoencode import decode_latents, encode_images
-from runner.families.parts.checkpoint import Finder, Naming
+from runner.families.parts.checkpoint import Finder
 from runner.families.parts.load import load_part
+from runner.families.parts.part import Naming, code
 from runner.families.parts.save import States, original_component, save_pipeline, single_file
 from runner.families.spec import FamilySpec, Model
 
@@ -26,6 +27,15 @@ def bundle(
     def load(model: Model, name: str, options: LoadOptions) -> nn.Module:
         return load_part(parts[name], model, options)
 
+    def recompute(name: str, module: nn.Module) -> None:
+        code(parts[name].module.recompute)(module)
+
+    def tile(vae: nn.Module, side: int | None, strip: int | None) -> None:
+        kind = parts["vae"].module
+        if side is not None or strip is not None:
+            assert kind.tile is not None, f"nothing says how {kind.name} works in tiles"
+            code(kind.tile)(vae, side, strip)
+
     def save(folder: Path, model: Model, states: States, prediction_type: str, zero_terminal_snr: bool) -> None:
         save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type, zero_terminal_snr)
 
@@ -36,6 +46,8 @@ def bundle(
     return Family(
         spec=spec,
         load=load,
+        recompute=recompute,
+        tile=tile,
         load_tokenizers=load_tokenizers,
         encode_texts=encode_texts,
         process=process,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,61 +13,13 @@ from runner.families.locate import KeyPath, child_folder, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
 from runner.families.parts.identify import identify
 from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
 from runner.families.parts.tokenizer_fit import kind_of, misfit
 from runner.families.spec import Component, Model, ModelProblem
 from runner.files import parsing
 from schemas import RunConfig
-
-_DEPRECATED_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the autoencoder's attention layers in files written before diffusers 0.18."""
-
-
-@dataclass(frozen=True)
-class Naming:
-    """A way that files name a component: behind `prefix`, in the module's own names or in the original ones."""
-
-    prefix: str
-    layout: Literal["diffusers", "original"] = "original"
-    layers: Layers | None = None
-    """Layers with other original names than the part's own."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A component of a family: its folder in a diffusers directory, its class, its layers and its namings.
-
-    The first naming of layout "original" is the one that single files are written in.
-    """
-
-    name: str
-    folder: str
-    cls: str
-    layers: Layers
-    namings: tuple[Naming, ...]
-    key: KeyPath | None = None
-    """The key of run.toml that names another file for it."""
-    optional: bool = False
-    block: re.Pattern[str] = re.compile(r"(encoder\.(layers|block)\.\d+)\.")
-    """What the name of a layer inside one of its repeated blocks begins with; the first group is the block's."""
-
-    wide: re.Pattern[str] | None = None
-    """Linear layers inside the blocks that quantization leaves as they are."""
-
-    def packs(self, layer: str) -> bool:
-        """Whether quantization packs a linear layer."""
-        return self.block_of(layer) is not None and not (self.wide and self.wide.search(layer))
-
-    def block_of(self, layer: str) -> str | None:
-        """The repeated block that a layer is in, by name; blocks are quantized, checkpointed, swapped and compiled."""
-        match = self.block.search(layer)
-        return match.group(1) if match is not None else None
-
-    @property
-    def saved(self) -> Naming | None:
-        """How single files are written; None: they do not hold this part."""
-        return next((naming for naming in self.namings if naming.layout == "original"), None)
 
 
 @dataclass(frozen=True)
@@ -93,20 +44,25 @@ class Match:
 
 def match_part(part: Part, config: Mapping[str, Any], found: Mapping[str, tuple[str, Shape]]) -> Match:
     """The naming that fits best, of those that files of this component use."""
-    names = {_modern_name(key): key for key in found}
-    candidates = [_match(naming, _layers(naming.layers or part.layers, _frozen(config)), found, names) for naming in part.namings]  # fmt: skip
+    kind = part.module
+    names = {_modern_name(key, kind): key for key in found}
+    candidates = [
+        _match(naming, kind, _layers(naming.layers or kind.layers, _frozen(config)), found, names)
+        for naming in part.namings
+    ]
     return max(candidates, key=lambda match: len(match.keys))
 
 
 def _match(
-    naming: Naming, layers: list[Layer], found: Mapping[str, tuple[str, Shape]], names: Mapping[str, str]
-) -> Match:
+    naming: Naming, kind: ModuleClass, layers: list[Layer], found: Mapping[str, tuple[str, Shape]],
+    names: Mapping[str, str],
+) -> Match:  # fmt: skip
     if naming.layout == "original":
         shapes, sources = original_parameters(layers, naming.prefix), origins(layers, naming.prefix)
     else:
         shapes = {naming.prefix + name: shape for name, shape in parameters(layers).items()}
         sources = {name: Origin(naming.prefix + name) for name in parameters(layers)}
-    replaced = {old: new for old, new in _ALIASES.items() if naming.prefix + old not in names}
+    replaced = {own: tied for tied, own in kind.tied.items() if naming.prefix + own not in names}
     at = {key: names.get(key) or names.get(_aliased(key, naming.prefix, replaced)) for key in shapes}
     identities = {layer.key("weight") for layer in layers if layer.identity}
     keys: dict[str, Origin] = {}
@@ -127,21 +83,17 @@ def _match(
     return Match(naming.layout, keys, missing, misshapen)
 
 
-_ALIASES = {"shared.weight": "encoder.embed_tokens.weight"}
-"""T5's embedding has two names; files hold one of them or both."""
-
-
 def _aliased(key: str, prefix: str, aliases: Mapping[str, str]) -> str:
     return prefix + aliases.get(key.removeprefix(prefix), key.removeprefix(prefix))
 
 
-def _modern_name(key: str) -> str:
-    """The key with today's names of attention layers."""
-    if ".attentions." not in key:
+def _modern_name(key: str, kind: ModuleClass) -> str:
+    """The key with today's name of its layer."""
+    if not kind.old_names:
         return key
     head, _, parameter = key.rpartition(".")
-    stem, _, last = head.rpartition(".")
-    return f"{stem}.{_DEPRECATED_ATTENTION[last]}.{parameter}" if last in _DEPRECATED_ATTENTION else key
+    last = head.rpartition(".")[2]
+    return f"{head.removesuffix(last)}{kind.old_names[last]}.{parameter}" if last in kind.old_names else key
 
 
 def _squeezed(shape: Shape) -> Shape:
@@ -191,7 +143,7 @@ def _layers(make: Layers, config: str) -> list[Layer]:
 
 def layers_of(part: Part, component: Component) -> list[Layer]:
     """The layers of a component of a model."""
-    return _layers(part.layers, _frozen(component.config))
+    return _layers(part.module.layers, _frozen(component.config))
 
 
 @dataclass(frozen=True)
@@ -343,7 +295,7 @@ class Finder:
 
         _check_sizes(config, problem)
         with parsing(problem):
-            return _layers(part.layers, _frozen(config))
+            return _layers(part.module.layers, _frozen(config))
 
     def _component(
         self, part: Part, weights: tuple[Path, ...], files: tuple[Path, ...], config: Mapping[str, Any], key: KeyPath

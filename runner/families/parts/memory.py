@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from runner.families.parts.autoencoder import vae_layers
-from runner.families.parts.clip import clip_layers, t5_layers
 from runner.families.parts.layers import Config, Layer
-from runner.families.parts.llama import llama_layers
-from runner.families.parts.video_autoencoder import video_vae_layers
-from runner.families.spec import Component, MemoryAnswer, MemoryQuestion
+from runner.families.parts.part import Part
+from runner.families.spec import MemoryAnswer, MemoryQuestion
 
 BASE = 30_000_000
 """What any phase takes beside tensors: threads, allocator, buffers of files."""
@@ -67,19 +64,27 @@ class Use:
         return self.batch * max(1, self.area // 4**layer.level)
 
 
+def _widest_output(layers: list[Layer], use: Use) -> float:
+    return float(max(layer.outputs * use.positions(layer) for layer in layers))
+
+
+def _input(first: Layer, use: Use) -> float:
+    return float(first.inputs * use.positions(first))
+
+
 @dataclass(frozen=True)
 class DenoiserMemory:
-    """What a family knows of its denoiser."""
+    """What a family knows of its parts, and of its denoiser."""
 
-    layers: Callable[[Config], list[Layer]]
+    parts: tuple[Part, ...]
     saved: Callable[[list[Layer], Use], Iterator[tuple[Layer, float]]]
     """(layer, numbers that autograd keeps for it), in the order of the forward pass."""
     forward: Callable[[list[Layer], Use], float]
     """Bytes of a forward pass without gradients."""
-    block_of: Callable[[str], str | None]
-    """The block that gradient checkpointing runs again, and that swapping moves, as one."""
-    packs: Callable[[str], bool]
-    """Whether quantization packs a linear layer."""
+    widest: Callable[[list[Layer], Use], float] = _widest_output
+    """Numbers of the largest tensor."""
+    entering: Callable[[Layer, Use], float] = _input
+    """(a block's first layer) → numbers of what enters the block: all that gradient checkpointing keeps of it."""
 
 
 def predict(denoiser: DenoiserMemory, ask: MemoryQuestion) -> MemoryAnswer:
@@ -92,7 +97,9 @@ class _Prediction:
         self.denoiser, self.ask = denoiser, ask
         self.parts = ask.model.components
         self.encoders = ask.model.text_encoders
-        self.layers = _listed(denoiser.layers, self.parts["denoiser"].config)
+        self.described = {part.name: part for part in denoiser.parts}
+        self.layers = self._layers("denoiser")
+        self.block_of = self.described["denoiser"].block_of
 
     def answer(self) -> MemoryAnswer:
         ask, parts = self.ask, self.parts
@@ -120,6 +127,9 @@ class _Prediction:
         )
         return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
+    def _layers(self, name: str) -> list[Layer]:
+        return _listed(self.described[name].module.layers, self.parts[name].config)
+
     # --- weights ------------------------------------------------------------------------------------------------------
 
     def _frozen(self, name: str) -> float:
@@ -134,9 +144,8 @@ class _Prediction:
 
     def _packable(self, name: str) -> int:
         """Weights in the linear layers of a component's blocks."""
-        layers = self.layers if name == "denoiser" else _text_layers(self.parts[name])
-        inside = self.denoiser.packs if name == "denoiser" else lambda layer: "encoder." in layer or "layers." in layer
-        return sum(layer.inputs * layer.outputs for layer in layers if layer.kind == "linear" and inside(layer.name))
+        packs = self.described[name].packs
+        return sum(layer.inputs * layer.outputs for layer in self._layers(name) if layer.kind == "linear" and packs(layer.name))  # fmt: skip
 
     def _vae(self) -> float:
         return self.parts["vae"].parameters * self.ask.vae_bytes
@@ -159,7 +168,7 @@ class _Prediction:
         and two on their way."""
         sizes: dict[str, float] = {}
         for layer in self.layers:
-            block = self.denoiser.block_of(layer.name)
+            block = self.block_of(layer.name)
             if block is not None:
                 sizes[block] = sizes.get(block, 0.0) + sum(prod(shape) for _, shape in layer.parameters())
         room = min(len(sizes), len(sizes) - self.ask.blocks_to_swap + 2)
@@ -185,7 +194,7 @@ class _Prediction:
         step = self._backward(use)
         for name in self.encoders:
             if name in ask.trains:
-                step += _text_saved(parts[name], ask.batch * ask.text_tokens, use.number)
+                step += _text_saved(self._layers(name), ask.batch * ask.text_tokens, use.number)
         picture = 0.0
         if ask.samples_in_training and ask.sample_size is not None:
             picture = self._picture(ask.sample_size)
@@ -216,7 +225,7 @@ class _Prediction:
         """The highest point of a step: what is still kept and the gradients that are there already, walking back."""
         ask = self.ask
         kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
-        widest = self._widest(use) * use.number * LIVE_BACKWARD
+        widest = self.denoiser.widest(self.layers, use) * use.number * LIVE_BACKWARD
         share = self._kept_share()
         pieces = (
             self._checkpointed(kept, use)
@@ -243,28 +252,18 @@ class _Prediction:
         """What of the kept activations stays on the device."""
         return 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
 
-    def _widest(self, use: Use) -> float:
-        """Numbers of the widest layer's output."""
-        if self.ask.model.makes_video:  # the MLP's inside; modulations have one row an item
-            inner = max(layer.outputs for layer in self.layers if layer.name.endswith((".net.0.proj", ".proj_mlp")))
-            return float(inner * use.batch * (use.area // PATCH_AREA + use.tokens))
-        return float(max(layer.outputs * use.positions(layer) for layer in self.layers))
-
     def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> list[tuple[float, float]]:
         """(weights, bytes kept) of each block: with gradient checkpointing only a block's input stays (nothing, where
         activations are moved to the host); one block is run again."""
         blocks: dict[str, list[tuple[Layer, float]]] = {}
         for layer, size in kept:
-            blocks.setdefault(self.denoiser.block_of(layer.name) or layer.name, []).append((layer, size))
+            blocks.setdefault(self.block_of(layer.name) or layer.name, []).append((layer, size))
         share = self._kept_share()
         pieces = []
         for block in blocks.values():
             first = block[0][0]
-            inside = self.denoiser.block_of(first.name) is not None
-            entering = first.inputs * use.positions(first)
-            if self.ask.model.makes_video:  # both streams' tokens
-                entering = use.width * use.batch * (use.area // PATCH_AREA + use.tokens)
-            size = entering * use.number * share if inside else block[0][1]
+            inside = self.block_of(first.name) is not None
+            size = self.denoiser.entering(first, use) * use.number * share if inside else block[0][1]
             pieces.append((sum(_weights(layer) for layer, _ in block), size))
         largest = max(sum(size for _, size in block) for block in blocks.values())
         return [*pieces, (0.0, largest)]
@@ -273,8 +272,8 @@ class _Prediction:
 
     def _vae_working(self, pixels: int, batch: int, half: str, frames: int = 1) -> float:
         """Encoding or decoding `batch` pictures of `pixels`, or clips of so many frames."""
-        video = self.ask.model.makes_video
-        whole = 3.0 * 4 * pixels * frames * batch if video else 0.0  # the clip itself, in fp32
+        frames_at = self.described["vae"].module.frames
+        whole = 3.0 * 4 * pixels * frames * batch if frames_at is not None else 0.0  # the clip itself, in fp32
         tile, chunk = (
             (self.ask.vae_tile, self.ask.vae_chunk)
             if half == "encoder"
@@ -282,10 +281,12 @@ class _Prediction:
         )
         if tile:  # a tile of each picture of the batch
             pixels = min(pixels, tile**2)
-        layers = _listed(video_vae_layers if video else vae_layers, self.parts["vae"].config)
         sizes = (
-            max(layer.inputs, layer.outputs) * pixels / 4**layer.level * _frames_at(layer, frames)
-            for layer in layers
+            max(layer.inputs, layer.outputs)
+            * pixels
+            / 4**layer.level
+            * (frames_at(layer, frames) if frames_at is not None else frames)
+            for layer in self._layers("vae")
             if layer.name.startswith(half)
         )
         number = 4 if self.ask.device == "cpu" else self.ask.vae_bytes  # a CPU's convolutions work in fp32
@@ -302,24 +303,13 @@ class _Prediction:
 
     def _text_working(self) -> float:
         """Encoding a padded batch of captions: the tensors around one layer."""
-        widest = max(layer.outputs for name in self.encoders for layer in _text_layers(self.parts[name]) if layer.kind == "linear")  # fmt: skip
+        widest = max(layer.outputs for name in self.encoders for layer in self._layers(name) if layer.kind == "linear")  # fmt: skip
         return 4.0 * self.ask.text_batch * self.ask.text_tokens * widest * self.ask.frozen_bytes
-
-
-def _frames_at(layer: Layer, frames: int) -> int:
-    """Frames that a layer of the video autoencoder sees: halved at the second and third halving of the sides."""
-    return -(-frames // 2 ** max(0, min(2, layer.level - 1)))
 
 
 def _weights(layer: Layer) -> float:
     """Trainable numbers of a layer."""
     return 0.0 if layer.kind == "table" else float(sum(prod(shape) for _, shape in layer.parameters()))
-
-
-def _text_layers(component: Component) -> list[Layer]:
-    if "num_key_value_heads" in component.config:
-        return _listed(llama_layers, component.config)
-    return _listed(clip_layers if "hidden_size" in component.config else t5_layers, component.config)
 
 
 _LISTED: dict[tuple[Callable[[Config], list[Layer]], str], list[Layer]] = {}
@@ -333,10 +323,10 @@ def _listed(layers: Callable[[Config], list[Layer]], config: Config) -> list[Lay
     return _LISTED[key]
 
 
-def _text_saved(component: Component, positions: int, number: int) -> float:
+def _text_saved(layers: list[Layer], positions: int, number: int) -> float:
     """What the backward pass through a text encoder keeps: norms, attention, and the activation inside the MLP."""
     kept = 0
-    for layer in _text_layers(component):
+    for layer in layers:
         if layer.kind == "norm":
             kept += 2 * layer.inputs
         elif layer.kind == "linear":

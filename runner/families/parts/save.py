@@ -10,19 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.families.parts.checkpoint import Finder, Naming, Part, layers_of
+from runner.families.parts.checkpoint import Finder, layers_of
 from runner.families.parts.layers import Layer
+from runner.families.parts.part import Naming, Part
 from runner.families.spec import Model
 from runner.formats.tensors import write_tensors
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Component → state dict in diffusers' names."""
-_MODEL_TYPES = {
-    "CLIPTextModel": "clip_text_model", "CLIPTextModelWithProjection": "clip_text_model", "T5EncoderModel": "t5",
-    "LlamaModel": "llama", "SiglipVisionModel": "siglip_vision_model",
-}  # fmt: skip
-_OUTER = {"CLIPTextModel": "text_model.", "SiglipVisionModel": "vision_model."}
-"""What the names in files of transformers 4 begin with, which every reader knows."""
 
 
 def save_pipeline(
@@ -35,16 +30,15 @@ def save_pipeline(
         part, sub = parts[name], folder / parts[name].folder
         sub.mkdir(parents=True, exist_ok=True)
         config = dict(model.components[name].config)
-        is_text = part.cls in _MODEL_TYPES
-        if is_text:
-            config.update(model_type=_MODEL_TYPES[part.cls], architectures=[part.cls])
+        kind, file = part.module, "diffusion_pytorch_model.safetensors"
+        if kind.model_type is not None:
+            config.update(model_type=kind.model_type, architectures=[kind.name])
+            file = "model.safetensors"
         else:
-            config["_class_name"] = part.cls
+            config["_class_name"] = kind.name
         _write_json(sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")})  # fmt: skip
-        state = {_OUTER.get(part.cls, "") + key: tensor for key, tensor in state.items()}
-        if part.cls == "T5EncoderModel":
-            state = {key: tensor for key, tensor in state.items() if key != "encoder.embed_tokens.weight"}
-        write_tensors(sub / ("model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"), state, {"format": "pt"})  # fmt: skip
+        state = {kind.outer + key: tensor for key, tensor in state.items() if key not in kind.tied}
+        write_tensors(sub / file, state, {"format": "pt"})
     for name, tokenizer in tokenizers.items():
         tokenizer.save_pretrained(folder / parts[name].folder.replace("text_encoder", "tokenizer"))
     scheduler = dict(model.scheduler)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runner.families.parts.checkpoint import Part, layers_of
+from runner.families.parts.checkpoint import layers_of
 from runner.families.parts.layers import Layer, Layers
+from runner.families.parts.part import Part
 from runner.families.spec import Alias, Model, ModelProblem, Target
 from runner.patterns import Search
 from schemas import RunConfig
@@ -16,10 +17,6 @@ from schemas.network import Network
 
 _CONVOLUTIONAL = re.compile(r"\.(resnets|downsamplers|upsamplers)\.")
 """The layers that conv_rank adds, as in Kohya's conv_dim."""
-_TEXT = re.compile(
-    r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$|\.(SelfAttention\.[qkvo]|DenseReluDense\.w[io](_[01])?)$"
-)
-
 PROJECTION = "text_projection"
 """The last layer of text encoders that have one. OneTrainer trains it, Kohya's tools do not: only where a pattern names it."""
 
@@ -128,10 +125,13 @@ class Adaptable:
 
     def _layers(self, part: Part, model: Model, projections: bool = False) -> list[Layer]:
         """The layers that can get adapters. `projections`: those of text encoders too."""
-        layers = layers_of(part, model.components[part.name])
-        if part.name == "denoiser":
-            return [layer for layer in layers if layer.kind in ("linear", "conv") and not layer.depth]
-        return [layer for layer in layers if _TEXT.search(layer.name) or (projections and layer.name == PROJECTION)]
+        return [
+            layer
+            for layer in layers_of(part, model.components[part.name])
+            if layer.kind in ("linear", "conv")
+            and not layer.depth
+            and (part.module.adaptable.search(layer.name) or (projections and layer.name == PROJECTION))
+        ]
 
     def _chosen(self, layers: list[Layer], network: Network) -> tuple[list[Layer], bool]:
         fused = False

@@ -16,6 +16,11 @@ def video_vae_layers(config: Config) -> list[Layer]:
     return [*_encoder(config), *_decoder(config), *_quantizers(config)]
 
 
+def frames_at(layer: Layer, frames: int) -> int:
+    """Frames that a layer sees: halved at the second and third halving of the sides."""
+    return -(-frames // 2 ** max(0, min(2, layer.level - 1)))
+
+
 def _conv(name: str, inputs: int, outputs: int, kernel: int = 3, level: int = 0) -> Layer:
     return Layer(f"{name}.conv", f"{name}.conv", "conv", inputs, outputs, kernel, level=level, depth=kernel)
 

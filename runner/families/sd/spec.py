@@ -6,11 +6,12 @@ import re
 from functools import partial
 from pathlib import Path
 
-from runner.families.parts.autoencoder import vae_layers
-from runner.families.parts.checkpoint import Finder, Naming, Part
-from runner.families.parts.clip import clip_layers, open_clip_layers, projected_clip_layers
+from runner.families.parts.checkpoint import Finder
+from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT, CLIP_TEXT_PROJECTED
+from runner.families.parts.clip import open_clip_layers
 from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
 from runner.families.sd.memory import forward, saved
@@ -23,12 +24,13 @@ ALL_SAMPLERS = (
     "dpm++_sde", "dpm++_sde_karras",
 )  # fmt: skip
 _UNET = Part(
-    "denoiser", "unet", "UNet2DConditionModel", unet_layers,
+    "denoiser", "unet",
+    ModuleClass("UNet2DConditionModel", unet_layers, finish="runner.families.parts.modules:channels_last"),
     (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
     block=re.compile(r"^(.*\.(?:resnets\.\d+|transformer_blocks\.\d+))\."),
 )  # fmt: skip
 _VAE = Part(
-    "vae", "vae", "AutoencoderKL", vae_layers,
+    "vae", "vae", AUTOENCODER_KL,
     (Naming("", "diffusers"), Naming("first_stage_model."), Naming("")), ("model", "vae"),
 )  # fmt: skip
 _CLIP = (
@@ -40,7 +42,7 @@ _CLIP = (
 )
 SD15_FINDER = Finder(
     "sd15", "Stable Diffusion 1.5", CONFIGS / "sd15",
-    (_UNET, _VAE, Part("text_encoder_1", "text_encoder", "CLIPTextModel", clip_layers, _CLIP, ("model", "text_encoder_1"))),
+    (_UNET, _VAE, Part("text_encoder_1", "text_encoder", CLIP_TEXT, _CLIP, ("model", "text_encoder_1"))),
     ("StableDiffusionPipeline",), discrete=True,
 )  # fmt: skip
 SDXL_FINDER = Finder(
@@ -48,13 +50,13 @@ SDXL_FINDER = Finder(
     (
         _UNET, _VAE,
         Part(
-            "text_encoder_1", "text_encoder", "CLIPTextModel", clip_layers,
+            "text_encoder_1", "text_encoder", CLIP_TEXT,
             (Naming("", "diffusers"), Naming("text_model.", "diffusers"), Naming("conditioner.embedders.0.transformer."),
              Naming("text_encoders.clip_l.transformer.")),
             ("model", "text_encoder_1"),
         ),
         Part(
-            "text_encoder_2", "text_encoder_2", "CLIPTextModelWithProjection", projected_clip_layers,
+            "text_encoder_2", "text_encoder_2", CLIP_TEXT_PROJECTED,
             (Naming("", "diffusers"), Naming("conditioner.embedders.1.model.", layers=open_clip_layers),
              Naming("text_encoders.clip_g.transformer."), Naming("", layers=open_clip_layers)),
             ("model", "text_encoder_2"),
@@ -153,7 +155,6 @@ _SDXL_ADAPTABLE = Adaptable(
     },
     _PRESETS, _EXAMPLE, True,
 )  # fmt: skip
-_MEMORY = partial(predict, DenoiserMemory(unet_layers, saved, forward, _UNET.block_of, _UNET.packs))
 _NO_FLOW = {
     "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
 }
@@ -174,7 +175,7 @@ SD15 = FamilySpec(
     inspect=inspect_sd15,
     targets=_SD15_ADAPTABLE.targets,
     layers=_SD15_ADAPTABLE.layers,
-    memory=_MEMORY,
+    memory=partial(predict, DenoiserMemory(SD15_FINDER.parts, saved, forward)),
     blocks=SD15_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     text_limit=_text_limit,
@@ -197,7 +198,7 @@ SDXL = FamilySpec(
     inspect=inspect_sdxl,
     targets=_SDXL_ADAPTABLE.targets,
     layers=_SDXL_ADAPTABLE.layers,
-    memory=_MEMORY,
+    memory=partial(predict, DenoiserMemory(SDXL_FINDER.parts, saved, forward)),
     blocks=SDXL_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     text_limit=_text_limit,

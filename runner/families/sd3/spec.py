@@ -6,39 +6,42 @@ import re
 from functools import partial
 from pathlib import Path
 
-from runner.families.parts.autoencoder import vae_layers
-from runner.families.parts.checkpoint import Finder, Naming, Part
-from runner.families.parts.clip import projected_clip_layers, t5_layers
+from runner.families.parts.checkpoint import Finder
+from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT_PROJECTED, T5_ENCODER
 from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.sd3.architecture import mmdit_layers
 from runner.families.sd3.memory import forward, saved
 from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
 
+TRANSFORMER = ModuleClass(
+    "SD3Transformer2DModel", mmdit_layers, attention="runner.families.parts.attention:joint_attention"
+)
 FINDER = Finder(
     "sd3", "Stable Diffusion 3 Medium", CONFIGS / "sd3",
     (
         Part(
-            "denoiser", "transformer", "SD3Transformer2DModel", mmdit_layers,
+            "denoiser", "transformer", TRANSFORMER,
             (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
             block=re.compile(r"^(transformer_blocks\.\d+)\."),
         ),
         Part(
-            "vae", "vae", "AutoencoderKL", vae_layers,
+            "vae", "vae", AUTOENCODER_KL,
             (Naming("", "diffusers"), Naming("first_stage_model."), Naming("")), ("model", "vae"),
         ),
         Part(
-            "text_encoder_1", "text_encoder", "CLIPTextModelWithProjection", projected_clip_layers,
+            "text_encoder_1", "text_encoder", CLIP_TEXT_PROJECTED,
             (Naming("", "diffusers"), Naming("text_encoders.clip_l.transformer.")), ("model", "text_encoder_1"),
         ),
         Part(
-            "text_encoder_2", "text_encoder_2", "CLIPTextModelWithProjection", projected_clip_layers,
+            "text_encoder_2", "text_encoder_2", CLIP_TEXT_PROJECTED,
             (Naming("", "diffusers"), Naming("text_encoders.clip_g.transformer.")), ("model", "text_encoder_2"),
         ),
         Part(
-            "text_encoder_3", "text_encoder_3", "T5EncoderModel", t5_layers,
+            "text_encoder_3", "text_encoder_3", T5_ENCODER,
             (Naming("", "diffusers"), Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_3"), optional=True,
         ),
     ),
@@ -101,9 +104,7 @@ _ADAPTABLE = Adaptable(
     },
     "transformer_blocks.0.attn.to_q",
 )  # fmt: skip
-_MEMORY = partial(
-    predict, DenoiserMemory(mmdit_layers, saved, forward, FINDER.parts[0].block_of, FINDER.parts[0].packs)
-)
+_MEMORY = partial(predict, DenoiserMemory(FINDER.parts, saved, forward))
 
 
 def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:

@@ -1,0 +1,158 @@
+"""A part says how its module is built, loaded, finished, given attention, tiled and counted: nothing else knows its class."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from runner.families.contract import LoadOptions
+from runner.families.parts.attention import Attention, diffusers_attention
+from runner.families.parts.checkpoint import Finder, match_part
+from runner.families.parts.files import read_json
+from runner.families.parts.layers import Layer, Origin
+from runner.families.parts.load import load_part
+from runner.families.parts.modules import make_module
+from runner.families.parts.part import ModuleClass, Naming, Part, code
+from runner.families.registry import FAMILIES, family
+from runner.families.spec import Component, Model
+from tests.support import ROOT
+
+
+def finders() -> dict[str, Finder]:
+    found = {}
+    for name, addresses in FAMILIES.items():
+        module = code(f"{addresses[0].partition(':')[0]}:__dict__")
+        found |= {finder.family: finder for finder in module.values() if isinstance(finder, Finder) and finder.family == name}  # fmt: skip
+    return found
+
+
+PARTS = [(name, part) for name, finder in finders().items() for part in finder.parts]
+
+
+def test_every_family_is_looked_at() -> None:
+    assert finders().keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_part_has_its_attention_and_its_tiles(name: str, tmp_path: Path) -> None:
+    """Of the plain formula's modules none is left with PyTorch's kernel."""
+    family(name).tiny(tmp_path)
+    for part in finders()[name].parts:
+        with torch.device("meta"):
+            module: Any = make_module(part.module, read_json(tmp_path / part.folder / "config.json"))
+        code(part.module.attention)(module, Attention(eager=True))
+        if part.module.model_type is not None:
+            assert module.config._attn_implementation == "eager", part.name
+            assert module.config_class.model_type == part.module.model_type
+        processors = [own.processor for own in module.modules() if getattr(own, "processor", None) is not None]
+        left = [type(own).__name__ for own in processors if "2_0" in type(own).__name__]
+        assert left == [], part.name
+        assert all(own.how.eager for own in processors if hasattr(own, "how")), part.name
+        code(part.module.recompute)
+        if part.name == "vae":
+            code(part.module.tile)(module, 64, None)
+            assert module.use_tiling
+
+
+def test_no_class_is_named_where_no_part_is() -> None:
+    """Names of classes stand in specs, in what writes tiny models, and in parts/classes.py."""
+    names = {part.module.name for _, part in PARTS}
+    found = []
+    for file in sorted((ROOT / "runner").rglob("*.py")):
+        place = file.relative_to(ROOT / "runner").as_posix()
+        if place.startswith("families/") and (file.name in ("spec.py", "classes.py") and place != "families/spec.py"):
+            continue
+        texts = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
+        found += [f"{place}: {text}" for text in texts if text in names]
+    assert found == []
+
+
+def test_attention_of_an_unknown_kind_is_not_left_as_it_is() -> None:
+    module = nn.Module()
+    module.inner = nn.Module()
+    module.inner.processor = object()  # type: ignore[assignment]
+    diffusers_attention(module, Attention())
+    with pytest.raises(TypeError, match=r"^inner: nothing says how object computes the plain formula$"):
+        diffusers_attention(module, Attention(eager=True))
+
+
+# --- a class that no library has --------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    def __init__(self, width: int, doubled: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.register_buffer("angles", torch.zeros(width), persistent=False)
+        self.factor = 2.0 if doubled else 1.0
+
+
+def build(kind: ModuleClass, config: dict[str, Any]) -> Own:
+    return Own(config["width"], config["doubled"])
+
+
+def finish(module: Own, options: LoadOptions) -> None:
+    module.angles = torch.ones(module.first.in_features, device=options.device)
+
+
+def attention(module: Own, how: Attention) -> None:
+    module.how = how  # type: ignore[assignment]
+
+
+def layers(config: Any) -> list[Layer]:
+    return [Layer("first", "one", "linear", config["width"], config["width"], bias=False)]
+
+
+OWN = ModuleClass(
+    "Own", layers,
+    build="tests.test_parts:build", settings={"doubled": True}, tied={"last.weight": "first.weight"},
+    finish="tests.test_parts:finish", attention="tests.test_parts:attention", old_names={"eldest": "first"},
+)  # fmt: skip
+
+
+def loaded(folder: Path, kind: ModuleClass, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    save_file({"one.weight": weight}, folder / "x.safetensors")
+    component = Component("denoiser", (folder / "x.safetensors",), (), "original", {"width": 4}, 16, {"first.weight": Origin("one.weight")})  # fmt: skip
+    model = Model("own", {"denoiser": component}, {}, (), {}, 64, 8, 4, 8, 8, 77, 4, 0, "x")
+    options = LoadOptions(dtype, torch.device("cpu"), attention="eager", split_attention=True)
+    part = Part("denoiser", "transformer", kind, (Naming(""),))
+    return load_part(part, model, options), weight
+
+
+def test_a_part_makes_a_class_of_its_own(tmp_path: Path) -> None:
+    module, weight = loaded(tmp_path, OWN)
+    assert isinstance(module, Own)
+    assert module.factor == 2.0
+    torch.testing.assert_close(module.first.weight.detach(), weight)
+    assert module.last.weight is module.first.weight
+    torch.testing.assert_close(module.angles, torch.ones(4))
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert module.how == Attention(eager=True, split=True)
+
+
+def test_what_overflows_in_fp16_stays_wide(tmp_path: Path) -> None:
+    module, _ = loaded(tmp_path, replace(OWN, float32=re.compile("^first")), torch.float16)
+    assert module.first.weight.dtype == torch.float32
+    module, _ = loaded(tmp_path, replace(OWN, float32=re.compile("^second")), torch.float16)
+    assert module.first.weight.dtype == torch.float16
+
+
+def test_what_no_file_holds_must_be_made(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"^angles of Own is in no file, and its `finish` does not make it$"):
+        loaded(tmp_path, replace(OWN, finish=None))
+
+
+def test_older_names_are_found() -> None:
+    part = Part("denoiser", "transformer", OWN, (Naming("", "diffusers"),))
+    assert match_part(part, {"width": 4}, {"eldest.weight": ("F32", (4, 4))}).keys == {"first.weight": Origin("eldest.weight")}  # fmt: skip
+    assert match_part(part, {"width": 4}, {"youngest.weight": ("F32", (4, 4))}).keys == {}
