@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 from PIL import Image
 
 from runner.dataset.frames import GAPS, frame_facts
-from runner.dataset.notes import Notes
+from runner.dataset.notes import _FOR_ONE, Notes
 from runner.errors import InvalidConfig
 from tests.inprocess import prepared
-from tests.support import Place, draw_clip, draw_pictures
+from tests.support import ROOT, Place, draw_clip, draw_pictures
 
 
 def notes_of(place: Place, *sources: dict[str, Any], **dataset: Any) -> list[str]:
@@ -42,6 +43,12 @@ def test_one_and_many() -> None:
     empty = Notes()
     empty.add("~pictures ~lie", "", of=3)
     assert (len(empty), empty.render()) == (0, [])
+
+
+def test_every_marked_word_is_known() -> None:
+    marked = {word for file in (ROOT / "runner").rglob("*.py") for word in re.findall(r'[" ]~([a-z]+)', file.read_text("utf-8"))}  # fmt: skip
+    assert {"pictures", "are"} < marked
+    assert marked <= set(_FOR_ONE)
 
 
 def test_a_folder_that_is_a_source_of_both_kinds(family_place: Callable[..., Place]) -> None:

@@ -56,7 +56,7 @@ def test_the_template_runs_as_it_is(place: Place) -> None:
     file = kohya(place, TEMPLATE.format(folder=place.folder))
     run = prepared(file)
     assert [item.text for item in run.collection.items] == ["character boy"] * 5, ".caption is Kohya's ending"
-    assert any("has only .txt files" in warning.message for warning in run.warnings)
+    assert any("end in .txt and are not used; captions end in .caption" in note for note in run.dataset_notes.render())
     assert {item.settings.batch_size for item in run.collection.items} == {3}
     assert {item.settings.captions.keep_tokens for item in run.collection.items} == {3}
     assert run.config.caching.text == "off", "shuffle_caption"

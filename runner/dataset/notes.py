@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 EXAMPLES = 5
 """So many names are kept of each note."""
 _FOR_ONE = {
-    "are": "is", "have": "has", "do": "does", "they": "it", "them": "it", "those": "that",
-    **{verb: f"{verb}s" for verb in ("belong", "differ", "end", "hold", "lie", "look", "share", "stop", "use")},
-    **{f"{noun}s": noun for noun in ("caption", "file", "folder", "frame", "item", "key", "mask", "name", "picture", "video")},
+    "are": "is", "have": "has", "they": "it", "them": "it",
+    **{verb: f"{verb}s" for verb in ("belong", "differ", "end", "hold", "lie", "look", "name", "use")},
+    **{f"{noun}s": noun for noun in ("caption", "file", "folder", "image", "item", "key", "mask", "name", "picture", "video")},
 }  # fmt: skip
 _MARKED = re.compile(rf"~({'|'.join(_FOR_ONE)})\b")
 
