@@ -14,6 +14,7 @@ from runner.core.process import prepare_environment
 prepare_environment()
 os.environ.pop("RUNNER_STORE", None)
 
+from runner.plan.prepare import Prepared  # noqa: E402
 from tests.support import Place, family_changes, new_place  # noqa: E402
 
 
@@ -38,6 +39,23 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if not (parent / name).exists():
             family(name).tiny(parent / name)
         return parent / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[str], Path]) -> Callable[[str], Prepared]:
+    """Family → a checked run of its tiny model."""
+    from tests.inprocess import prepared
+
+    made: dict[str, Prepared] = {}
+
+    def make(name: str) -> Prepared:
+        if name not in made:
+            place = new_place(tmp_path_factory.mktemp("runs") / name, tiny_models(name))
+            place.base = family_changes(name)
+            made[name] = prepared(place.write({}))
+        return made[name]
 
     return make
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from runner.errors import Invalid, InvalidConfig
 from runner.families.spec import Target
-from runner.formats.adapter_fit import check_adapter_file, check_mergeable
+from runner.formats.adapter_fit import check_mergeable
 from runner.formats.adapter_names import parse
 from runner.formats.adapter_read import read_lora
+from runner.formats.adapter_start import check_adapter_file
 from runner.formats.headers import Header, read_header
 from runner.formats.tensors import write_tensors
 from runner.networks.merge import merge_into
@@ -37,23 +38,6 @@ MODULES = {
 }
 SWAPPED = {"lora_unet_final_layer_adaLN_modulation_1": ["norm_out.linear"]}
 UNET = {"lora_unet_input_blocks_1_0_in_layers_2": ["down_blocks.0.resnets.0.conv1"]}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[str], Path]) -> Callable[[str], Prepared]:
-    """Family → a checked run of its tiny model."""
-    from tests.support import family_changes, new_place
-
-    made: dict[str, Prepared] = {}
-
-    def make(name: str) -> Prepared:
-        if name not in made:
-            place = new_place(tmp_path_factory.mktemp("runs") / name, tiny_models(name))
-            place.base = family_changes(name)
-            made[name] = prepared(place.write({}))
-        return made[name]
-
-    return make
 
 
 def drawn(*shape: int) -> Tensor:
@@ -363,7 +347,8 @@ def test_a_plan_names_what_does_not_fit(family_place: Make) -> None:
     assert [(item.message, item.hint) for item in caught.value.diagnostics] == [
         (
             "bad.safetensors does not fit: 1 of its tensors are textual inversions, which no layer has (bundle_emb.a.b)",
-            "take these out of the file, or merge it first: `runner sample --lora FILE --skip-unknown --save-merged`",
+            "take these out of the file; or take this line out and train on what `runner sample run.toml --checkpoint base "
+            "--lora FILE --skip-unknown --save-merged NEW.safetensors` writes",
         )
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from runner.errors import Invalid, InvalidConfig
-from runner.formats.adapter_names import parse
+from runner.families.parts.identify import identify
+from runner.formats.adapter_names import is_adapter_file, parse
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.formats.tensors import write_tensors
 from runner.plan.prepare import Prepared
 from tests.adapters import States, merged_file, modules_of, states
 from tests.inprocess import prepared
-from tests.support import Place
+from tests.support import DATA, Place
 
 Make = Callable[..., Place]
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -45,6 +47,17 @@ NAMES: list[tuple[str, str, Layers]] = [
     ("sd3", "diffusion_model.joint_blocks.1.x_block.attn.qkv", [f"transformer_blocks.1.attn.to_{x}" for x in "qkv"]),
     ("sd3", "joint_blocks.0.context_block.attn.qkv", [f"transformer_blocks.0.attn.add_{x}_proj" for x in "qkv"]),
     ("sd3", "lora_unet_joint_blocks_0_x_block_mlp_fc1", ["transformer_blocks.0.ff.net.0.proj"]),
+    # OMI's, which OneTrainer writes
+    ("sdxl", "unet.middle_block.1.transformer_blocks.0.attn2.to_out.0", ["mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"]),
+    ("sdxl", "clip_g.text_projection", ["text_projection"]),
+    ("sd15", "clip_l.text_model.encoder.layers.0.mlp.fc2", ["encoder.layers.0.mlp.fc2"]),
+    ("sd3", "clip_l.text_model.encoder.layers.0.self_attn.q_proj", ["text_model.encoder.layers.0.self_attn.q_proj"]),
+    ("sd3", "t5.encoder.block.0.layer.0.SelfAttention.q", ["encoder.block.0.layer.0.SelfAttention.q"]),
+    ("sd3", "transformer.joint_blocks.0.x_block.attn.qkv.1", ["transformer_blocks.0.attn.to_k"]),
+    ("hunyuan_video", "transformer.double_blocks.0.txt_attn.qkv.2", ["transformer_blocks.0.attn.add_v_proj"]),
+    ("hunyuan_video", "transformer.single_blocks.0.linear1.3", ["single_transformer_blocks.0.proj_mlp"]),
+    ("framepack", "transformer.txt_in.individual_token_refiner.blocks.0.self_attn.qkv.0", ["context_embedder.token_refiner.refiner_blocks.0.attn.to_q"]),
+    ("framepack", "transformer.single_blocks.0.linear1.0", ["single_transformer_blocks.0.attn.to_q"]),
     ("sd3", "lora_te3_encoder_block_0_layer_0_SelfAttention_q", ["encoder.block.0.layer.0.SelfAttention.q"]),
     *(
         entry
@@ -68,23 +81,6 @@ FORMS = [
     ("{}.lora_A.default.weight", "{}.lora_B.default.weight"), ("{}.lora.down.weight", "{}.lora.up.weight"),
     ("{}.lora_linear_layer.down.weight", "{}.lora_linear_layer.up.weight"), ("{}_lora.down.weight", "{}_lora.up.weight"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_models: Callable[[str], Path]) -> Callable[[str], Prepared]:
-    """Family → a checked run of its tiny model."""
-    from tests.support import family_changes, new_place
-
-    made: dict[str, Prepared] = {}
-
-    def make(name: str) -> Prepared:
-        if name not in made:
-            place = new_place(tmp_path_factory.mktemp("runs") / name, tiny_models(name))
-            place.base = family_changes(name)
-            made[name] = prepared(place.write({}))
-        return made[name]
-
-    return make
 
 
 def weights(found: States, names: Layers) -> Tensor:
@@ -232,3 +228,20 @@ def test_keys_of_any_kind_are_parsed(runs: Callable[[str], Prepared]) -> None:
     )
     assert not parsed.modules
     assert len(parsed.keys) + len(parsed.strange) == 6
+
+
+@pytest.mark.parametrize("form", [*FORMS, ("{}.diff", "{}.diff_b"), ("{}.lokr_w1_a", "{}.lokr_w2"), ("{}.a1.weight", "{}.b1.weight")], ids=lambda form: form[0])  # fmt: skip
+def test_a_file_of_adapters_is_no_checkpoint(form: tuple[str, str]) -> None:
+    """Whatever a tool calls its tensors, the message says that a LoRA file was given as the model."""
+    keys = [f"{root}{UNET.replace('attn1', 'attn2')}.to_k" for root in ("unet.", "diffusion_model.")]
+    kind = identify({name.format(key): ("F16", (4, 4)) for key in keys for name in form})
+    assert kind is not None
+    assert (kind.words, kind.family) == ("a LoRA file, not a checkpoint", None)
+
+
+@pytest.mark.parametrize("file", [*DATA.glob("*_keys.json")], ids=lambda file: file.stem)
+def test_a_checkpoint_is_no_file_of_adapters(file: Path) -> None:
+    content = json.loads(file.read_text())
+    keys = content.get("keys", content)
+    assert len(keys) > 100
+    assert is_adapter_file(keys) == file.stem.startswith("lora_")

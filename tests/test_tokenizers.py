@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from runner.families.parts.tiny import write_clip_tokenizer
 from runner.families.parts.tokenizer_fit import kind_of, misfit
 from runner.families.registry import family
 from runner.families.sd3.tiny import write_t5_tokenizer
+from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
 from tests.inprocess import prepared
 from tests.support import Place
 
@@ -118,24 +120,46 @@ def test_a_vocabulary_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
     assert misfit(tmp_path, config_of("CLIP")) == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"  # fmt: skip
 
 
-def test_sentencepiece_models(tmp_path: Path) -> None:
+def pieces(folder: Path, **ends: Any) -> Path:
+    """A folder with a small model of SentencePiece."""
     import sentencepiece
 
-    def trained(folder: str, **ends: Any) -> Path:
-        text = tmp_path / "text.txt"
-        text.write_text("\n".join(f"a photo of a cat number {n} {chr(97 + n % 26)}" for n in range(400)))
-        (tmp_path / folder).mkdir()
-        sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / folder / "spiece"), vocab_size=60, minloglevel=2, hard_vocab_limit=False, **ends)  # fmt: skip
-        return tmp_path / folder
+    folder.mkdir()
+    (folder / "text.txt").write_text("\n".join(f"a photo of a cat number {n} {chr(97 + n % 26)}" for n in range(400)))
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text.txt"), model_prefix=str(folder / "spiece"), vocab_size=60, minloglevel=2, hard_vocab_limit=False, **ends)  # fmt: skip
+    return folder
 
+
+T5_ENDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+
+
+def test_sentencepiece_models(tmp_path: Path) -> None:
     config = {"vocab_size": 200, "eos_token_id": 1, "pad_token_id": 0, "d_model": 8}
-    good = trained("t5", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    good = pieces(tmp_path / "t5", **T5_ENDS)
     assert misfit(good, config) is None
-    bad = trained("llama", pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
+    bad = pieces(tmp_path / "llama", pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
     assert (
         misfit(bad, config) == f"the tokenizer in {bad} is not T5's: </s> is its token 2, in the text encoder it is 1"
     )
     assert "has 160 tokens, the text encoder 100" in str(misfit(good, {**config, "vocab_size": 100}))
+
+
+def test_sentencepiece_counts_as_training_does(family_place: Make, tmp_path: Path) -> None:
+    """Folders of T5 may hold spiece.model alone: captions that are too long are counted with it too."""
+    from transformers import AutoTokenizer
+
+    folder = pieces(tmp_path / "t5", **T5_ENDS)
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    own = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    texts = ["a photo of a cat", "cat,  number 7 ", "Ünï x", ""]
+    wanted = [len(own(text, add_special_tokens=False).input_ids) for text in texts]
+    assert count_tokens(folder / "spiece.model", texts) == wanted
+    model = prepared(family_place("sd3").file).model
+    moved = replace(model, tokenizers={**model.tokenizers, "text_encoder_3": folder})
+    assert tokenizer_file(moved, "text_encoder_3") == folder / "spiece.model"
+    (folder / "spiece.model").write_bytes(b"x")
+    with pytest.raises(NoTokenizer):
+        count_tokens(folder / "spiece.model", texts)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model": 5}', '{"model": {"vocab": [1]}}', '{"model": {"vocab": {"a": 1e999}}}', '{"model": {"vocab": {"a": "b"}}}', "nonsense"])  # fmt: skip
@@ -166,8 +190,6 @@ def test_an_encoding_that_differs_is_refused_when_it_is_loaded(
     family_place: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same words by another rule: the vocabulary fits, what it makes of a text does not."""
-    from dataclasses import replace
-
     import runner.families.parts.text as text
 
     run = prepared(family_place("sd15").file)

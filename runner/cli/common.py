@@ -41,7 +41,7 @@ def memory_size(option: str, text: str) -> int:
 
     size = parse_memory(text)
     if size is None:
-        raise UsageError(f"{option} {text}: write it as 12GB", hint="from 1GB to 10TB, in GB, GiB or MB; 12 is 12GB")
+        raise UsageError(f"{option} {text}: write it as 12GB", hint="from 1GB to 1TB, in GB, GiB or MB; 12 is 12GB")
     return size
 
 

@@ -93,7 +93,7 @@ def _typed_memory(text: str) -> int | None:
 
     size = parse_memory(text)
     if text.strip() and size is None:
-        raise click.UsageError("write it as 12GB, from 1GB to 10TB")
+        raise click.UsageError("write it as 12GB, from 1GB to 1TB")
     return size
 
 

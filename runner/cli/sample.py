@@ -16,7 +16,7 @@ from runner.cli import out
 from runner.cli.applied import applied_run, stages_of
 from runner.cli.common import run_file, settings_option
 from runner.errors import Diagnostic, Exit, Invalid, InvalidConfig, UsageError
-from runner.files import near_name
+from runner.files import file_problem, near_name
 
 if TYPE_CHECKING:
     from runner.config.prompts import Placed
@@ -176,16 +176,13 @@ def _expressions(option: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 def _lora_file(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:MULTIPLIER`."""
-    name, _, number = text.rpartition(":")
-    try:
-        file, multiplier = (Path(text), 1.0) if not name or Path(text).is_file() else (Path(name), float(number))
-    except ValueError:
-        file, multiplier = Path(text), 1.0
-    if not file.is_file():
-        raise Invalid(
-            f"there is no file {file}",
-            hint=near_name(file) or "--lora names a .safetensors file, or one and a factor: FILE:0.8",
-        )
+    from runner.plan.adapter_inputs import file_and_multiplier
+
+    file, multiplier = file_and_multiplier(text, Path())
+    problem = file_problem(file)
+    if problem is not None:
+        hint = near_name(file) or "--lora names a .safetensors file, or one and a factor: FILE:0.8"
+        raise Invalid(problem, hint=hint)
     if not math.isfinite(multiplier):
         raise UsageError(f"--lora {text}: the multiplier must be a finite number")
     return file, multiplier

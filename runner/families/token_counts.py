@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.families.parts.files import CONFIGS
+from runner.families.parts.tokenizer_fit import SPIECE, sentence_pieces
 from runner.families.spec import Model
 from runner.files import MOST_JSON_BYTES, parsing, read_bytes
 
@@ -41,7 +42,7 @@ def tokenizer_file(model: Model, encoder: str) -> Path | None:
     folder = model.tokenizers[encoder]
     if folder is None:
         return None
-    for name in ("tokenizer.json", *(["merges.txt"] if is_clip(model.components[encoder].config) else [])):
+    for name in ("tokenizer.json", "merges.txt" if is_clip(model.components[encoder].config) else SPIECE):
         if (folder / name).is_file():
             return folder / name
     raise NoTokenizer(str(folder))
@@ -49,6 +50,9 @@ def tokenizer_file(model: Model, encoder: str) -> Path | None:
 
 def count_tokens(file: Path | None, texts: Sequence[str]) -> list[int]:
     """Tokens of each text, without those that an encoder puts around it. Raises `NoTokenizer`."""
+    if file is not None and file.name == SPIECE:
+        with parsing(NoTokenizer):
+            return [len(ids) for ids in sentence_pieces(file).encode(list(texts))]
     tokenizer = _load(file)
     return [len(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 

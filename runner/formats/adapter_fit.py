@@ -1,21 +1,16 @@
-"""Whether an adapter file's modules fit a model's layers, by names and shapes alone; torch-free.
-
-`check_mergeable`: every module can be merged (network.base_weights, runner sample --lora). `check_adapter_file`: the file
-can be the start of the adapters that a run trains (network.init_from).
-"""
+"""Whether an adapter file can be merged into a model (network.base_weights, runner sample --lora), by names and shapes
+alone; torch-free. adapter_start.py: whether it can be the start of a run's adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 
 from runner.families.spec import Target
-from runner.formats.adapter_modules import Columns, columns_of
 from runner.formats.adapter_names import DORA_NORM, EMBEDDING, Module, Parsed, is_adapter_file, parse
-from runner.formats.headers import DTYPE_BYTES, Header
-from runner.networks.shapes import BIASES, adapter_shapes, skew_side
+from runner.formats.headers import Header
+from runner.networks.shapes import BIASES, skew_side
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 Shape = tuple[int, ...]
@@ -33,7 +28,7 @@ _KINDS = {
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NUMBERS = (*_FLOATS, "I64", "I32", "I16", "I8", "U8")
-_DECOMPOSED = ("dora_scale", "lora_magnitude_vector")
+DECOMPOSED = ("dora_scale", "lora_magnitude_vector")
 
 
 def kind_of(names: Mapping[str, object]) -> str:
@@ -60,11 +55,11 @@ def check_mergeable(header: Header, layers: Sequence[Target], skip_unknown: bool
     parsed = parse(header.tensors, layers)
     found = Checked(parsed.modules, [*parsed.strange, *parsed.keys])
     if not parsed.modules:
-        return replace(found, problem=_nothing(header, parsed))
+        return replace(found, problem=nothing_fits(header, parsed))
     if parsed.doubled:
-        return replace(found, problem=_doubled(parsed))
-    if _for_comfyui(header) is not None:
-        return replace(found, problem=_for_comfyui(header))
+        return replace(found, problem=doubled(parsed))
+    if for_comfyui(header) is not None:
+        return replace(found, problem=for_comfyui(header))
     problems = (module_problem(header.tensors, module) for module in parsed.modules)
     misfit = next((problem for problem in problems if problem is not None), None)
     if misfit is None and found.left_out and not skip_unknown:
@@ -72,19 +67,19 @@ def check_mergeable(header: Header, layers: Sequence[Target], skip_unknown: bool
     return replace(found, problem=misfit)
 
 
-def _for_comfyui(header: Header) -> str | None:
+def for_comfyui(header: Header) -> str | None:
     """Its magnitudes cannot be told without the base's weights."""
     said = "it is a DoRA written for ComfyUI, whose rule is another one; take the run's kohya or diffusers file"
     return said if header.metadata.get(DORA_NORM) == "base" else None
 
 
-def _nothing(header: Header, parsed: Parsed) -> str:
+def nothing_fits(header: Header, parsed: Parsed) -> str:
     if not is_adapter_file(header.tensors):
         return "it holds no LoRA layers (of Kohya's or diffusers' naming)"
     return f"none of its {len(parsed.strange)} layers belongs to this model (its first is {parsed.strange[0]})"
 
 
-def _doubled(parsed: Parsed) -> str:
+def doubled(parsed: Parsed) -> str:
     return f"{parsed.doubled[0][0]} and {parsed.doubled[0][1]} are for the same layer"
 
 
@@ -104,9 +99,6 @@ def _unknown(parsed: Parsed) -> str:
     return "; ".join(words)
 
 
-# --- merging ----------------------------------------------------------------------------------------------------------
-
-
 def module_problem(tensors: Tensors, module: Module, whole: bool = True) -> str | None:
     """Why a module cannot be merged into the layers that it is; None where it can. `whole`: all of its rows are needed."""
     for key in module.keys.values():
@@ -116,11 +108,11 @@ def module_problem(tensors: Tensors, module: Module, whole: bool = True) -> str 
         if 0 in shape:
             return f"{key} is {list(shape)}: it holds no numbers"
     shapes = {name: tensors[key][1] for name, key in module.keys.items()}
-    problem = _incomplete(module.keys) or (_partial(module) if whole else None) or _misfit(shapes, module)
+    problem = incomplete(module.keys) or (_partial(module) if whole else None) or _misfit(shapes, module)
     return f"{module.name} {problem}" if problem is not None else None
 
 
-def _incomplete(names: Mapping[str, object]) -> str | None:
+def incomplete(names: Mapping[str, object]) -> str | None:
     """What is missing of a module's tensors, or too much."""
     kinds = {_KIND_OF[name] for name in names if name in _KIND_OF}
     if len(kinds) > 1:
@@ -142,7 +134,7 @@ def _incomplete(names: Mapping[str, object]) -> str | None:
     missing = [name for name in needed if name not in names]
     if missing:
         return f"has no {missing[0]}"
-    decomposed = [name for name in _DECOMPOSED if name in names]
+    decomposed = [name for name in DECOMPOSED if name in names]
     if len(decomposed) > 1 or (decomposed and kind not in ("lora", "loha", "lokr")):
         return f"has {' and '.join(decomposed)}, which {'exclude each other' if kind in ('lora', 'loha', 'lokr') else 'is not for its kind'}"  # fmt: skip
     return "has diff_b and b_norm" if all(name in names for name in BIASES) else None
@@ -184,12 +176,12 @@ def _lora(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     down, up, mid = shapes["lora_A"], shapes["lora_B"], shapes.get("lora_mid")
     inner = row if mid is None else row[:1]
     rank = down[0] if down else 0
-    if not _is(down, (rank, *inner)) and not _is(down, (rank, prod(inner))):
+    if not same_shape(down, (rank, *inner)) and not same_shape(down, (rank, prod(inner))):
         return _wrong("lora_A", shapes, (rank, *inner))
     middle = rank if mid is None else (mid[0] if mid else 0)
-    if mid is not None and not _exactly(mid, (middle, rank, *row[1:])):
+    if mid is not None and mid != (middle, rank, *row[1:]):
         return _wrong("lora_mid", shapes, (middle, rank, *row[1:]))
-    return None if _is(up, (rows, middle)) else _wrong("lora_B", shapes, (rows, middle))
+    return None if same_shape(up, (rows, middle)) else _wrong("lora_B", shapes, (rows, middle))
 
 
 def _loha(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
@@ -205,14 +197,14 @@ def _pair(shapes: Mapping[str, Shape], name: str, core: str, rows: int, row: Sha
     first, second = shapes[f"{name}_a"], shapes[f"{name}_b"]
     rank = second[0] if second else 0
     if core not in shapes:
-        if not _exactly(second, (rank, prod(row))):
+        if second != (rank, prod(row)):
             return _wrong(f"{name}_b", shapes, (rank, prod(row)))
-        return None if _exactly(first, (rows, rank)) else _wrong(f"{name}_a", shapes, (rows, rank))
+        return None if first == (rows, rank) else _wrong(f"{name}_a", shapes, (rows, rank))
     outer = first[0] if first else 0
     if len(row) < 2:
         return f"has {core}, which is for convolutions"
     for key, wanted in ((core, (outer, rank, *row[1:])), (f"{name}_a", (outer, rows)), (f"{name}_b", (rank, row[0]))):
-        if not _exactly(shapes[key], wanted):
+        if shapes[key] != wanted:
             return _wrong(key, shapes, wanted)
     return None
 
@@ -232,7 +224,7 @@ def _lokr(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     large = (rows // small[0], row[0] // small[1], *row[1:])
     if "lokr_w2" not in shapes:
         return _pair(shapes, "lokr_w2", "lokr_t2", large[0], large[1:])
-    fits = _is(shapes["lokr_w2"], large) or _exactly(shapes["lokr_w2"], (large[0], prod(large[1:])))
+    fits = same_shape(shapes["lokr_w2"], large) or shapes["lokr_w2"] == (large[0], prod(large[1:]))
     return None if fits else _wrong("lokr_w2", shapes, large)
 
 
@@ -244,7 +236,7 @@ def _glora(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
         "glora_b1": (rows, rank),
         "glora_b2": (rank, *row),
     }
-    wrong = next((name for name, shape in wanted.items() if not _is(shapes[name], shape)), None)
+    wrong = next((name for name, shape in wanted.items() if not same_shape(shapes[name], shape)), None)
     return None if wrong is None else _wrong(wrong, shapes, wanted[wrong])
 
 
@@ -263,12 +255,12 @@ def _oft_blocks(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | Non
     if not fits:
         return f"has oft_blocks {list(found)}, which are no rotations of {rows} rows"
     rescale = shapes.get("rescale")
-    return None if rescale is None or _is(rescale, (rows,)) else _wrong("rescale", shapes, (rows,))
+    return None if rescale is None or same_shape(rescale, (rows,)) else _wrong("rescale", shapes, (rows,))
 
 
 def _diff(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     name = "diff" if "diff" in shapes else "w_norm"
-    return None if _is(shapes[name], (rows, *row)) else _wrong(name, shapes, (rows, *row))
+    return None if same_shape(shapes[name], (rows, *row)) else _wrong(name, shapes, (rows, *row))
 
 
 _FORMS = {
@@ -278,7 +270,7 @@ _FORMS = {
 
 def _magnitude(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
     """DoRA's magnitude: of each row; under LyCORIS' name also of each input, with a first side of one."""
-    for name in _DECOMPOSED:
+    for name in DECOMPOSED:
         found = shapes.get(name)
         if found is None:
             continue
@@ -289,11 +281,7 @@ def _magnitude(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None
     return None
 
 
-def _exactly(found: Shape, wanted: Shape) -> bool:
-    return found == wanted
-
-
-def _is(found: Shape, wanted: Shape) -> bool:
+def same_shape(found: Shape, wanted: Shape) -> bool:
     """Whether a shape is another but for sides of one at its end, which files leave out or add."""
     return _flat(found) == _flat(wanted)
 
@@ -307,108 +295,3 @@ def _flat(shape: Shape) -> Shape:
 def some(names: Sequence[str]) -> str:
     """The first few of many names."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-# --- starting from a file ---------------------------------------------------------------------------------------------
-
-
-def check_adapter_file(file: Path, header: Header, targets: Sequence[Target], decompose_factor: int = -1) -> str | None:
-    """What keeps a file from being the start of these adapters; None where everything fits."""
-    parsed = parse(header.tensors, targets)
-    if not parsed.modules:
-        return _nothing(header, parsed)
-    if parsed.strange:
-        return f"{len(parsed.strange)} of its layers get no adapter here ({some(parsed.strange)})"
-    found = {layer.full_name: module for module in parsed.modules for layer in module.layers}
-    lacking = [target.kohya for target in targets if target.full_name not in found]
-    if lacking:
-        return f"{len(lacking)} layers that get adapters are not in it ({some(lacking)})"
-    if parsed.keys:
-        return f"{len(parsed.keys)} of its tensors are not known here ({some(parsed.keys)})"
-    if parsed.doubled:
-        return _doubled(parsed)
-    if _for_comfyui(header) is not None:
-        return _for_comfyui(header)
-    columns = columns_of(targets)
-    for target in targets:
-        module = found[target.full_name]
-        missing = _incomplete(module.keys)
-        problem = (
-            (f"{module.name} {missing}" if missing is not None else None)
-            or _other(header.tensors, module, target, decompose_factor, columns)
-            or module_problem(header.tensors, module, whole=False)
-        )
-        if problem is not None:
-            return problem
-    return _own_factors(file, header, found, targets)
-
-
-def _own_factors(file: Path, header: Header, found: Mapping[str, Module], targets: Sequence[Target]) -> str | None:
-    """Layers that share their first factor here, and have another one each in the file: compares the bytes of these."""
-    owners: dict[str, bytes] = {}
-    for target in targets:
-        module = found[target.full_name]
-        if not target.tied or module.fused or not header.begins:
-            continue
-        key = module.keys["lora_A"]
-        dtype, shape = header.tensors[key]
-        with open(file, "rb") as stream:
-            stream.seek(header.begins[key])
-            own = stream.read(prod(shape) * DTYPE_BYTES[dtype])
-        if owners.setdefault(target.kohya, own) != own:
-            return (
-                f"{module.name} has a first factor of its own, which q, k and v of {target.kohya} share here; "
-                'network.targets = "attention" has layers that do not share it'
-            )
-    return None
-
-
-def _other(tensors: Tensors, module: Module, target: Target, factor: int, columns: Columns) -> str | None:
-    """How a module differs from the adapter that [network] gives its layer."""
-    kind = kind_of(module.keys) or "bias"
-    decomposed = [name for name in _DECOMPOSED if name in module.keys]
-    if kind == "lora" and decomposed:
-        kind = "dora"
-    if kind != target.adapter:
-        return f"{module.name} is of kind {kind}, [network] says {target.adapter}"
-    expected = adapter_shapes(target, factor)
-    taken = {*expected, "alpha", *(("lora_mid",) if kind in ("lora", "dora") else ()), *(_DECOMPOSED if kind == "dora" else ())}  # fmt: skip
-    strange = [name for name in module.keys if name not in taken]
-    if strange:
-        return f"{module.name} has {some(strange)}, and adapters of type {target.adapter} have none here"
-    if module.fused and kind == "loha" and target.full_name in columns:
-        return _other_ranks(tensors, module, columns[target.full_name][1])
-    if module.fused and kind not in ("lora", "dora"):
-        return f"{module.name} is several layers in one, of which each has its own {kind} here"
-    if kind in ("lora", "dora"):
-        return _other_rank(tensors, module, target, columns.get(target.full_name, (0, 0))[1])
-    for name, shape in expected.items():
-        key = module.keys.get(name)
-        if key is None:
-            return f"{module.name} has no {name}"
-        if not _is(tensors[key][1], shape):
-            return f"{key} is {list(tensors[key][1])}, [network] gives this layer {list(shape)}"
-    return None
-
-
-def _other_ranks(tensors: Tensors, module: Module, total: int) -> str | None:
-    for name in ("hada_w1_b", "hada_w2_b"):
-        key = module.keys[name]
-        rank = (*tensors[key][1], 0)[0]
-        if rank != total:
-            return f"{key} has rank {rank}; several layers in one have {total} together here, each its own"
-    return None
-
-
-def _other_rank(tensors: Tensors, module: Module, target: Target, total: int) -> str | None:
-    """`total`: of all the layers of its module that get adapters."""
-    key = module.keys.get("lora_mid", module.keys["lora_A"])
-    rank = (*tensors[key][1], 0)[0]
-    parts = module.layers[0].part[1]
-    # Ours, and Kohya's split_qkv, have an own first factor for each of q, k and v in one tensor.
-    if rank != target.rank and not (module.fused and rank in (target.rank * parts, total)):
-        return f"{key} has rank {rank}, [network] gives this layer {target.rank}"
-    magnitude = tensors[module.keys["dora_scale"]][1] if "dora_scale" in module.keys else None
-    if magnitude and magnitude[0] != module.layers[0].module_outputs:
-        return f"{module.keys['dora_scale']} has a magnitude for each input, adapters here have one for each row"
-    return None

@@ -3,7 +3,8 @@
 A key is a module's name and a tensor's. What tools write:
 modules: Kohya's `lora_unet_<path with _>`, OneTrainer's `lora_transformer_…`, LyCORIS' `lycoris_…`, sd-scripts' `oft_unet_…`,
 ComfyUI's and diffusion-pipe's `diffusion_model.<path>`, diffusers' `unet.…` and `transformer.…`, peft's `base_model.model.…`,
-HunyuanVideo's `Hunyuan_video_I2V_lora_…`, a path alone; the path in diffusers' names or in the original ones.
+HunyuanVideo's `Hunyuan_video_I2V_lora_…`, OMI's `clip_l.…`, a path alone; the path in diffusers' names or in the original
+ones, where OMI's and OneTrainer's say which part of a fused module they mean (`qkv.0`).
 tensors: see `_TENSORS`.
 """
 
@@ -29,9 +30,9 @@ _TENSORS = re.compile(
     r"|oft_blocks|rescale|diff|diff_b|w_norm|b_norm)(?:\.default)?)$"
 )
 _TEXT_ENCODERS = {
-    "text_encoder_1": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l.transformer."),
-    "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer."),
-    "text_encoder_3": ("lora_te3_", "text_encoder_3.", "text_encoders.t5xxl.transformer."),
+    "text_encoder_1": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l.transformer.", "clip_l."),
+    "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer.", "clip_g."),
+    "text_encoder_3": ("lora_te3_", "text_encoder_3.", "text_encoders.t5xxl.transformer.", "t5."),
 }
 _PREFIXES = {
     "denoiser": (

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from runner.errors import Invalid
 from runner.families.spec import Target
-from runner.formats.adapter_fit import check_adapter_file, check_mergeable, kind_of, some
+from runner.formats.adapter_fit import check_mergeable, kind_of, some
 from runner.formats.adapter_modules import columns_of
 from runner.formats.adapter_names import ADAPTER_METADATA, SCALED, Module, parse
+from runner.formats.adapter_start import check_adapter_file
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
 from runner.networks.merge import Change, halves_swapped

@@ -20,8 +20,8 @@ from runner.plan.estimate import LIBRARIES, memory_question, trained_numbers
 from runner.plan.prepare import prepare
 from runner.plan.remedies import CACHING, Remedy, remedies
 
-LEAST, MOST = 10**9, 10**13
-"""Bytes of memory that a GPU may be said to have."""
+LEAST, MOST = 10**9, 10**12
+"""Bytes of memory that a GPU may be said to have: 8192, which is meant in MiB, is not taken for GB."""
 ATTEMPTS = 20
 """Proposals that are checked before the search gives up."""
 _GB = 10**9

@@ -6,7 +6,6 @@ No model is loaded and torch is not imported: headers, configurations, pictures 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,18 +21,18 @@ from runner.dataset.kohya import options_of, read_dataset_file
 from runner.dataset.long_captions import note_long
 from runner.dataset.notes import Notes
 from runner.dataset.scan import BadItem, scan
-from runner.errors import Diagnostic, Invalid, InvalidConfig
+from runner.errors import Diagnostic, InvalidConfig
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
 from runner.files import file_problem, near_name
-from runner.formats.adapter_fit import check_adapter_file, check_mergeable
-from runner.formats.headers import read_header
 from runner.patterns import BadPattern, SlowPattern
 from runner.plan.adapter_files import adapter_file_notes
+from runner.plan.adapter_inputs import merged_files, start_file
 from runner.plan.fingerprint import canonical, identity
 from runner.plan.noise_rules import noise_findings
+from runner.plan.places import Key, check_apart, check_writable
 from runner.plan.prompts import PromptReading
 from runner.plan.resolve import Derived, Length, resolve, resolve_length, too_much
 from runner.plan.step_rules import step_rules
@@ -110,11 +109,11 @@ class _Preparation:
         model = self._model()
         targets = self._targets(model) if model is not None else []
         prompts, notes = self._prompts(model)
-        init_from = self._init_from(targets)
-        base_weights = self._base_weights(model)
+        init_from = start_file(self.config.network, targets, self.folder, self._error)
+        base_weights = merged_files(self.config.network, self.spec, model, self.folder, self._error)
         self._blocks(model)
         self._refused_keys()
-        self._output_folders()
+        check_writable(self.config, self.folder, self._error)
         collection = self._collection(model)
         if any(finding.severity == "error" for finding in self.findings) or model is None or collection is None:
             raise InvalidConfig(self.findings)
@@ -141,7 +140,7 @@ class _Preparation:
         _digests(prepared, self.may_defer)
         return prepared
 
-    def _error(self, key: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
+    def _error(self, key: Key, message: str, hint: str | None = None) -> None:
         self.findings.append(Diagnostic(message, self.source.value_places(key), hint))
 
     def _model(self) -> Model | None:
@@ -174,60 +173,6 @@ class _Preparation:
         assert config.run.output_dir is not None
         return reading.ready(prompts, model, config, self.drawn_seeds(Path(config.run.output_dir)))
 
-    def _init_from(self, targets: list[Target]) -> Path | None:
-        network = self.config.network
-        if network is None or network.init_from is None:
-            return None
-        key = ("network", "init_from")
-        file = resolve_path(network.init_from, self.folder)
-        missing = file_problem(file)
-        if missing is not None:
-            self._error(key, missing, near_name(file))
-            return None
-        try:
-            problem = (
-                check_adapter_file(file, read_header(file), targets, network.decompose_factor) if targets else None
-            )
-        except Invalid as error:
-            self._error(key, str(error), error.diagnostics[0].hint)
-            return None
-        if problem is not None:
-            self._error(
-                key, f"{file.name} does not fit: {problem}", "its rank, alpha and layers must be those of [network]"
-            )
-        return file
-
-    def _base_weights(self, model: Model | None) -> list[tuple[Path, float]]:
-        """The files of network.base_weights with their multipliers."""
-        found: list[tuple[Path, float]] = []
-        network = self.config.network
-        for index, text in enumerate(network.base_weights if network is not None else ()):
-            key = ("network", "base_weights", index)
-            name, _, factor = text.rpartition(":")
-            name, multiplier = (name, as_number(factor)) if name and as_number(factor) is not None else (text, 1.0)
-            file = resolve_path(name, self.folder)
-            assert multiplier is not None
-            found.append((file, multiplier))
-            missing = file_problem(file)
-            if missing is not None:
-                self._error(key, missing, near_name(file) or 'write "FILE" or "FILE:MULTIPLIER"')
-                continue
-            if model is None:
-                continue
-            try:
-                checked = check_mergeable(read_header(file), self.spec.layers(model))
-            except Invalid as error:
-                self._error(key, str(error), error.diagnostics[0].hint)
-                continue
-            if checked.problem is not None:
-                hint = (
-                    "take these out of the file, or merge it first: `runner sample --lora FILE --skip-unknown --save-merged`"
-                    if checked.skippable
-                    else f"name an adapter for {self.spec.title}"
-                )
-                self._error(key, f"{file.name} does not fit: {checked.problem}", hint)
-        return found
-
     def _blocks(self, model: Model | None) -> None:
         """More blocks to swap than there are."""
         memory, sampling = self.config.training.memory, self.config.sampling
@@ -258,38 +203,6 @@ class _Preparation:
         sampler = self.config.sampling.sampler
         if sampler is not None and sampler not in self.spec.samplers:
             self._error(("sampling", "sampler"), *sampler_problem(sampler, self.spec))
-
-    def _output_folders(self) -> None:
-        for key, place in self._written():
-            problem = _unwritable(place)
-            if problem is not None:
-                self._error(key, f"{place} cannot be written: {problem}", "choose another folder")
-
-    def _apart(self, folders: list[Folder]) -> None:
-        """What a run writes must not lie among what it reads, or the next plan would read it."""
-        real = os.path.realpath
-        read = {folder.path for folder in folders if folder.listing is None}
-        read |= {side for folder in folders for side in (folder.masks, folder.controls) if side is not None}
-        for key, place in self._written():
-            written = real(place)
-            if written in (real("/"), real(Path.home())):
-                self._error(key, f"{place} is no folder for a run alone", "name a folder in it")
-            elif key[0] == "run" and _inside(written, real(self.store.root)):
-                self._error(key, f"{place} lies in the store {self.store.root}", "choose another folder")
-            for path in sorted(read):
-                if _inside(written, real(path)):
-                    what = f"{place} lies in the source {path}: what is written there would be read by the next plan"
-                    self._error(key, what, "choose a folder outside of it")
-                elif key[0] == "run" and _inside(real(path), written):
-                    self._error(key, f"the source {path} lies in the run's folder {place}", "choose another folder")
-
-    def _written(self) -> list[tuple[tuple[str | int, ...], Path]]:
-        """The folders that a run writes to, with their keys."""
-        output = self.config.run.output_dir or f"runs/{self.config.run.name}"
-        places: list[tuple[tuple[str | int, ...], Path]] = [(("run", "output_dir"), resolve_path(output, self.folder))]
-        for index, publish in enumerate(self.config.selection.publish):
-            places.append((("selection", "publish", index, "directory"), resolve_path(publish.directory, self.folder)))
-        return places
 
     def _folders(self) -> list[Folder] | None:
         """The folders of the sources, or those of the dataset file. None where that file is wrong."""
@@ -329,7 +242,7 @@ class _Preparation:
                 return None
             self.options = options_of(folders)
             apart = self._as_family(held_out_folders(dataset, self.folder, folders, self.dataset_notes))
-            self._apart([*folders, *apart])
+            check_apart(self.config, self.folder, self.store.root, [*folders, *apart], self._error)
             if not self._kinds([*folders, *apart], model):
                 return None
             found = scan([*folders, *apart], self.store.index, self.progress, self.dataset_notes)
@@ -437,37 +350,6 @@ class _Preparation:
                 key, f"{len(items)} {noun} cannot be used:{listed}{more}",
                 'mend or remove them, or set dataset.on_bad_item = "skip" to leave them out',
             )  # fmt: skip
-
-
-def as_number(text: str) -> float | None:
-    """The number that a text says; None where it says none."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _inside(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it."""
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _unwritable(place: Path) -> str | None:
-    """Why a folder cannot be made or written, as far as can be told without trying."""
-    existing = place
-    while not os.path.exists(existing):
-        if existing.parent == existing:
-            return "its root does not exist"
-        existing = existing.parent
-    if not existing.is_dir():
-        return f"{existing} is a file"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"no permission to write in {existing}"
-    try:
-        read_only = bool(os.statvfs(existing).f_flag & os.ST_RDONLY)
-    except (OSError, AttributeError):
-        read_only = False
-    return f"{existing} is on a read-only file system" if read_only else None
 
 
 def _digests(prepared: Prepared, may_defer: bool) -> None:

@@ -108,12 +108,21 @@ def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
                 "swap", {"training.memory.blocks_to_swap": count}, 1 + 0.6 * share, f"{waiting} of {blocks} blocks wait on the host",
                 _with(blocks_to_swap=waiting),
             )  # fmt: skip
-    if question.quantization == "none":
-        for kind, slower, words in (("fp8_scaled", 1.06, "8"), ("nf4", 1.15, "4")):
-            yield Remedy(
-                "quantization", {"model.quantization": kind}, slower, f"the denoiser's frozen weights take {words} bits",
-                _with(quantization=kind),
-            )  # fmt: skip
+    now = _PACKED[question.quantization]
+    for kind, (bits, slower) in _smaller(question.quantization).items():
+        yield Remedy(
+            "quantization", {"model.quantization": kind}, slower / now[1], f"the denoiser's frozen weights take {bits} bits",
+            _with(quantization=kind),
+        )  # fmt: skip
+
+
+_PACKED = {"none": (16, 1.0), "fp8": (8, 1.06), "fp8_scaled": (8, 1.06), "int8": (8, 1.06), "nf4": (4, 1.15)}
+"""Quantization → bits of a weight, and how much longer a step takes."""
+
+
+def _smaller(now: str) -> dict[str, tuple[int, float]]:
+    """What packs weights into fewer bits than is done now."""
+    return {kind: _PACKED[kind] for kind in ("fp8_scaled", "nf4") if _PACKED[kind][0] < _PACKED[now][0]}
 
 
 def _whole(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
@@ -175,14 +184,10 @@ def _caching(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
         yield Remedy("captions", {"caching.text_batch_size": 1}, 1.0004, "one caption is encoded at a time", _with(text_batch=1))  # fmt: skip
     encoders = question.model.text_encoders
     large = sum(question.model.components[name].parameters for name in encoders) > LARGE_ENCODERS
-    if (
-        large
-        and question.text_encoder_quantization == "none"
-        and not any(question.trains.get(name) for name in encoders)
-    ):
-        for kind, slower, words in (("fp8_scaled", 1.001, "8"), ("nf4", 1.003, "4")):
+    if large and not any(question.trains.get(name) for name in encoders):
+        for kind, (bits, _) in _smaller(question.text_encoder_quantization).items():
             yield Remedy(
-                "text", {"model.text_encoder_quantization": kind}, slower, f"the text encoders are held in {words} bits",
+                "text", {"model.text_encoder_quantization": kind}, 1.001 if bits == 8 else 1.003, f"the text encoders are held in {bits} bits",
                 _with(text_encoder_quantization=kind),
             )  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from runner.families.parts.layers import Shape
+from runner.formats.adapter_names import is_adapter_file
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
     def has(*parts: str) -> bool:
         return any(part in key for key in keys for part in parts)
 
-    if has(".lora_down.", ".lora_A.", ".lora_up.", ".hada_w1_a", ".lokr_w1", ".oft_blocks", ".oft_diag"):
+    if is_adapter_file(keys) or has(".oft_diag"):
         return Kind("a LoRA file, not a checkpoint")
     if has("control_model.", "controlnet_cond_embedding"):
         return Kind("a ControlNet")

@@ -106,7 +106,7 @@ class Adaptable:
         ]
 
     def _aliases(self, part: Part, model: Model) -> dict[str, tuple[Alias, ...]]:
-        """Layer → its names in files: diffusers', the original one, ComfyUI's, and those of the related family."""
+        """Layer → its names in files: diffusers', the original one, ComfyUI's, OMI's, and those of the related family."""
         config = model.components[part.name].config
         own = layers_of(part, model.components[part.name])
         denoiser = part.name == "denoiser"
@@ -120,6 +120,8 @@ class Adaptable:
                 layer = sisters.get(layer.name, layer)
                 names = {layer.original, self.comfyui(layer.original) if self.comfyui else layer.original}
                 aliases += [Alias(_plain(name), layer.part, layer.span, layer.swapped) for name in sorted(names)]
+                if layer.part[1] > 1:  # OMI's names have each part of a fused module by itself
+                    aliases += [Alias(f"{_plain(name)}_{layer.part[0]}", swapped=layer.swapped) for name in sorted(names)]  # fmt: skip
             found[layer.name] = tuple(dict.fromkeys(alias for alias in aliases if alias.module))
         return found
 

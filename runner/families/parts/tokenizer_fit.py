@@ -14,6 +14,7 @@ from runner.families.spec import ModelProblem
 SPARE = 1000
 """Rows of an embedding that no token has, at most (LLaMA's and T5's)."""
 TEXT = "a photo of a cat"
+SPIECE = "spiece.model"
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,24 @@ def _tokens(folder: Path) -> dict[str, int]:
             if (folder / "added_tokens.json").is_file():
                 added = read_json(folder / "added_tokens.json")
         else:
-            found, added = _sentence_pieces(folder / "spiece.model"), {}
+            found, added = _with_extra(sentence_pieces(folder / SPIECE)), {}
         return {str(token): int(number) for token, number in {**found, **added}.items()}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         raise ModelProblem(("model",), f"the tokenizer in {folder} is damaged: its vocabulary cannot be read") from None
 
 
-def _sentence_pieces(file: Path) -> dict[str, int]:
-    """T5's, with the hundred tokens that its tokenizers add."""
+def sentence_pieces(file: Path) -> Any:
+    """T5's model of SentencePiece. Raises `ValueError`."""
     from sentencepiece import SentencePieceProcessor
 
     try:
-        model: Any = SentencePieceProcessor(model_file=str(file))
+        return SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError):
         raise ValueError("no SentencePiece model") from None
+
+
+def _with_extra(model: Any) -> dict[str, int]:
+    """Its tokens, with the hundred that T5's tokenizers add."""
     size = model.get_piece_size()
     found = {model.id_to_piece(number): number for number in range(size)}
     return {**found, **{f"<extra_id_{number}>": size + 99 - number for number in range(100)}}

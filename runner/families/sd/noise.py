@@ -41,12 +41,8 @@ def stated_noise(place: Path) -> dict[str, Stated]:
 def _of_folder(scheduler: Mapping[str, Any]) -> dict[str, Stated]:
     found = {}
     prediction = scheduler.get("prediction_type")
-    if prediction in ("epsilon", "v_prediction"):
+    if prediction is not None:  # parts/schedule.py knows which there are
         found[PREDICTION] = Stated(prediction, "the checkpoint's scheduler")
-    elif prediction is not None:
-        raise ModelProblem(
-            CHECKPOINT, f'the checkpoint\'s scheduler says prediction_type = "{prediction}"; epsilon and v_prediction are known here'
-        )  # fmt: skip
     if scheduler.get("rescale_betas_zero_snr") is not None:
         found[ZERO_SNR] = Stated(bool(scheduler["rescale_betas_zero_snr"]), "the checkpoint's scheduler")
     return found
