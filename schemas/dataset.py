@@ -127,7 +127,7 @@ class Media(Section):
     """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
 
     control_path: FilePath | None = key(None, effect="none")
-    """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame). Their transparency leaves places of them out. Their content decides what is encoded again."""
+    """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame; flux1, Kontext: the references). Their transparency leaves places of them out. Their content decides what is encoded again."""
 
     target_frames: Annotated[list[Count], Field(min_length=1, max_length=100)] | None = key(
         None, effect="trajectory", stage="cache.latents"

@@ -12,7 +12,9 @@ ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 class Model(Section):
     """Which model is trained, where its parts lie, and how its frozen parts are held."""
 
-    family: Literal["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"] = key(effect="trajectory", stage=ModelStages)
+    family: Literal["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"] = key(
+        effect="trajectory", stage=ModelStages
+    )
     """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
 
     checkpoint: FilePath = key(effect="none")
@@ -28,7 +30,7 @@ class Model(Section):
     """Another text encoder than the checkpoint's (CLIP-L): a file or a directory."""
 
     text_encoder_2: FilePath | None = key(None, effect="none")
-    """The same for the second text encoder (sdxl, sd3: OpenCLIP-G)."""
+    """The same for the second text encoder (sdxl, sd3: OpenCLIP-G; flux1: T5-XXL)."""
 
     text_encoder_3: FilePath | None = key(None, effect="none")
     """The same for the third text encoder (sd3: T5-XXL). Where neither the checkpoint nor this names one, sd3 does without it."""
@@ -40,7 +42,7 @@ class Model(Section):
     """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer. LLaMA's (hunyuan_video, framepack) must be named or lie beside its weights."""
 
     tokenizer_2: FilePath | None = key(None, effect="none")
-    """The same for the second text encoder."""
+    """The same for the second text encoder. T5's (flux1) is needed with single files."""
 
     tokenizer_3: FilePath | None = key(None, effect="none")
     """The folder of the third text encoder's tokenizer (T5's: tokenizer.json or spiece.model). Needed with a single file; a directory has its own."""
@@ -60,7 +62,7 @@ class Model(Section):
     """Use the text encoders' hidden states this many layers from the end (sd15, sdxl); 1 is the last layer, 2 is common for anime models. Unset: by family (sd15: 1, sdxl: 2)."""
 
     max_token_length: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=100_000)
-    """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256)."""
+    """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3, flux1: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256; flux1: 512, schnell 256)."""
 
     quantization: Literal["none", "fp8", "fp8_scaled", "int8", "nf4"] = key("none", effect="trajectory", stage="train")
     """Holds the denoiser's frozen linear layers in fewer bits, for training an adapter: fp8 (e4m3), fp8_scaled (with a scale for each 64 weights), int8 (a scale for each row), nf4 (4 bits). Computed in the precision of training."""
@@ -70,8 +72,10 @@ class Model(Section):
     )
     """The same for the text encoders' linear layers. A T5-XXL takes 9.5 GB in bf16, 4.8 in fp8."""
 
-    variant: Literal["i2v", "f1", "one_frame"] | None = key(None, effect="trajectory", stage=("train", "sample"))
-    """Which FramePack: i2v makes the last section of a video first, f1 goes forward (and is another checkpoint), one_frame makes one picture from others. Unset: i2v."""
+    variant: Literal["i2v", "f1", "one_frame", "dev", "schnell", "kontext"] | None = key(
+        None, effect="trajectory", stage=("train", "sample")
+    )
+    """Which FramePack: i2v makes the last section of a video first, f1 goes forward (and is another checkpoint), one_frame makes one picture from others; unset: i2v. Which FLUX.1: dev, schnell or kontext; unset: by the checkpoint's keys, its model_index.json and its name."""
 
     latent_window_size: int | None = key(None, effect="trajectory", stage=("train", "sample"), ge=1, le=64)
     """Latent frames of one section (framepack). Unset: 9."""

@@ -72,13 +72,13 @@ class PromptOptions(Section):
     """Frames a second that the video is shown at. Unset: by family (hunyuan_video: 24, framepack: 30)."""
 
     embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
-    """Guidance that a distilled denoiser is told. Unset: by family (hunyuan_video: 6, framepack: 10)."""
+    """Guidance that a distilled denoiser is told. Unset: by family (flux1: 3.5, kontext 2.5; hunyuan_video: 6, framepack: 10)."""
 
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = key(None, effect="trajectory", stage="sample")
     """Share of the guided prediction that is scaled back to the unguided one's spread (arXiv 2305.08891), with cfg_scale above 1 (framepack). Unset: 0."""
 
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
-    """Moves the sampler's noise levels towards noise (sd3, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; framepack: by the size)."""
+    """Moves the sampler's noise levels towards noise (sd3, flux1, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; flux1, framepack: by the size)."""
 
     image: Text | None = key(None, effect="trajectory", stage="sample", min_length=1)
     """The picture that a video starts from (framepack), or one for each section: "0:a.png;;;-1:b.png". Its content counts."""
@@ -92,7 +92,7 @@ class PromptOptions(Section):
     control_images: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
         None, effect="trajectory", stage="sample"
     )
-    """Pictures that one-frame inference starts from (framepack). Unset: the start image."""
+    """Pictures that one-frame inference starts from (framepack; unset: the start image), or the reference that Kontext sees (flux1)."""
 
     control_masks: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
         None, effect="trajectory", stage="sample"

@@ -142,12 +142,12 @@ class Timesteps(Section):
     sampling: Literal["uniform", "logit_normal", "sigmoid", "shift", "mode", "cosmap", "beta"] | None = key(
         None, effect="trajectory", stage="train"
     )
-    """Density of the noise levels. logit_normal, mode, cosmap: the SD3 paper's. sigmoid and shift: sigmoid of a normal number, as in Kohya's tools and musubi-tuner. Unset: by family (uniform; sd3: logit_normal)."""
+    """Density of the noise levels. logit_normal, mode, cosmap: the SD3 paper's. sigmoid and shift: sigmoid of a normal number, as in Kohya's tools and musubi-tuner. Unset: by family (uniform; sd3, flux1: logit_normal)."""
 
     shift: Annotated[float, Field(gt=0, le=100)] | Literal["resolution"] | None = key(
         None, effect="trajectory", stage="train"
     )
-    """Moves the drawn level s towards noise: shift * s / (1 + (shift - 1) * s). "resolution": more for larger pictures, as diffusers' pipelines do. Unset: by family (1; sd3: 3)."""
+    """Moves the drawn level s towards noise: shift * s / (1 + (shift - 1) * s). "resolution": more for larger pictures, as diffusers' pipelines do. Unset: by family (1; sd3: 3; flux1: "resolution", of schnell 1)."""
 
     mean: float = key(0.0, effect="trajectory", stage="train", ge=-10, le=10)
     """Mean of logit_normal; above 0 trains more noise."""
@@ -168,7 +168,7 @@ class Timesteps(Section):
     """Second parameter of beta; larger trains less noise."""
 
     weighting: Literal["none", "sigma_sqrt", "cosmap"] = key("none", effect="trajectory", stage="train")
-    """Weight of the loss by noise level (sd3; the loss target is noise minus data). sigma_sqrt: 1 / sigma². cosmap: 2 / (pi (1 - 2 sigma + 2 sigma²))."""
+    """Weight of the loss by noise level (sd3, flux1; the loss target is noise minus data). sigma_sqrt: 1 / sigma². cosmap: 2 / (pi (1 - 2 sigma + 2 sigma²))."""
 
     min: int = key(0, effect="trajectory", stage="train", ge=0, le=999)
     """Lowest timestep, included."""
@@ -260,7 +260,7 @@ class Training(Section):
     """Precision of the computation. Unset: from model.dtype ("no" for fp32)."""
 
     embedded_guidance: Annotated[float, Field(ge=0, le=100)] = key(1.0, effect="trajectory", stage="train")
-    """Guidance that the distilled denoiser is told while it trains (hunyuan_video, framepack); 1 is common."""
+    """Guidance that the distilled denoiser is told while it trains (flux1, hunyuan_video, framepack); 1 is common."""
 
     raw_embedded_guidance: bool = key(False, effect="trajectory", stage="train")
     """Tells it the number itself, as musubi-tuner does for HunyuanVideo; false: 1000 times the number, which is its unit while sampling."""

@@ -41,6 +41,11 @@ def key_map(family: str, keys: Iterable[str], config: Mapping[str, Any]) -> dict
             dashed = theirs.replace(".", "_")
             for name in (f"transformer.{theirs}", f"base_model.model.{theirs}", f"lora_transformer_{dashed}", f"lycoris_{dashed}"):  # fmt: skip
                 found[name] = place
+    if family == "flux1":
+        for theirs, place in flux_names(config):
+            dashed = theirs.replace(".", "_")
+            for name in (f"transformer.{theirs}", f"lora_transformer_{dashed}", f"lycoris_{dashed}"):
+                found[name] = place
     if family == "hunyuan_video":
         for name, key in own.items():
             old = re.sub(r"(_mod|\.modulation)\.lin$", r"\1.linear", name.removesuffix(".weight"))
@@ -138,6 +143,41 @@ def mmdit_names(depth: int, width: int = 64) -> Iterator[tuple[str, Place]]:
             yield f"time_text_embed.{name}.linear_{number}", Place(f"{own}.mlp.{place}.weight")
 
 
+_FLUX = {
+    "img_attn.proj": "attn.to_out.0", "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2", "img_mod.lin": "norm1.linear",
+    "txt_attn.proj": "attn.to_add_out", "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
+    "txt_mod.lin": "norm1_context.linear",
+}  # fmt: skip
+_FLUX_OUTER = {
+    "final_layer.linear": "proj_out", "img_in": "x_embedder", "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1", "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1", "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1", "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+}  # fmt: skip
+
+
+def flux_names(config: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
+    """(diffusers name, weight) of the modules of FLUX.1's transformer."""
+    size = config["num_attention_heads"] * config["attention_head_dim"]
+    for index in range(config["num_layers"]):
+        theirs, original = f"transformer_blocks.{index}", f"double_blocks.{index}"
+        for part, (image, text) in enumerate((("to_q", "add_q_proj"), ("to_k", "add_k_proj"), ("to_v", "add_v_proj"))):
+            yield f"{theirs}.attn.{image}", Place(f"{original}.img_attn.qkv.weight", (part * size, size))
+            yield f"{theirs}.attn.{text}", Place(f"{original}.txt_attn.qkv.weight", (part * size, size))
+        for own, name in _FLUX.items():
+            yield f"{theirs}.{name}", Place(f"{original}.{own}.weight")
+    for index in range(config["num_single_layers"]):
+        theirs, original = f"single_transformer_blocks.{index}", f"single_blocks.{index}"
+        for part, name in enumerate(("attn.to_q", "attn.to_k", "attn.to_v")):
+            yield f"{theirs}.{name}", Place(f"{original}.linear1.weight", (part * size, size))
+        yield f"{theirs}.proj_mlp", Place(f"{original}.linear1.weight", (3 * size, 4 * size))
+        yield f"{theirs}.norm.linear", Place(f"{original}.modulation.lin.weight")
+        yield f"{theirs}.proj_out", Place(f"{original}.linear2.weight")
+    for own, name in _FLUX_OUTER.items():
+        yield name, Place(f"{own}.weight")
+    yield "norm_out.linear", Place("final_layer.adaLN_modulation.1.weight", None, True)
+
+
 _CLIP = ("mlp.fc1", "mlp.fc2", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 
 
@@ -154,8 +194,11 @@ def text_key_map(family: str, encoders: Mapping[str, Iterable[str]]) -> dict[str
                     found[prefix + short] = Place(f"{name}.{key}")
             elif module == "text_projection" and number < 3:
                 found[f"lora_te{number}_text_projection"] = Place(f"{name}.{key}")
-            elif number == 3 and not clip:  # T5 behind CLIP-L and CLIP-G
-                found[f"lora_te3_{module.replace('.', '_')}"] = Place(f"{name}.{key}")
+            elif (
+                family in ("sd3", "flux1") and not clip and "block." in module
+            ):  # T5 is the last; behind CLIP-L alone it has two numbers
+                for own in (number, 3):
+                    found[f"lora_te{own}_{module.replace('.', '_')}"] = Place(f"{name}.{key}")
     return found
 
 

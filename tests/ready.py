@@ -55,7 +55,7 @@ def ready(place: Place, device: torch.device) -> Ready:
         latents.ready(training_views(graph.train.items, 42)), latents.key,
         lambda item: graph.runtime.model.latent_shape(item.fit.bucket, item.latent_frames(graph.runtime.model.frame_factor)),
         texts.ready(training_texts(graph.train.items, 42)), texts.key, own.size_conditioning,
-        own.process(graph.train.numerics).prediction_type != "flow", own.cut,
+        own.process(graph.train.numerics).prediction_type != "flow", own.cut, own.spec.shift_points,
     )  # fmt: skip
     encoded = encode_prompts(context, [replace(prompt, seed=1) for prompt in run.prompts], True)
     scorer = Scorer.prepare(context, graph.select, (graph.latents.encoder, graph.texts.encoder), False)

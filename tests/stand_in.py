@@ -77,6 +77,25 @@ def write_video(folder: Path, family: str) -> None:
     write_llama_tokenizer(folder / "llama-tokenizer", 128_256)
 
 
+def write_flux(folder: Path) -> None:
+    """The files of FLUX.1 under the names that the recipes use, and T5's tokenizer."""
+    from runner.families.parts.clip import clip_layers, t5_layers
+    from runner.families.parts.files import CONFIGS
+    from runner.families.parts.layers import parameters
+    from runner.families.sd3.tiny import write_t5_tokenizer
+
+    for name in ("flux1-dev", "flux1-kontext-dev"):
+        write_shapes(folder / f"{name}.safetensors", json.loads((DATA / "flux1_dev_bfl_keys.json").read_text()))
+    write_shapes(folder / "ae.safetensors", json.loads((DATA / "flux_vae_bfl_keys.json").read_text()))
+    for part, layers, prefix, file in (
+        ("text_encoder", clip_layers, "text_model.", "clip_l"), ("text_encoder_2", t5_layers, "", "t5xxl_fp16"),
+    ):  # fmt: skip
+        config = json.loads((CONFIGS / "flux1" / part / "config.json").read_text())
+        shapes = {prefix + key: shape for key, shape in parameters(layers(config)).items()}
+        write_shapes(folder / f"{file}.safetensors", shapes)
+    write_t5_tokenizer(folder / "t5-tokenizer", 32_100)
+
+
 @click.command(help=__doc__)
 @click.argument("family", type=click.Choice(list(KEY_LISTS)))
 @click.argument("path", type=click.Path(path_type=Path))

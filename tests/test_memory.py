@@ -24,7 +24,7 @@ from tests.inprocess import applied, planned, prepared, trained_bytes
 from tests.support import Place
 
 CPU = torch.device("cpu")
-FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"]
+FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"]
 
 
 def losses(place: Place, **changes: Any) -> list[float]:

@@ -118,6 +118,8 @@ class ReadyPrompt:
     video: VideoSettings | None = None
     shift: float | None = None
     """Of a family of stills that moves its noise levels."""
+    guidance: float | None = None
+    references: tuple[tuple[PromptFile, tuple[int, int]], ...] = ()
 
     @property
     def is_video(self) -> bool:
@@ -137,8 +139,14 @@ class ReadyPrompt:
     def facts(self) -> dict[str, Any]:
         """What decides the picture, for its key."""
         found = {
-            name: value for name, value in self.__dict__.items() if name not in ("index", "frames", "video", "shift")
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("index", "frames", "video", "shift", "guidance", "references")
         }
+        if self.guidance is not None:
+            found["guidance"] = self.guidance
+        if self.references:
+            found["references"] = [[file.identity(), *size] for file, size in self.references]
         if self.video is not None:
             found |= {"frames": self.frames, "video": self.video.facts()}
         return found if self.shift is None else found | {"shift": self.shift}
@@ -187,8 +195,34 @@ class Readying:
         return ReadyPrompt(
             index, options.prompt, options.negative_prompt or "", *floored, options.num_inference_steps, options.cfg_scale,
             options.sampler, self.drawn.get(index) if chosen == -1 else chosen, frames, video,
-            None if model.makes_video else options.flow_shift,
+            None if model.makes_video else self._shift(options, floored), *self._still(options),
         )  # fmt: skip
+
+    def _shift(self, options: Any, size: tuple[int, int]) -> float | None:
+        from runner.diffusion.timesteps import dynamic_shift
+
+        if options.flow_shift is not None:
+            return options.flow_shift
+        return dynamic_shift(self.model.scheduler, size[0] * size[1] // self.model.size_multiple**2)
+
+    def _still(self, options: Any) -> tuple[Any, Any]:
+        if self.model.makes_video or self.spec.defaults.embedded_guidance is None:
+            guidance = None
+        else:
+            guidance = (
+                options.embedded_guidance
+                if options.embedded_guidance is not None
+                else self.spec.defaults.embedded_guidance
+            )
+        rule = self.spec.references_of(self.model)
+        names = options.control_images or [] if rule else []
+        found = []
+        for name in names:
+            file = self._file("control_images", name)
+            from runner.pictures import read_picture
+
+            found.append((file, rule.size(read_picture(file.path).size)))
+        return guidance, tuple(found)
 
     def _refused(self, options: Any) -> None:
         """Keys that the family cannot use."""
@@ -197,7 +231,11 @@ class Readying:
         for key in given:
             why = None
             if not self.model.makes_video:
-                why = None if key == "flow_shift" and name == "sd3" else STILLS
+                why = None if key == "flow_shift" and name in ("sd3", "flux1") else STILLS
+                if (key == "embedded_guidance" and self.spec.defaults.embedded_guidance is not None) or (
+                    key == "control_images" and self.spec.references_of(self.model)
+                ):
+                    why = None
             elif name != "framepack" and key in _FRAMEPACK:
                 why = "it belongs to FramePack"
             elif variant != "one_frame" and key in _ONE_FRAME and name == "framepack":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from runner.dataset.buckets import Fit, View, cover
+from runner.dataset.buckets import Fit, Size, View, cover
 from runner.dataset.clips import Clip
 from runner.dataset.encodings import Mask, TrainItem
 from runner.errors import RunFailed
@@ -28,10 +28,12 @@ class PictureRequest(NamedTuple):
     mask: Mask | None = None
     clip: Clip | None = None
     controls: tuple[Mask, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    """Of the reference pictures."""
 
     @classmethod
     def of(cls, item: TrainItem, view: View) -> PictureRequest:
-        return cls(item.path, item.digest, view, item.mask, item.clip, item.controls)
+        return cls(item.path, item.digest, view, item.mask, item.clip, item.controls, item.references)
 
     def pixels(self) -> Tensor:
         """fp32 [3, H, W] in -1..1, of a clip [3, T, H, W]. Raises `RunFailed` where the file is no longer the one that
@@ -50,6 +52,13 @@ class PictureRequest(NamedTuple):
         picture = _known(self.path, self.digest) if own else _known(self.mask.path or "", self.mask.digest)
         return to_mask(picture, self.view, own)
 
+    def references(self) -> list[Tensor]:
+        """fp32 [3, H, W] in -1..1 of each reference picture; mirrored where the picture is."""
+        return [
+            reference_pixels(control.path or "", control.digest, size, self.view.flip)
+            for control, size in zip(self.controls, self.sizes, strict=True)
+        ]
+
     def control_pictures(self) -> list[tuple[Tensor, Tensor | None]]:
         """(fp32 [3, H, W] in -1..1, its transparency [1, H, W] in 0..1 where it has any) of each control image, resized
         and cropped like the picture."""
@@ -63,6 +72,14 @@ class PictureRequest(NamedTuple):
             alpha = to_mask(picture, view, True) if has_alpha(picture) else None
             found.append((to_pixels(transformed(picture, view, None)), alpha))
         return found
+
+
+def reference_pixels(path: str, digest: str, size: Size, flip: bool = False) -> Tensor:
+    """fp32 [3, H, W] in -1..1 of a picture that is resized whole, as the pipelines of edit models do. Raises `RunFailed`
+    where the file is no longer the one that was planned with."""
+    picture = as_rgb(_known(path, digest), GROUND)
+    shown = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+    return to_pixels(ImageOps.mirror(shown) if flip else shown)
 
 
 def _known(path: str, digest: str) -> Image.Image:

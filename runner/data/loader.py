@@ -18,7 +18,7 @@ from runner.data.items import Encodings, stacked
 from runner.dataset.buckets import Size, View
 from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
 from runner.dataset.order import Use, epoch_batches, steps_per_epoch
-from runner.diffusion.timesteps import draw_discrete, draw_timestep
+from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints, draw_discrete, draw_timestep
 from runner.inputs import TrainInputs
 from runner.seeding import rng
 from schemas.training import MultiresNoise
@@ -88,6 +88,8 @@ class Sources:
     """Whether timesteps are whole numbers."""
     cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
     """Makes what is trained of an item from its encoding: {"latents", "cond.<name>"}."""
+    shift_points: ShiftPoints = SHIFT_POINTS
+    """Of the shift by size."""
 
 
 class StepLoader:
@@ -183,7 +185,12 @@ class StepLoader:
         tokens = prod(shape[1:]) // TOKEN_AREA
         return torch.tensor(
             [
-                draw(self.inputs.timesteps, rng(self.inputs.seed, "timestep", spec.step, spec.place, position), tokens)
+                draw(
+                    self.inputs.timesteps,
+                    rng(self.inputs.seed, "timestep", spec.step, spec.place, position),
+                    tokens,
+                    self.sources.shift_points,
+                )
                 for position in positions
             ]
         )

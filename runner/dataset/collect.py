@@ -17,6 +17,7 @@ from runner.dataset.folders import Folder
 from runner.dataset.notes import Notes
 from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
 from runner.dataset.rates import note_making, note_rate
+from runner.dataset.references import ReferenceRule
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
 from runner.pictures import decoding
@@ -66,10 +67,11 @@ def bucket_rule(
 def collect(
     scanned: Scan, scanned_held_out: Scan | None, buckets: Buckets, held_out: HeldOut | None,
     native_size: int | list[int], bucket_step: int, seed: int, clips: ClipRule | None = None, notes: Notes | None = None,
+    references: ReferenceRule | None = None,
 ) -> Collection:  # fmt: skip
     """What is not used, and why, goes to `notes`. Raises `CollectProblem` where nothing would be left to train on."""
     bad = list(scanned.bad)
-    fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes)
+    fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes, references)
     placed = fitting.place(scanned.items, bad)
     evaluated: list[TrainItem] = []
     if scanned_held_out is not None:
@@ -99,7 +101,7 @@ def collect(
     turning = _in_turn(placed)
     groups = group_items(
         [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
-        [item.repeats for item in placed], range(len(placed)), [item.layout for item in placed] if clips else (),
+        [item.repeats for item in placed], range(len(placed)), [item.layout for item in placed] if clips or references else (),
         set(turning),
     )  # fmt: skip
     uses = sum(len(group.uses) for group in groups)
@@ -135,8 +137,10 @@ def _check_uses(items: list[TrainItem]) -> None:
 
 class _Fitting:
     def __init__(
-        self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None, notes: Notes
-    ) -> None:
+        self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None, notes: Notes,
+        references: ReferenceRule | None,
+    ) -> None:  # fmt: skip
+        self.references = references
         self.buckets, self.native_size, self.step, self.clips, self.notes = buckets, native_size, step, clips, notes
         self.bucketings: dict[BucketRule, Bucketing] = {}
         self.settings: dict[int, tuple[ItemSettings, Bucketing]] = {}
@@ -163,7 +167,14 @@ class _Fitting:
         return placed
 
     def _still(self, item: Item, own: TrainItem, bad: list[BadItem]) -> list[TrainItem]:
-        """A picture; with its control images in one-frame training."""
+        """A picture, with its references; with its control images in one-frame training."""
+        if self.references is not None and item.controls:
+            if len(item.controls) > self.references.most:
+                reason = f"has {len(item.controls)} control images; the model takes {self.references.most}"
+                bad.append(BadItem(item.folder.number, item.name, reason))
+                return []
+            sizes = tuple(self.references.size(control.size) for control in item.controls)
+            return [own._replace(controls=item.controls, references=sizes)]
         if self.clips is None or self.clips.window is None:
             return [own]
         given = item.folder.one_frame or OneFrameOptions()

@@ -42,7 +42,10 @@ class Companions:
                 self.second.append(name)
                 continue
             if content.problem is None:
-                self.found[stem] = Mask(f"{folder}/{name}", content.digest, decoding(content.facts, not are_masks))
+                size = content.width, content.height
+                self.found[stem] = Mask(
+                    f"{folder}/{name}", content.digest, decoding(content.facts, not are_masks), size
+                )
             else:
                 self.broken[stem] = f"{name} in {folder} {content.problem}"
             match = _NUMBERED.fullmatch(stem)
@@ -106,5 +109,6 @@ class Controls:
             content = known_pictures(place, [last], self.index)[last]
             if content.problem is not None:
                 return (), f"names the control image {path}, which {content.problem}"
-            found.append(Mask(f"{place}/{last}", content.digest, decoding(content.facts, masked=True)))
+            size = content.width, content.height
+            found.append(Mask(f"{place}/{last}", content.digest, decoding(content.facts, masked=True), size))
         return tuple(found), None

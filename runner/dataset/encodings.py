@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from runner.dataset.buckets import Fit, View
+from runner.dataset.buckets import Fit, Size, View
 from runner.dataset.captions import CaptionRule, render
 from runner.dataset.clips import Clip
 from runner.dataset.sections import OneFrame, SectionOf
@@ -46,6 +46,8 @@ class Mask(NamedTuple):
     digest: str
     read: str = ""
     """How it was decoded, where that is not plain (`runner.pictures.decoding`)."""
+    size: Size = (0, 0)
+    """Of a control image."""
 
     @property
     def facts(self) -> str:
@@ -90,14 +92,16 @@ class TrainItem(NamedTuple):
     """Which section of the clip is trained (framepack); None: all of it."""
     one_frame: OneFrame | None = None
     controls: tuple[Mask, ...] = ()
-    """Control images of one-frame training."""
+    """Control images of one-frame training, or the reference pictures of a still."""
+    references: tuple[Size, ...] = ()
+    """The sizes that reference pictures are resized to."""
     read: str = ""
     """How the picture or video was decoded, where that is not plain (`runner.pictures.decoding`)."""
 
     def facts(self) -> str:
         """Everything that decides what training on this item does."""
         extra = "" if self.face is None and self.mask is None else f" {self.face} {self.mask and self.mask.facts}"
-        if self.clip is not None or self.one_frame is not None:
+        if self.clip is not None or self.one_frame is not None or self.controls:
             extra += f" {self._media} {tuple(self.section or ())} {tuple(self.one_frame or ())}"
         if self.read:
             extra += f" {self.read}"
@@ -105,7 +109,8 @@ class TrainItem(NamedTuple):
 
     @property
     def _media(self) -> str:
-        return " ".join([self.clip.facts if self.clip else "", *(control.facts for control in self.controls)])
+        sizes = (f"{width}x{height}" for width, height in self.references)
+        return " ".join([self.clip.facts if self.clip else "", *(control.facts for control in self.controls), *sizes])
 
     @property
     def picture(self) -> str:
@@ -140,6 +145,8 @@ class TrainItem(NamedTuple):
             return " ".join(["one frame", f"of {len(self.one_frame.clean_indices)}", *left_out])
         if self.section is not None:
             return f"sections of {self.section.window}"
+        if self.references:
+            return "with " + " and ".join(f"{width}x{height}" for width, height in self.references)
         if self.clip is None:
             return ""
         return f"{self.clip.length} frame{'s' * (self.clip.length != 1)}"

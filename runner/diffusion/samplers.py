@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -74,11 +74,15 @@ def sample(
     cfg_scale: float,
     seed: int,
     device: torch.device,
+    levels: Sequence[float] | None = None,
 ) -> Tensor:
     """Latents fp32 [1, C, h, w]. `denoise(x [2, …] or [1, …], t [])` answers for (negative, positive) at once, or for the
-    positive alone where cfg_scale is at most 1. The noise comes from a CPU generator of `seed`."""
+    positive alone where cfg_scale is at most 1. The noise comes from a CPU generator of `seed`. `levels` are the noise levels
+    before they are shifted, where the scheduler takes any and the family's are not the scheduler's own."""
     generator = torch.Generator().manual_seed(seed)
-    scheduler.set_timesteps(steps, device="cpu")  # it looks for its place among them at each step
+    own = levels is not None and isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
+    given: dict[str, Any] = {"sigmas": levels} if own else {}
+    scheduler.set_timesteps(steps, device="cpu", **given)  # it looks for its place among them at each step
     x = torch.randn(shape, generator=generator).to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}

@@ -83,6 +83,9 @@ class Family:
     encode_more(picture parts, request, its pixels, device, dtype) → what is kept of a picture beside its latents.
     cut(item, its encoding) → what is trained of it: {"latents", "cond.<name>"}; None: all of it.
     made: how samples are made where it is not the common way.
+    encode_references(picture parts, prompt, device, dtype) → conditioning of a prompt's reference pictures, on the CPU; of
+        families whose denoiser sees them.
+    levels(steps) → the sampler's noise levels before they are shifted; None: the scheduler's own.
     size_conditioning(original size, corner of the crop, size) → conditioning of one picture's size, each (width, height);
         None where the denoiser is not told.
     """
@@ -108,3 +111,7 @@ class Family:
     ) = None
     cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
     made: Made | None = None
+    encode_references: (
+        Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], Conditioning] | None
+    ) = None
+    levels: Callable[[int], Sequence[float]] | None = None

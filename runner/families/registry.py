@@ -18,6 +18,7 @@ FAMILIES = {
         "runner.families.hunyuan_video.model:HUNYUAN_VIDEO",
     ),
     "framepack": ("runner.families.framepack.spec:FRAMEPACK", "runner.families.framepack.model:FRAMEPACK"),
+    "flux1": ("runner.families.flux1.spec:FLUX1", "runner.families.flux1.model:FLUX1"),
     "sd3": ("runner.families.sd3.spec:SD3", "runner.families.sd3.model:SD3"),
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from runner.dataset.clips import ClipRule
+from runner.dataset.references import ReferenceRule
+from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints
 from runner.families.parts.layers import Origin
 from runner.files import parsing
 from schemas import RunConfig
@@ -73,7 +75,9 @@ class Model:
     frame_factor: int = 0
     """Frames of one latent frame; 0: the family makes stills."""
     variant: str = ""
-    """What the denoiser is used for, where its family has several uses (framepack)."""
+    """What the denoiser is used for, where its family has several uses."""
+    pipeline: str = ""
+    """What model_index.json calls it, where that is not what the shipped one says."""
     window: int = 0
     """Latent frames of one section (framepack)."""
     history: float = 0.0
@@ -210,7 +214,7 @@ class Defaults:
     clip_skip: int = 1
     max_token_length: int = 75
     timestep_sampling: str = "uniform"
-    timestep_shift: float = 1.0
+    timestep_shift: float | str = 1.0
     resolution: tuple[int, int] | None = None
     """Of the dataset, where it is not the model's own size."""
     sample_size: int | None = None
@@ -348,6 +352,24 @@ class FamilySpec:
     """Sides in pixels of the autoencoder's tiles that are worth proposing, large ones first."""
     swap: Callable[[Model, bool], SwapRule] | None = None
     """(model, whether it trains) → what blocks_to_swap means; None: so many blocks, of which one stays."""
+
+    variants: tuple[str, ...] = ()
+    """What model.variant may be."""
+    of_variant: Callable[[Model], Mapping[str, Any]] | None = None
+    """What of this is otherwise for a variant: field → value."""
+    shift_points: ShiftPoints = SHIFT_POINTS
+    """Of the shift by size."""
+    remarks: Callable[[RunConfig, Model], list[str]] | None = None
+    """What the plan should say of training this model."""
+    references: Callable[[Model], ReferenceRule | None] | None = None
+    """What it makes of reference pictures; None: its denoiser sees none."""
+
+    def of(self, model: Model) -> FamilySpec:
+        """The same as it is for this model."""
+        return self if self.of_variant is None else replace(self, **self.of_variant(model))
+
+    def references_of(self, model: Model) -> ReferenceRule | None:
+        return None if self.references is None else self.references(model)
 
     def read(self, config: RunConfig, folder: Path) -> Model:
         """`inspect`, where what a folder's own configurations say is of any kind. Raises `ModelProblem`."""

@@ -29,9 +29,18 @@ _TENSORS = re.compile(
     r"|\.(?P<own>alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
     r"|oft_blocks|rescale|diff|diff_b|w_norm|b_norm)(?:\.default)?)$"
 )
+# T5 behind CLIP-L alone (FLUX.1) is the second encoder, and the third one in Kohya's names.
 _TEXT_ENCODERS = {
     "text_encoder_1": ("lora_te1_", "lora_te_", "text_encoder.", "text_encoders.clip_l.transformer.", "clip_l."),
-    "text_encoder_2": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer.", "clip_g."),
+    "text_encoder_2": (
+        "lora_te2_",
+        "lora_te3_",
+        "text_encoder_2.",
+        "text_encoders.clip_g.transformer.",
+        "clip_g.",
+        "text_encoders.t5xxl.transformer.",
+        "t5.",
+    ),
     "text_encoder_3": ("lora_te3_", "text_encoder_3.", "text_encoders.t5xxl.transformer.", "t5."),
 }
 _PREFIXES = {

@@ -89,7 +89,7 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
         bool(training.loss.zero_terminal_snr), {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
         config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
         prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
-        _guidance(prepared), f"{prepared.model.variant} {prepared.model.window}" if prepared.model.variant else None,
+        _guidance(prepared), " ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])]) or None,
         prepared.spec.version if prepared.spec.version > 1 else None,
     )  # fmt: skip
     pictures = [weights[name] for name in ("vae", "image_encoder") if name in prepared.model.components]

@@ -107,6 +107,7 @@ class _Preparation:
 
     def run(self) -> Prepared:
         model = self._model()
+        self.spec = self.spec.of(model) if model is not None else self.spec
         targets = self._targets(model) if model is not None else []
         prompts, notes = self._prompts(model)
         init_from = start_file(self.config.network, targets, self.folder, self._error)
@@ -132,7 +133,8 @@ class _Preparation:
         if any(finding.severity == "error" for finding in self.findings):
             raise InvalidConfig(self.findings)
         warnings = [finding for finding in self.findings if finding.severity == "warning"]
-        notes = [*notes, *adapter_file_notes(config, targets)]
+        remarks = self.spec.remarks(config, model) if self.spec.remarks is not None else []
+        notes = [*notes, *remarks, *adapter_file_notes(config, targets)]
         prepared = Prepared(
             self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,
             notes, self.dataset_notes, self.store, init_from, base_weights,
@@ -196,6 +198,10 @@ class _Preparation:
                 places = self.source.key_places(path)
                 message = f"family {self.spec.name} cannot use `{dotted}`: {why}"
                 self.findings.append(Diagnostic(message, places, "take it out"))
+        variant, variants = self.config.model.variant, self.spec.variants
+        if variant is not None and variants and variant not in variants:
+            known = " or ".join(f'"{name}"' for name in variants)
+            self._error(("model", "variant"), f'family {self.spec.name} has no variant "{variant}"', f"it is {known}")
         length = self.config.model.max_token_length
         if length is not None and length not in self.spec.token_lengths:
             known = ", ".join(map(str, self.spec.token_lengths))
@@ -265,7 +271,7 @@ class _Preparation:
             collection = collect(
                 scanned, scanned_apart if apart else None, dataset.buckets, dataset.held_out,
                 list(self.spec.defaults.resolution) if self.spec.defaults.resolution else model.native_size,
-                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None, self.dataset_notes,
+                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None, self.dataset_notes, self.spec.references_of(model),
             )  # fmt: skip
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
@@ -295,6 +301,7 @@ class _Preparation:
         is well."""
         before = len(self.findings)
         rule = self.spec.clips(model) if self.spec.clips is not None and model is not None else None
+        sees = model is not None and self.spec.references_of(model) is not None
         for folder in folders:
             number, listed = folder.number, folder.listing or {}
             if folder.kind == "video" and self.spec.clips is None:
@@ -311,7 +318,7 @@ class _Preparation:
                     number, "path", "one-frame training needs control images, and this source has none",
                     'set control_path = "folder of pictures of the same names"',
                 )  # fmt: skip
-            elif not one and (controls or folder.one_frame is not None):
+            elif not one and ((controls and not sees) or folder.one_frame is not None):
                 key = "control_path" if controls else "one_frame"
                 self._source_error(
                     number, key, f"`{key}` belongs to one-frame training", 'pictures with model.variant = "one_frame" of family framepack'

@@ -64,10 +64,10 @@ def resolve(
         config = replaced(config, {"run.output_dir": str(resolve_path(config.run.output_dir, folder))})
     if config.model.dtype is None:
         derive("model.dtype", dtype, family)
-    if model.makes_video and spec.name == "framepack":
-        for name, value in (("variant", model.variant), ("latent_window_size", model.window)):
-            if getattr(config.model, name) is None:
-                derive(f"model.{name}", value, family)
+    for name, value in (("variant", model.variant), ("latent_window_size", model.window)):
+        if value and getattr(config.model, name) is None:
+            stated = model.stated.get(f"model.{name}")
+            derive(f"model.{name}", value, stated.why if stated is not None else family)
     if spec.defaults.prediction_type is None:
         for key, value, why in _noise(config, model):
             derive(key, value, why)

@@ -49,21 +49,24 @@ def encode_prompts(
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
     wanted = dict.fromkeys((_system(prompt), text) for prompt in prompts for text in prompt.texts)
     found = Encoded({key: encoding.encode([key[1]], system=key[0])[0] for key in wanted})
-    made = context.family.made
-    if made is None:
+    encode = (
+        context.family.made.encode_pictures if context.family.made is not None else context.family.encode_references
+    )
+    wanting = [prompt for prompt in prompts if context.family.made is not None or prompt.references]
+    if encode is None or not wanting:
         return found
     del encoding
     context.free()
     modules = parts or load_picture_parts(context)
     dtype = DTYPES[context.numerics.vae_dtype]
-    for prompt in prompts:
-        found.pictures[prompt.index] = made.encode_pictures(modules, prompt, context.device, dtype)
+    for prompt in wanting:
+        found.pictures[prompt.index] = encode(modules, prompt, context.device, dtype)
     return found
 
 
 def load_picture_parts(context: Context) -> dict[str, nn.Module]:
     """What encodes the pictures that prompts name; nothing where prompts name none."""
-    if context.family.made is None:
+    if context.family.made is None and context.family.encode_references is None:
         return {}
     modules = {name: context.load(name) for name in context.family.picture_parts}
     context.family.tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
@@ -98,7 +101,7 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
     shape = (1, *model.latent_shape((prompt.width, prompt.height), frames))
     return sample(
         scheduler, lambda x, t: call(x, t, conditioning), shape, prompt.num_inference_steps, prompt.cfg_scale, prompt.seed,
-        context.device,
+        context.device, context.family.levels(prompt.num_inference_steps) if context.family.levels is not None else None,
     )  # fmt: skip
 
 
@@ -111,6 +114,10 @@ def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Co
         extra = context.family.size_conditioning(size, (0, 0), size)
     if prompt.video is not None:
         extra = {"guidance": torch.tensor(1000.0 * prompt.video.guidance)}
+    if prompt.guidance is not None:
+        extra = {"guidance": torch.tensor(1000.0 * prompt.guidance)}
+    if prompt.references:
+        extra |= encoded.pictures[prompt.index]
     rows = [{**encoded.of(prompt, text), **extra} for text in texts]
     return moved({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, context.device)
 

@@ -197,7 +197,8 @@ class TrainStage:
             return model.latent_shape(item.fit.bucket, item.latent_frames(model.frame_factor))
 
         sizes, cut = context.family.size_conditioning, context.family.cut
-        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete, cut), live
+        points = context.family.spec.shift_points
+        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete, cut, points), live
 
     def _fit(
         self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None,

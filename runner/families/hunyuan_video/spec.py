@@ -180,7 +180,7 @@ HUNYUAN_VIDEO = FamilySpec(
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering)),
+    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering, guided=False)),
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(TEXT_TOKENS,),

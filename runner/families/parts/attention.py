@@ -61,6 +61,30 @@ class JointAttention:
         return picture, rest
 
 
+class TextFirst:
+    """Attention of FLUX.1's kind (an attention processor of diffusers): text stands before the picture, and angles are for
+    both."""
+
+    def __init__(self, how: Attention) -> None:
+        self.how = how
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:  # fmt: skip
+        text = encoder_hidden_states
+        q, k, v = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        if text is not None:
+            own = _heads(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"))
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip(own, (q, k, v), strict=True))
+        rope = None if image_rotary_emb is None else (image_rotary_emb[0][None], image_rotary_emb[1][None])
+        mixed = attend(turned(q, rope), turned(k, rope), v, attention_mask, self.how).to(q.dtype)
+        if text is None:
+            return mixed
+        rest, picture = mixed.split_with_sizes([text.shape[1], mixed.shape[1] - text.shape[1]], dim=1)
+        return attn.to_out[1](attn.to_out[0](picture)), attn.to_add_out(rest)
+
+
 def _heads(attn: Any, x: Tensor, layers: tuple[str, ...], norms: tuple[str, str]) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (getattr(attn, name)(x).unflatten(2, (attn.heads, -1)) for name in layers)
     norm_q, norm_k = (getattr(attn, name) for name in norms)
@@ -128,6 +152,14 @@ def joint_attention(module: nn.Module, how: Attention) -> None:
         _plain(module, kinds.JointAttnProcessor2_0, JointAttention(how))
 
 
+def text_first_attention(module: nn.Module, how: Attention) -> None:
+    """The same of FLUX.1's transformer."""
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+    if how.eager:
+        _plain(module, FluxAttnProcessor, TextFirst(how))
+
+
 def two_stream_attention(module: nn.Module, how: Attention) -> None:
     """The same of HunyuanVideo's and FramePack's transformer. A token refiner's masks are bool, which diffusers' plain
     processor does not take."""
@@ -142,5 +174,5 @@ def _plain(module: nn.Module, fast: type, plain: Any) -> None:
         processor: Any = getattr(part, "processor", None)
         if isinstance(processor, fast):
             part.set_processor(plain)
-        elif processor is not None and not isinstance(processor, (kinds.AttnProcessor, JointAttention)):
+        elif processor is not None and not isinstance(processor, (kinds.AttnProcessor, JointAttention, TextFirst)):
             raise TypeError(f"{name}: nothing says how {type(processor).__name__} computes the plain formula")

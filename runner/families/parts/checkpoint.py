@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,29 @@ def _match(
         if place is not None and _squeezed(found[place][1]) != _squeezed(shapes[key])
     ]
     return Match(naming.layout, keys, missing, misshapen)
+
+
+_SCALES = (".scale_weight", ".weight_scale")
+"""What fp8 files call the scale of a layer's weight: ComfyUI's older way, and its newer one."""
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+def scales(tensors: Mapping[str, tuple[str, Shape]], keys: Collection[str]) -> dict[str, str] | str:
+    """Key of a weight that was divided by a scale → the scale's key; or why these tensors cannot be read as numbers."""
+    found = {}
+    for key in keys:
+        dtype, shape = tensors[key]
+        if dtype not in _FLOATS:
+            return f"{key} holds {dtype}, packed in a way that is not read here"
+        layer = key.removesuffix(".weight")
+        name = next((layer + ending for ending in _SCALES if layer + ending in tensors), None) if layer != key else None
+        if name is None:
+            continue
+        kind, size = tensors[name]
+        if kind not in _FLOATS or prod(size) not in (1, shape[0]):
+            return f"{name} is {kind} {list(size)}, no scale of {key} {list(shape)}"
+        found[key] = name
+    return found
 
 
 def _aliased(key: str, prefix: str, aliases: Mapping[str, str]) -> str:
@@ -266,19 +290,20 @@ class Finder:
     def _in_file(self, part: Part, file: Path, key: KeyPath, fresh: bool) -> Component | None:
         config = self._config(part, file)
         assert config is not None
+        weights = shards_of(file, key)
+        config = self._fitted(part, config, weights, key)
         if fresh:
             return Component(part.name, (), (), "none", config, count(self._make_layers(part, config, key)))
-        weights = shards_of(file, key)
         return self._component(part, weights, weights, config, key)
 
     def _given(self, part: Part, given: str, folder: Path, checkpoint: Path) -> Component:
         assert part.key is not None
         place = locate_model(given, folder, None, BUILTIN, part.key)
         if not place.is_dir():
-            config = (self._config(part, checkpoint) if checkpoint.is_dir() else None) or read_json(
-                self.shipped / part.folder / "config.json"
-            )
             weights = shards_of(place, part.key)
+            config = (self._config(part, checkpoint) if checkpoint.is_dir() else None) or self._fitted(
+                part, read_json(self.shipped / part.folder / "config.json"), weights, part.key
+            )
             component = self._component(part, weights, weights, config, part.key)
         else:
             sub = child_folder(place, part.folder)
@@ -288,6 +313,16 @@ class Finder:
             component = self._component(part, weights, (file, *weights), read_json(file), part.key)
         assert component is not None
         return component
+
+    def _fitted(
+        self, part: Part, config: Mapping[str, Any], weights: tuple[Path, ...], key: KeyPath
+    ) -> Mapping[str, Any]:
+        """The shipped configuration, or what files that bring none say of it."""
+        if part.fitted is None:
+            return config
+        return part.fitted(
+            config, {name: entry for file in weights for name, entry in header_of(file, key).tensors.items()}
+        )
 
     def _make_layers(self, part: Part, config: Mapping[str, Any], key: KeyPath) -> list[Layer]:
         def problem(reason: str) -> ModelProblem:
@@ -313,7 +348,15 @@ class Finder:
             if not match.keys and key == CHECKPOINT and files == weights:
                 return self._absent(part, weights[0])
             raise ModelProblem(key, f"{weights[0]}: the {part.folder} is not that of {self.title}: {match.problem}")
-        keys = {name: replace(origin, file=number.get(origin.key, 0)) for name, origin in match.keys.items()}
+        scaled = scales(tensors, {origin.key for origin in match.keys.values() if not origin.identity})
+        if isinstance(scaled, str):
+            raise ModelProblem(
+                key, f"{weights[0]}: {scaled}", "name a file in 16 bit, or in fp8 with a scale for each layer or row"
+            )
+        keys = {
+            name: replace(origin, file=number.get(origin.key, 0), scale=scaled.get(origin.key, ""))
+            for name, origin in match.keys.items()
+        }
         return Component(part.name, weights, files, match.layout, config, count(layers), keys)
 
     def _absent(self, part: Part, file: Path) -> Component | None:

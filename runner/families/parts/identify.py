@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from runner.families.parts.layers import Shape
@@ -28,6 +28,9 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
         return Kind("a LoRA file, not a checkpoint")
     if has("control_model.", "controlnet_cond_embedding"):
         return Kind("a ControlNet")
+    flux = _flux(tensors, has)
+    if flux is not None:
+        return flux
     if has("joint_blocks.", "context_embedder.weight"):
         return _sd3(tensors, has("ln_q.", "norm_q."))
     if has("clean_x_embedder."):
@@ -55,6 +58,29 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
     if has("text_model.", "token_embedding", "SelfAttention"):
         return Kind("a text encoder only")
     return None
+
+
+def _flux(tensors: Mapping[str, tuple[str, Shape]], has: Callable[..., bool]) -> Kind | None:
+    """FLUX.1 and its relatives; Chroma's and FLUX.2's blocks have the same names."""
+    if has("double_stream_modulation_img."):
+        return Kind("a FLUX.2 transformer")
+    if has("nerf_blocks."):
+        return Kind("a Chroma Radiance transformer, which works on pixels")
+    if has("distilled_guidance_layer."):
+        return Kind("a Chroma transformer")
+    if not has("double_blocks.0.img_attn.norm.key_norm.") and not (
+        has("single_transformer_blocks.0.proj_mlp.") and has("transformer_blocks.0.attn.add_k_proj.")
+    ):
+        return None
+    if has("txt_in.individual_token_refiner.", "context_embedder.token_refiner.", "clean_x_embedder."):
+        return None
+    first = next(
+        (shape for key, (_, shape) in tensors.items() if key.endswith(("img_in.weight", "x_embedder.weight"))), ()
+    )
+    variants = {128: "Canny or Depth, which takes a control picture", 384: "Fill, which takes a picture and its hole"}
+    if len(first) == 2 and first[1] in variants:
+        return Kind(f"a FLUX.1 transformer of {variants[first[1]]}")
+    return Kind("a FLUX.1 transformer", "flux1")
 
 
 def _sd3(tensors: Mapping[str, tuple[str, Shape]], normed: bool) -> Kind:

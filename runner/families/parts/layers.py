@@ -34,6 +34,8 @@ class Origin:
     """The tensor is in no file; it is the identity matrix."""
     file: int = 0
     """Which of the component's files."""
+    scale: str = ""
+    """The key of what its numbers are multiplied with: one number, or one for each row."""
 
 
 @dataclass(frozen=True)

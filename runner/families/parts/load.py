@@ -66,6 +66,16 @@ def read_component(component: Component, shapes: Mapping[str, torch.Size], optio
         wanted = {origin.key for origin in component.keys.values() if origin.file == number and not origin.identity}
         found = read_tensors(file, {key: key for key in wanted}, options.dtype, options.device, mapped=not options.trains)  # fmt: skip
         raw |= {(number, key): tensor for key, tensor in found.items()}
+        scaled = {o.key: o.scale for o in component.keys.values() if o.file == number and o.scale}
+        factors = read_tensors(file, {key: key for key in scaled.values()}, torch.float32, options.device)
+        for key, name in scaled.items():  # fp8 is exact in any wider dtype; the product is rounded once
+            wide = raw[number, key].float()
+            factor = (
+                factors[name].reshape(-1, *[1] * (wide.dim() - 1))
+                if factors[name].numel() > 1
+                else factors[name].reshape(())
+            )
+            raw[number, key] = wide.mul_(factor).to(options.dtype)
     result: dict[str, Tensor] = {}
     for name, origin in component.keys.items():
         if origin.identity:

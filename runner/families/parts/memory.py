@@ -85,6 +85,8 @@ class DenoiserMemory:
     """Numbers of the largest tensor."""
     entering: Callable[[Layer, Use], float] = _input
     """(a block's first layer) → numbers of what enters the block: all that gradient checkpointing keeps of it."""
+    guided: bool = True
+    """Whether samples are made with true guidance; else it is embedded, or there is none."""
 
 
 def predict(denoiser: DenoiserMemory, ask: MemoryQuestion) -> MemoryAnswer:
@@ -297,7 +299,7 @@ class _Prediction:
         """Making one picture beside the denoiser: the larger of denoising and decoding."""
         pixels = prod(size)
         decoding = self._vae() + self._vae_working(pixels, 1, "decoder", self.ask.decoded_frames)
-        together = 1 if self.ask.model.makes_video else GUIDED  # true guidance is off where it is embedded
+        together = GUIDED if self.denoiser.guided else 1
         use = self._use(together, pixels, self._seen(self.ask.sample_frames))
         return max(self.denoiser.forward(self.layers, use), decoding)
 

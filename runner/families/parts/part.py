@@ -105,6 +105,8 @@ class Part:
 
     wide: re.Pattern[str] | None = None
     """Linear layers inside the blocks that quantization leaves as they are."""
+    fitted: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """(shipped configuration, tensors of a file without one) → the configuration of what the file holds."""
 
     def packs(self, layer: str) -> bool:
         """Whether quantization packs a linear layer."""

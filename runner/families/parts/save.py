@@ -52,6 +52,8 @@ def save_pipeline(
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = json.loads((finder.shipped / "model_index.json").read_text(encoding="utf-8"))
     index["scheduler"] = ["diffusers", scheduler.get("_class_name", index["scheduler"][1])]
+    if model.pipeline:
+        index["_class_name"] = model.pipeline
     for part in finder.parts:
         if part.name not in modules:
             index[part.folder] = index[part.folder.replace("text_encoder", "tokenizer")] = [None, None]

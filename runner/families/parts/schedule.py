@@ -10,6 +10,8 @@ from runner.families.parts.files import CHECKPOINT
 from runner.families.spec import ModelProblem
 
 _MOST_TIMESTEPS = 100_000
+SEQUENCES = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""Tokens between which a dynamic shift is a straight line, as diffusers names them, and their usual values."""
 _CHOICES = {"beta_schedule": ("linear", "scaled_linear"), "prediction_type": ("epsilon", "v_prediction")}
 
 
@@ -25,6 +27,13 @@ def check_schedule(schedule: Mapping[str, Any], file: Path, discrete: bool) -> N
         raise wrong("num_train_timesteps", f"an integer from 2 to {_MOST_TIMESTEPS:,}")
     if "shift" in given and not _between(given["shift"], 0, 1000):
         raise wrong("shift", "a number above 0 and below 1000")
+    for name in ("base_shift", "max_shift"):
+        if name in given and not _between(given[name], -10, 10):
+            raise wrong(name, "a number between -10 and 10")
+    few, many = (given.get(name, usual) for name, usual in SEQUENCES.items())
+    if type(few) is not int or type(many) is not int or not 0 < few < many <= 10_000_000:
+        name = "max_image_seq_len" if "max_image_seq_len" in given else "base_image_seq_len"
+        raise wrong(name, "whole numbers, the larger one max_image_seq_len")
     if not discrete:
         return
     for name in ("beta_start", "beta_end"):

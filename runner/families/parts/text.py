@@ -109,6 +109,16 @@ def encode_clip(
     return ClipText(joined, pooled)
 
 
+def pooled_clip(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """[B, P] of a CLIPTextModel: the last layer's state at the end of each text, which is cut to the encoder's length."""
+    ids = tokenizer(
+        list(texts), padding="max_length", max_length=encoder.config.max_position_embeddings, truncation=True,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    pooled: Tensor = encoder(ids.to(next(encoder.parameters()).device)).pooler_output
+    return pooled
+
+
 def encode_t5(encoder: Any, tokenizer: Any, texts: Sequence[str], length: int, weighting: bool) -> Tensor:
     """[B, length, D]. Padded to the length, without a mask, as SD3 was trained; weights in the text are left out."""
     plain = ["".join(part for part, _ in parse_weights(text)) if weighting else text for text in texts]

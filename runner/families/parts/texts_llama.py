@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.families.contract import Conditioning
+from runner.families.parts.text import pooled_clip
 
 SYSTEM_PROMPT = (
     "Describe the video by detailing the following aspects: "
@@ -45,12 +46,7 @@ def encode_llama_clip(
     hidden, mask = _llama(
         encoders["text_encoder_1"], tokenizers["text_encoder_1"], texts, _before(system or SYSTEM_PROMPT)
     )
-    clip: Any = encoders["text_encoder_2"]
-    ids = tokenizers["text_encoder_2"](
-        list(texts), padding="max_length", max_length=clip.config.max_position_embeddings, truncation=True,
-        return_tensors="pt",
-    ).input_ids  # fmt: skip
-    pooled = clip(ids.to(next(clip.parameters()).device)).pooler_output
+    pooled = pooled_clip(encoders["text_encoder_2"], tokenizers["text_encoder_2"], texts)
     return {"text": hidden, "mask": mask, "pooled": pooled}
 
 

@@ -1,0 +1,35 @@
+"""A checkpoint of the real classes, small enough that every path runs on a CPU in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import FluxTransformer2DModel
+from transformers import T5Config, T5EncoderModel
+
+from runner.core.rng import forked
+from runner.families.parts.files import CONFIGS
+from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
+from runner.families.sd3.tiny import write_t5_tokenizer
+
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": 24, "pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (4, 6, 6),
+}  # fmt: skip
+
+
+def write_tiny(folder: Path, **changes: Any) -> None:
+    """Writes a diffusers directory with random weights, always the same ones."""
+    size = write_clip_tokenizer(folder / "tokenizer")
+    words = write_t5_tokenizer(folder / "tokenizer_2")
+    t5 = T5Config(
+        d_model=24, d_kv=8, num_heads=2, d_ff=32, num_layers=2, vocab_size=words, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False, is_encoder_decoder=True,
+    )  # fmt: skip
+    with forked(0, "tiny"):
+        FluxTransformer2DModel(**{**TRANSFORMER, **changes}).save_pretrained(folder / "transformer")
+        write_vae(folder / "vae", shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+        write_clip(folder / "text_encoder", size, projected=False)
+        T5EncoderModel(t5).save_pretrained(folder / "text_encoder_2")
+    write_settings(folder, CONFIGS / "flux1")
