@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from runner.config.prompt_options import strays
 from runner.config.sections import SectionProblem, joined, parse_sections
+from runner.dataset.buckets import Size
 from runner.dataset.clips import whole
 from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
+from runner.diffusion.timesteps import dynamic_shift
 from runner.families.spec import FamilySpec, Model
 from runner.pictures import decoding
 from runner.seeding import derive
@@ -51,6 +53,7 @@ class PromptFile(NamedTuple):
     digest: str
     facts: str = ""
     """runner/pictures.py"""
+    size: Size = (0, 0)
 
     def identity(self, masked: bool = False) -> str:
         """Content and how it is decoded. `masked`: its transparency is a mask."""
@@ -119,7 +122,9 @@ class ReadyPrompt:
     shift: float | None = None
     """Of a family of stills that moves its noise levels."""
     guidance: float | None = None
-    references: tuple[tuple[PromptFile, tuple[int, int]], ...] = ()
+    """What the denoiser of a family of stills is told."""
+    references: tuple[tuple[PromptFile, Size], ...] = ()
+    """Reference pictures and the sizes that they are resized to."""
 
     @property
     def is_video(self) -> bool:
@@ -195,34 +200,39 @@ class Readying:
         return ReadyPrompt(
             index, options.prompt, options.negative_prompt or "", *floored, options.num_inference_steps, options.cfg_scale,
             options.sampler, self.drawn.get(index) if chosen == -1 else chosen, frames, video,
-            None if model.makes_video else self._shift(options, floored), *self._still(options),
+            self._shift(options, floored), self._guidance(options), self._references(options),
         )  # fmt: skip
 
-    def _shift(self, options: Any, size: tuple[int, int]) -> float | None:
-        from runner.diffusion.timesteps import dynamic_shift
+    def _shift(self, options: Any, size: Size) -> float | None:
+        """How stills move their noise levels: as said, or by their size where the scheduler does."""
+        model = self.model
+        if model.makes_video or options.flow_shift is not None:
+            return None if model.makes_video else options.flow_shift
+        return dynamic_shift(model.scheduler, size[0] * size[1] // model.size_multiple**2)
 
-        if options.flow_shift is not None:
-            return options.flow_shift
-        return dynamic_shift(self.model.scheduler, size[0] * size[1] // self.model.size_multiple**2)
+    def _guidance(self, options: Any) -> float | None:
+        """What the denoiser of stills is told."""
+        usual = None if self.model.makes_video else self.spec.defaults.embedded_guidance
+        return usual if usual is None or options.embedded_guidance is None else options.embedded_guidance
 
-    def _still(self, options: Any) -> tuple[Any, Any]:
-        if self.model.makes_video or self.spec.defaults.embedded_guidance is None:
-            guidance = None
-        else:
-            guidance = (
-                options.embedded_guidance
-                if options.embedded_guidance is not None
-                else self.spec.defaults.embedded_guidance
-            )
+    def _references(self, options: Any) -> tuple[tuple[PromptFile, Size], ...]:
+        """The reference pictures of a still, and the sizes that they are resized to."""
         rule = self.spec.references_of(self.model)
-        names = options.control_images or [] if rule else []
-        found = []
-        for name in names:
-            file = self._file("control_images", name)
-            from runner.pictures import read_picture
+        if rule is None or options.control_images is None:
+            return ()
+        if len(options.control_images) > rule.most:
+            raise PromptProblem("control_images", f"there are {len(options.control_images)} control images; the model takes {rule.most}")  # fmt: skip
+        files = [self._file("control_images", name) for name in options.control_images]
+        return tuple((file, rule.size(file.size)) for file in files)
 
-            found.append((file, rule.size(read_picture(file.path).size)))
-        return guidance, tuple(found)
+    def _stills_use(self, key: str) -> bool:
+        """Whether a family of stills has this key of video models."""
+        defaults = self.spec.defaults
+        return {
+            "flow_shift": defaults.prediction_type == "flow",
+            "embedded_guidance": defaults.embedded_guidance is not None,
+            "control_images": self.spec.references_of(self.model) is not None,
+        }.get(key, False)
 
     def _refused(self, options: Any) -> None:
         """Keys that the family cannot use."""
@@ -231,11 +241,7 @@ class Readying:
         for key in given:
             why = None
             if not self.model.makes_video:
-                why = None if key == "flow_shift" and name in ("sd3", "flux1") else STILLS
-                if (key == "embedded_guidance" and self.spec.defaults.embedded_guidance is not None) or (
-                    key == "control_images" and self.spec.references_of(self.model)
-                ):
-                    why = None
+                why = None if self._stills_use(key) else STILLS
             elif name != "framepack" and key in _FRAMEPACK:
                 why = "it belongs to FramePack"
             elif variant != "one_frame" and key in _ONE_FRAME and name == "framepack":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -93,14 +93,21 @@ def _picture_notes(prompt: ReadyPrompt) -> list[str]:
     """What is left of its pictures that hold more than is used. A control image's transparency is its mask."""
     video = prompt.video
     if video is None:
-        return []
+        return _facts_of(prompt, [file for file, _ in prompt.references], {file for file, _ in prompt.references})
     plain = {
         *video.images,
         video.end_image,
         *(file for file, mask in zip(video.controls, video.masks, strict=True) if mask),
     }
+    return _facts_of(prompt, [*video.images, video.end_image, *video.controls, *video.masks], plain)
+
+
+def _facts_of(
+    prompt: ReadyPrompt, files: Sequence[PromptFile | None], plain: Collection[PromptFile | None]
+) -> list[str]:
+    """`plain`: those whose transparency counts for nothing."""
     notes = []
-    for file in dict.fromkeys([*video.images, video.end_image, *video.controls, *video.masks]):
+    for file in dict.fromkeys(files):
         if file is None or not file.facts:
             continue
         named = f"prompt {prompt.index + 1}: {Path(file.path).name}"
@@ -120,4 +127,4 @@ def prompt_file(store: Store, folder: Path, name: str) -> PromptFile:
     content = known_pictures(str(path.parent), [path.name], store.index)[path.name]
     if content.problem is not None:
         raise PromptProblem("image", f"{path} {content.problem}")
-    return PromptFile(str(path), content.digest, content.facts)
+    return PromptFile(str(path), content.digest, content.facts, (content.width, content.height))
