@@ -79,7 +79,7 @@ def test_lean_full_fine_tunes_on_a_gpu(family_place: Callable[..., Place], kind:
     assert trained_bytes(place.file)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"])
 def test_no_step_waits_for_a_gpu(family_place: Callable[..., Place], name: str) -> None:
     """After the first step, which warms up, PyTorch raises at whatever makes the host wait for the device."""
     place = family_place(name)

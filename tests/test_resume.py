@@ -77,7 +77,7 @@ def test_tensor_by_tensor_goes_on_where_it_was(place: Place, kind: str, memory: 
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux1"])
 def test_kills_of_each_family_change_no_byte(family_place: Callable[..., Place], name: str, whole: bool) -> None:
     """Applied through the command line, killed in training and in publishing, and applied again."""
     encoders = {"text_encoder_1": True} if whole else {"text_encoder_1": True, "text_encoder_2": 1e-4}
