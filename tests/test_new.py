@@ -48,7 +48,6 @@ def test_files_of_no_family_say_what_they_are(files: Path, tmp_path: Path) -> No
     cases: dict[str, tuple[str, dict[str, list[int]], tuple[str, ...]]] = {
         "inpainting": ("sdxl", {"model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3]}, ()),
         "an SDXL refiner": ("sdxl", {"conditioner.embedders.0.model.ln_final.weight": [1280]}, ("conditioner",)),
-        "Stable Diffusion 3.5": ("sd3", {"model.diffusion_model.joint_blocks.0.x_block.attn.ln_q.weight": [64]}, ()),
         "a Stable Diffusion 2 checkpoint": ("sd15", {"cond_stage_model.model.ln_final.weight": [1024]}, ()),
         "a LoRA file": ("sd15", {"lora_unet_x.lora_down.weight": [1, 1]}, ("model",)),
         "an autoencoder only": ("sd15", {}, ("diffusion_model", "cond_stage")),

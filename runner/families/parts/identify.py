@@ -32,7 +32,7 @@ def identify(tensors: Mapping[str, tuple[str, Shape]]) -> Kind | None:
     if flux is not None:
         return flux
     if has("joint_blocks.", "context_embedder.weight"):
-        return _sd3(tensors, has("ln_q.", "norm_q."))
+        return Kind(f"a Stable Diffusion {'3.5' if has('ln_q.', 'norm_q.') else '3'} checkpoint", "sd3")
     if has("clean_x_embedder."):
         return Kind("a FramePack transformer", "framepack")
     if has("txt_in.individual_token_refiner.", "context_embedder.token_refiner."):
@@ -81,12 +81,6 @@ def _flux(tensors: Mapping[str, tuple[str, Shape]], has: Callable[..., bool]) ->
     if len(first) == 2 and first[1] in variants:
         return Kind(f"a FLUX.1 transformer of {variants[first[1]]}")
     return Kind("a FLUX.1 transformer", "flux1")
-
-
-def _sd3(tensors: Mapping[str, tuple[str, Shape]], normed: bool) -> Kind:
-    if normed:
-        return Kind("a Stable Diffusion 3.5 checkpoint (it normalises queries and keys)")
-    return Kind("a Stable Diffusion 3 checkpoint", "sd3")
 
 
 def _channels(tensors: Mapping[str, tuple[str, Shape]], kind: Kind) -> Kind:

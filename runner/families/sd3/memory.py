@@ -13,7 +13,7 @@ from runner.families.parts.memory import Use
 PATCH_AREA = 4
 LIVE_FORWARD = 8.0
 """Tensors of the joint sequence's width that live at once without gradients: q, k, v, output, the MLP's inside."""
-_CONTEXT = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out")
+_CONTEXT = (".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_add_out", ".norm_added_q", ".norm_added_k")
 
 
 def saved(layers: list[Layer], use: Use) -> Iterator[tuple[Layer, float]]:
@@ -29,6 +29,8 @@ def _kept(layer: Layer, use: Use, trains: bool) -> float:
     positions = _positions(layer, use)
     name = layer.name
     kept = float(use.targets.get(f"denoiser.{name}", 0) * positions)  # between the adapter's two halves
+    if ".attn" in name and layer.kind == "norm":  # of queries and keys: all heads, before and after
+        return kept + 2.0 * use.width * positions
     if layer.kind == "table" or "time_text_embed" in name or "norm" in name:
         return kept + layer.inputs * (use.batch if trains else 0)
     if name.endswith((".to_q", ".add_q_proj")):  # the stream's input, its norm's, the modulated one; shared by k and v

@@ -1,10 +1,13 @@
-"""Stable Diffusion 3 Medium, torch-free: what a checkpoint holds, defaults, adapter targets."""
+"""Stable Diffusion 3 Medium and 3.5, torch-free: what a checkpoint holds, defaults, adapter targets."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT_PROJECTED, T5_ENCODER
@@ -12,7 +15,7 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.sd3.architecture import mmdit_layers
+from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.memory import forward, saved
 from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
@@ -26,7 +29,7 @@ FINDER = Finder(
         Part(
             "denoiser", "transformer", TRANSFORMER,
             (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
-            block=re.compile(r"^(transformer_blocks\.\d+)\."),
+            block=re.compile(r"^(transformer_blocks\.\d+)\."), fitted=fitted,
         ),
         Part(
             "vae", "vae", AUTOENCODER_KL,
@@ -53,8 +56,6 @@ def inspect(config: RunConfig, folder: Path) -> Model:
     """Reads headers and configurations only. Raises `ModelProblem`."""
     place, components = FINDER.components(config, folder)
     transformer, vae = components["denoiser"].config, components["vae"].config
-    if transformer.get("qk_norm") or transformer.get("dual_attention_layers"):
-        raise ModelProblem(CHECKPOINT, f"{place} holds Stable Diffusion 3.5, which this family does not train")
     clip = [components[name].config for name in ("text_encoder_1", "text_encoder_2")]
     pooled = sum(int(own["projection_dim"]) for own in clip)
     width = int(transformer["joint_attention_dim"])
@@ -114,6 +115,18 @@ def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
     return "text_encoder_1", int(model.components["text_encoder_1"].config["max_position_embeddings"]) - 2
 
 
+def of_variant(model: Model) -> Mapping[str, Any]:
+    """What is otherwise for Stable Diffusion 3.5."""
+    config = model.components["denoiser"].config
+    if not config.get("qk_norm"):
+        return {}
+    size = "medium" if config.get("dual_attention_layers") else "large"
+    return {
+        "title": f"Stable Diffusion 3.5 {size.capitalize()}", "architecture": f"stable-diffusion-3-5-{size}",
+        "base_version": f"sd3_5_{size}", "defaults": replace(SD3.defaults, cfg_scale=4.5),
+    }  # fmt: skip
+
+
 _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 
 SD3 = FamilySpec(
@@ -131,6 +144,7 @@ SD3 = FamilySpec(
     memory=_MEMORY,
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
+    of_variant=of_variant,
     text_limit=_text_limit,
     token_lengths=(77, 128, 154, 256, 512),
     network_modules={"lora": "networks.lora_sd3"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import SD3Transformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -13,9 +14,14 @@ from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
 
 _WIDTH = 48
+_TRANSFORMER: dict[str, Any] = {
+    "sample_size": 16, "patch_size": 2, "in_channels": 8, "out_channels": 8, "num_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 8, "joint_attention_dim": _WIDTH, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24,
+    "pos_embed_max_size": 64,
+}  # fmt: skip
 
 
-def write_tiny(folder: Path) -> None:
+def write_tiny(folder: Path, **changes: Any) -> None:
     """Writes a diffusers directory with random weights, always the same ones."""
     size = write_clip_tokenizer(folder / "tokenizer")
     write_clip_tokenizer(folder / "tokenizer_2", pad="!")
@@ -25,11 +31,7 @@ def write_tiny(folder: Path) -> None:
         tie_word_embeddings=False, is_encoder_decoder=True,
     )  # fmt: skip
     with forked(0, "tiny"):
-        SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=2, num_attention_heads=2,
-            attention_head_dim=8, joint_attention_dim=_WIDTH, caption_projection_dim=16, pooled_projection_dim=16 + 24,
-            pos_embed_max_size=64,
-        ).save_pretrained(folder / "transformer")  # fmt: skip
+        SD3Transformer2DModel(**{**_TRANSFORMER, **changes}).save_pretrained(folder / "transformer")
         write_vae(folder / "vae", latent_channels=8, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
         write_clip(folder / "text_encoder", size, projected=True)
         write_clip(
