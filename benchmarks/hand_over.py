@@ -13,6 +13,7 @@ from runner.core.events import Events
 from runner.data.loader import StepLoader
 from runner.execute.apply import Apply
 from runner.formats.tensors import write_tensors
+from runner.inputs import TrainInputs
 from runner.networks.attach import Dropouts, attach
 from runner.optim.build import optimizer_arguments
 from runner.plan.prepare import prepare
@@ -25,7 +26,7 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
     """`file` is a run.toml whose caches are filled and whose model is a diffusers directory."""
     run = prepare(load(file), find_store(file.parent), may_defer=False)
     apply = Apply(run, Events(folder / "events.jsonl"), StopFlag(), "train", "")
-    inputs = apply.graph.train
+    inputs = apply.graph.of(TrainInputs)
     stage = TrainStage(apply.context, inputs, apply.encoders, "0" * 64, lambda _: None, lambda: None)  # type: ignore[arg-type, return-value]
     loader = StepLoader(inputs, stage._sources()[0], 0)
     tensors: dict[str, torch.Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 from runner.core.events import Events
 from runner.data.loader import Sources, StepLoader
 from runner.families.registry import family
+from runner.inputs import LatentsInputs, SelectInputs, TextsInputs, TrainInputs
 from runner.plan.compile import Graph, compile_graph
 from runner.plan.keys import training_texts, training_views
 from runner.plan.prepare import Prepared
@@ -36,8 +37,8 @@ class Ready:
 
     def task(self) -> tuple[DiffusionTask, StepLoader]:
         """The training task, in training mode, and its batches."""
-        loader = StepLoader(self.graph.train, self.sources, 0)
-        task = DiffusionTask(self.context, self.graph.train, self.trained, loader, None, None)
+        loader = StepLoader(self.graph.of(TrainInputs), self.sources, 0)
+        task = DiffusionTask(self.context, self.graph.of(TrainInputs), self.trained, loader, None, None)
         task.train_mode(True)
         return task, loader
 
@@ -49,17 +50,19 @@ def ready(place: Place, device: torch.device) -> Ready:
     graph = compile_graph(run)
     events = Events(place.folder / "events.jsonl", ())
     own = family(run.spec.name)
-    context = Context(own, run.store, graph.runtime, graph.train.numerics, torch.device("cpu"), events)
-    latents, texts = Latents(context, graph.latents.encoder), Texts(context, graph.texts.encoder)
+    context = Context(own, run.store, graph.runtime, graph.of(TrainInputs).numerics, torch.device("cpu"), events)
+    latents, texts = Latents(context, graph.of(LatentsInputs).encoder), Texts(context, graph.of(TextsInputs).encoder)
     sources = Sources(
-        latents.ready(training_views(graph.train.items, 42)), latents.key,
+        latents.ready(training_views(graph.of(TrainInputs).items, 42)), latents.key,
         lambda item: graph.runtime.model.latent_shape(item.fit.bucket, item.latent_frames(graph.runtime.model.frame_factor)),
-        texts.ready(training_texts(graph.train.items, 42)), texts.key, own.size_conditioning,
-        own.process(graph.train.numerics).prediction_type != "flow", own.cut, own.spec.shift_points,
+        texts.ready(training_texts(graph.of(TrainInputs).items, 42)), texts.key, own.size_conditioning,
+        own.process(graph.of(TrainInputs).numerics).prediction_type != "flow", own.cut, own.spec.shift_points,
     )  # fmt: skip
     encoded = encode_prompts(context, [replace(prompt, seed=1) for prompt in run.prompts], True)
-    scorer = Scorer.prepare(context, graph.select, (graph.latents.encoder, graph.texts.encoder), False)
-    trained = build(context, graph.train, None)
+    scorer = Scorer.prepare(
+        context, graph.of(SelectInputs), (graph.of(LatentsInputs).encoder, graph.of(TextsInputs).encoder), False
+    )
+    trained = build(context, graph.of(TrainInputs), None)
     for module in trained.modules.values():
         module.to(device)
     there = replace(context, device=device)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.core.task import Batch, moved
 from runner.families.registry import FAMILIES, family
+from runner.inputs import SelectInputs
 from runner.optim.build import build_optimizer
 from runner.optim.single import SingleOptimizers, SingleOptions
 from runner.stages.pictures import make_latents
@@ -62,8 +63,8 @@ def test_scores_are_read_once_a_measurement(family_place: Make, name: str, monke
         return torch.zeros(self.shape)
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    rows = made.scorer._measure(made.graph.select.held_out, made.trained.modules["denoiser"], None)
-    assert len(rows) == len(made.graph.select.held_out) == 2
+    rows = made.scorer._measure(made.graph.of(SelectInputs).held_out, made.trained.modules["denoiser"], None)
+    assert len(rows) == len(made.graph.of(SelectInputs).held_out) == 2
     assert sum(shape[0] for shape in read) == 2 * 8
 
 

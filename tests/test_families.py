@@ -12,7 +12,7 @@ import torch
 from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import FAMILIES, family, family_spec
-from runner.inputs import Numerics
+from runner.inputs import Numerics, TrainInputs
 from runner.plan.compile import compile_graph
 from schemas.walk import all_keys
 from tests.inprocess import planned, prepared
@@ -31,7 +31,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 def parts(place: Place) -> tuple[Any, Any, Numerics]:
     run = prepared(place.file)
-    return run, family(run.config.model.family), compile_graph(run).train.numerics
+    return run, family(run.config.model.family), compile_graph(run).of(TrainInputs).numerics
 
 
 def text_encoders(run: Any, bundle: Any) -> dict[str, Any]:

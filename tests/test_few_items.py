@@ -20,7 +20,7 @@ from tests.support import Place, draw_pictures
 
 @pytest.fixture
 def inputs(place: Place) -> SelectInputs:
-    return compile_graph(prepared(place.file)).select
+    return compile_graph(prepared(place.file)).of(SelectInputs)
 
 
 def chosen(inputs: SelectInputs, count: int, errors: float) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_every_proposal_is_a_valid_run_that_plans_to_what_was_shown(planned: Pla
 def test_a_remedy_changes_what_it_says(planned: Planned, family: str, method: str) -> None:
     """The search believes what the plan with that setting alone then says."""
     plan = planned(document(family, method), run={"device": "cuda"})
-    question = memory_question(plan, trained_numbers(plan)[0], "cuda")
+    question = memory_question(plan, trained_numbers(plan.prepared)[0], "cuda")
     predict, names = plan.prepared.spec.memory, set()
     for group in remedies(plan, question):
         for remedy in group[-1:]:

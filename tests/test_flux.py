@@ -24,6 +24,7 @@ from runner.families.parts.layers import origins
 from runner.families.parts.load import from_origin
 from runner.families.parts.modules import make_module
 from runner.families.registry import family, family_spec
+from runner.inputs import SampleInputs, TrainInputs
 from runner.plan.compile import compile_graph
 from tests.inprocess import applied, prepared
 from tests.ready import ready
@@ -62,8 +63,8 @@ def test_the_denoiser_answers_as_the_original_model() -> None:
 def sampled(place: Place) -> tuple[Any, Image.Image]:
     """The first prompt of a run and the base model's picture."""
     outcome = applied(place.file, until="sample")
-    prompt = outcome.graph.sample.prompts[0]
-    key = outcome.graph.sample.key(prompt, 0, "raw")
+    prompt = outcome.graph.of(SampleInputs).prompts[0]
+    key = outcome.graph.of(SampleInputs).key(prompt, 0, "raw")
     return prompt, Image.open(prepared(place.file).store.item("samples", key))
 
 
@@ -215,10 +216,10 @@ def test_levels_of_training_are_shifted_by_size(family_place: Make) -> None:
     there = ready(family_place("flux1"), torch.device("cpu"))
     _, loader = there.task()
     batch = next(loader.steps_from(0))[0]
-    settings = there.graph.train.timesteps
+    settings = there.graph.of(TrainInputs).timesteps
     assert settings.shift == "resolution"
     tokens = batch.tensors["latents"][0, 0].numel() // 4
-    draws: Callable[[int], random.Random] = lambda n: rng(there.graph.train.seed, "timestep", 0, 0, n)  # noqa: E731
+    draws: Callable[[int], random.Random] = lambda n: rng(there.graph.of(TrainInputs).seed, "timestep", 0, 0, n)  # noqa: E731
     wanted = [draw_timestep(settings, draws(n), tokens, SHIFT) for n in range(2)]
     assert batch.tensors["timesteps"].tolist() == pytest.approx(wanted)
     assert wanted != pytest.approx([draw_timestep(settings, draws(n), tokens) for n in range(2)])

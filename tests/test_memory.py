@@ -16,6 +16,7 @@ from runner.core.offload import saved_on_host
 from runner.core.swap import BlockSwap
 from runner.errors import InvalidConfig
 from runner.families.registry import family
+from runner.inputs import TrainInputs
 from runner.networks.quantize import KINDS, QuantizedLinear, quantize
 from runner.plan.estimate import figures
 from runner.plan.prepare import Prepared
@@ -294,7 +295,7 @@ def test_builds_are_swapped_for_samples_too(family_place: Callable[..., Place]) 
     from runner.stages.stop import StopFlag
 
     apply = Apply(run, Events(None), StopFlag(), None, "")
-    assert build_swapped(apply.context, apply.graph.train).swap is not None
+    assert build_swapped(apply.context, apply.graph.of(TrainInputs)).swap is not None
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "framepack"])

@@ -18,6 +18,7 @@ from runner.families.spec import Target
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.formats.adapter_write import Base, diffusers_state, kohya_state
 from runner.formats.tensors import write_tensors
+from runner.inputs import TextsInputs, TrainInputs
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.networks.shapes import adapter_shapes, count_parameters
@@ -76,7 +77,7 @@ def test_merged_weights_do_what_the_adapter_does(family_place: Callable[..., Pla
     assert before
     encoders = {key: module for key, module in modules.items() if key != "denoiser"}
     tokenizers = family(name).load_tokenizers(run.model)
-    numerics = compile_graph(run).train.numerics
+    numerics = compile_graph(run).of(TrainInputs).numerics
     with torch.no_grad():
         ours = family(name).encode_texts(encoders, tokenizers, ["a star", "b"], numerics, False)
         theirs = family(name).encode_texts({key: plain[key] for key in encoders}, tokenizers, ["a star", "b"], numerics, False)  # fmt: skip
@@ -275,7 +276,7 @@ def test_base_weights_are_merged_first(place: Place) -> None:
     scores = {row["step"]: row["stable_loss"] for row in outcome.selection["candidates"]}
     plain_scores = applied(place.write({"run": {"name": "third"}})).selection["candidates"]
     assert scores[2] != plain_scores[0]["stable_loss"]
-    assert second.base_digests
+    assert second.merged_first
 
 
 def test_base_weights_reach_frozen_text_encoders(place: Place) -> None:
@@ -288,7 +289,7 @@ def test_base_weights_reach_frozen_text_encoders(place: Place) -> None:
         place.write({"run": {"name": name}, "network": network})
         applied(place.file, until="cache")
         run = prepared(place.file)
-        encoder, texts = compile_graph(run).texts.encoder, compile_graph(run).runtime.text_batch_size
+        encoder, texts = compile_graph(run).of(TextsInputs).encoder, compile_graph(run).runtime.text_batch_size
         key = encoder.key(run.collection.items[0].text.strip(), texts)
         found[name] = load_file(run.store.item("text", key))["hidden"]
     assert not torch.allclose(found["plain"], found["merged"], atol=1e-4)

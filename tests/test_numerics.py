@@ -22,6 +22,7 @@ from runner.diffusion.samplers import make_scheduler
 from runner.diffusion.timesteps import draw_level, draw_timestep, shift_for, shifted
 from runner.families.contract import LoadOptions
 from runner.families.registry import family, family_spec
+from runner.inputs import SampleInputs, TrainInputs
 from runner.optim.build import build_optimizer, optimizer_class
 from runner.optim.kinds import OPTIMIZERS
 from runner.optim.schedules import schedule
@@ -204,10 +205,12 @@ def test_a_sample_is_that_of_diffusers_pipeline(family_place: Callable[..., Plac
 
     place = family_place(name, training={"max_train_steps": 1}, sampling={**SAMPLE, "sampler": sampler})
     outcome = applied(place.file, until="sample")
-    prompt = outcome.graph.sample.prompts[0]
+    prompt = outcome.graph.of(SampleInputs).prompts[0]
     run = prepared(place.file)
-    ours = Image.open(run.store.item("samples", outcome.graph.sample.key(prompt, 0, "raw")))
-    scheduler = make_scheduler(sampler, run.model.scheduler, outcome.graph.train.numerics.prediction_type, False)
+    ours = Image.open(run.store.item("samples", outcome.graph.of(SampleInputs).key(prompt, 0, "raw")))
+    scheduler = make_scheduler(
+        sampler, run.model.scheduler, outcome.graph.of(TrainInputs).numerics.prediction_type, False
+    )
     pipeline = PIPELINES[name].from_pretrained(place.folder / "model", scheduler=scheduler, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     extra: dict[str, Any] = {"max_sequence_length": 256} if name == "sd3" else {}
@@ -235,7 +238,7 @@ def test_sd3_without_t5_is_the_pipeline_without_it(family_place: Callable[..., P
     bundle = family("sd3")
     options = LoadOptions(torch.float32, torch.device("cpu"))
     encoders = {name: bundle.load(run.model, name, options) for name in run.model.text_encoders}
-    numerics = compile_graph(run).train.numerics
+    numerics = compile_graph(run).of(TrainInputs).numerics
     ours = bundle.encode_texts(encoders, bundle.load_tokenizers(run.model), ["a red star"], numerics, False)
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
         place.folder / "model", text_encoder_3=None, tokenizer_3=None, local_files_only=True
@@ -252,7 +255,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
     applied(place.file, until="train")
     ours = json.loads((place.output / "logs" / "events.jsonl").read_text().splitlines()[-2])["loss"]
     run = prepared(place.file)
-    inputs = compile_graph(run).train
+    inputs = compile_graph(run).of(TrainInputs)
     size_of = family(name).size_conditioning
     discrete = name != "sd3"
     shape = lambda item: run.model.latent_shape(item.fit.bucket)  # noqa: E731

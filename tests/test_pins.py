@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import Stopped
+from runner.inputs import SelectInputs
 from runner.store.run_folder import read_pin
 from tests.inprocess import Verbs, applied, planned, verb
 from tests.support import Place, new_place
@@ -42,14 +43,14 @@ def pinned(chosen: Place, tmp_path: Path) -> Place:
 
 def test_a_pin_stays_with_its_training(pinned: Place) -> None:
     assert planned(pinned.file).notes == []
-    assert planned(pinned.file).graph.select.pinned == {"version": 1, "step": 2, "weights": "raw"}
+    assert planned(pinned.file).graph.of(SelectInputs).pinned == {"version": 1, "step": 2, "weights": "raw"}
     other = planned(pinned.file, RATE)
     assert other.notes == [DROPPED]
-    assert other.graph.select.pinned is None
+    assert other.graph.of(SelectInputs).pinned is None
     outcome = applied(pinned.file, RATE)
     assert outcome.selection["decided_by"] == "runner"
     assert read_pin(pinned.output) is None
-    assert planned(pinned.file).graph.select.pinned is None, "it is not there again"
+    assert planned(pinned.file).graph.of(SelectInputs).pinned is None, "it is not there again"
 
 
 def test_an_extended_training_is_another_one(pinned: Place) -> None:
@@ -64,10 +65,10 @@ def test_a_pin_outlives_an_apply_that_was_not_done(pinned: Place, old: bool) -> 
         pin.pop("train")
         pin.pop("sha256")
         (pinned.output / "pin.json").write_text(json.dumps(pin))
-    assert planned(pinned.file).graph.select.pinned is not None
+    assert planned(pinned.file).graph.of(SelectInputs).pinned is not None
     with pytest.raises(Stopped):
         applied(pinned.file, RATE, stop_at=1)
-    assert planned(pinned.file, RATE).graph.select.pinned is None
+    assert planned(pinned.file, RATE).graph.of(SelectInputs).pinned is None
     assert not planned(pinned.file).actions["select"].pending
 
 
@@ -76,7 +77,7 @@ def test_select_writes_the_training_down(pinned: Place, verb: Verbs) -> None:
     assert read_pin(pinned.output) == {
         "version": 1, "step": 4, "weights": "raw", "train": planned(pinned.file).graph.fingerprint("train")
     }  # fmt: skip
-    assert planned(pinned.file).graph.select.pinned == {"version": 1, "step": 4, "weights": "raw"}
+    assert planned(pinned.file).graph.of(SelectInputs).pinned == {"version": 1, "step": 4, "weights": "raw"}
     verb(pinned, "select").ok()
     assert read_pin(pinned.output) is None
 

@@ -183,7 +183,7 @@ def test_a_plan_file_is_applied_or_refused_when_stale(place: Place) -> None:
     (place.folder / "pics" / "0.txt").write_text("another caption")
     stale = place.run("apply", "plan.json")
     assert stale.code == 3
-    assert "the plan is stale: cache.latents: its inputs changed since it was made" in stale.err
+    assert "the plan is stale: cache.text: its inputs changed since it was made" in stale.err
     place.run("plan", "--out", "plan.json", "--set", "training.learning_rate=2e-3", "--target", "train").ok()
     place.run("apply", "plan.json").ok()
     assert (

@@ -13,6 +13,7 @@ from PIL import Image
 
 from runner.data.loader import Sources, StepLoader
 from runner.dataset.order import Cycle, Group, Use, epoch_batches, group_items, make_cycle
+from runner.inputs import TrainInputs
 from runner.plan.compile import compile_graph
 from tests.inprocess import planned, prepared, stopped_anew, trained_bytes
 from tests.support import Place, draw_pictures
@@ -72,7 +73,7 @@ def test_a_very_long_cycle_begins_anew_without_using_a_number_twice() -> None:
 def uses_of(place: Place, epochs: int, **changes: Any) -> list[Counter[str]]:
     """Name of each regularization item → its uses, in each epoch, as the loader makes them."""
     run = prepared(place.write(changes))
-    inputs = compile_graph(run).train
+    inputs = compile_graph(run).of(TrainInputs)
     loader = StepLoader(inputs, Sources(None, lambda d, v: "", lambda s: (4, 16, 16), None, lambda t: ""), 0)
     steps = loader.steps_from(0)
     regular = {item.name for item in run.collection.items if item.settings.regularization}
@@ -152,7 +153,7 @@ def test_buckets_that_vary_make_no_other_number_of_steps(place: Place) -> None:
     run = prepared(place.file)
     assert run.length.steps == 11 * run.length.steps_per_epoch
     figures = planned(place.file)
-    assert len(figures.graph.train.items) == 21
+    assert len(figures.graph.of(TrainInputs).items) == 21
 
 
 @pytest.mark.parametrize("at", [3, 8])

@@ -21,6 +21,7 @@ from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.spec import TRANSFORMER
 from runner.families.sd3.tiny import write_tiny
 from runner.formats.adapter_write import kohya_state
+from runner.inputs import SampleInputs
 from runner.networks.shapes import adapter_shapes
 from tests.inprocess import applied, prepared
 from tests.stand_in import write_shapes
@@ -97,8 +98,8 @@ def test_it_trains_and_samples_as_diffusers_pipeline(medium: Place) -> None:
     run = prepared(medium.file)
     assert (run.spec.title, run.spec.defaults.cfg_scale) == ("Stable Diffusion 3.5 Medium", 4.5)
     assert any(".attn2." in target.name for target in run.targets)
-    prompt = outcome.graph.sample.prompts[0]
-    ours = Image.open(run.store.item("samples", outcome.graph.sample.key(prompt, 0, "raw")))
+    prompt = outcome.graph.of(SampleInputs).prompts[0]
+    ours = Image.open(run.store.item("samples", outcome.graph.of(SampleInputs).key(prompt, 0, "raw")))
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(medium.folder / "model", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

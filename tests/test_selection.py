@@ -22,7 +22,7 @@ from tests.support import Place
 
 @pytest.fixture
 def inputs(place: Place) -> SelectInputs:
-    return compile_graph(prepared(place.file)).select
+    return compile_graph(prepared(place.file)).of(SelectInputs)
 
 
 def scores(table: dict[int, list[float]]) -> dict[Candidate, dict[str, Any]]:
@@ -97,7 +97,9 @@ def test_scores_do_not_depend_on_company(place: Place) -> None:
         place.write({"dataset": {"held_out": {"count": count}}, "training": {"max_train_steps": 1}})
         applied(place.file)
         run = prepared(place.file)
-        score = json.loads(run.store.item("scores", compile_graph(run).select.score_key(0, "raw")).read_text())
+        score = json.loads(
+            run.store.item("scores", compile_graph(run).of(SelectInputs).score_key(0, "raw")).read_text()
+        )
         found[count] = dict(zip((item.digest for item in run.collection.held_out), score["held_out"], strict=True))
     assert (len(found[1]), len(found[3])) == (1, 3)
     for digest, losses in found[1].items():

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from runner.core.precision import autocast
 from runner.families.contract import LoadOptions
 from runner.families.registry import family, family_spec
+from runner.inputs import TrainInputs
 from runner.plan.compile import compile_graph
 from tests.inprocess import applied, prepared
 from tests.support import Place
@@ -89,6 +90,6 @@ def test_the_sizes_embedding_is_that_of_sd_scripts(family_place: Callable[..., P
 
 
 def test_earlier_work_of_sdxl_is_not_taken_for_it(family_place: Callable[..., Place]) -> None:
-    numerics = compile_graph(prepared(family_place("sdxl").file)).train.numerics
-    assert numerics.facts()["version"] == family_spec("sdxl").version == 2
-    assert "version" not in compile_graph(prepared(family_place("sd15").file)).train.numerics.facts()
+    numerics = compile_graph(prepared(family_place("sdxl").file)).of(TrainInputs).numerics
+    assert numerics.values["version"] == family_spec("sdxl").version == 2
+    assert compile_graph(prepared(family_place("sd15").file)).of(TrainInputs).numerics.values["version"] is None

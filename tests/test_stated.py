@@ -19,6 +19,7 @@ from runner.families.registry import family
 from runner.formats.markers import V_PRED, ZTSNR
 from runner.formats.metadata import publish_metadata
 from runner.formats.tensors import write_tensors
+from runner.inputs import TrainInputs
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
 from runner.plan.render import plan_record
@@ -80,7 +81,7 @@ def test_a_single_file_says_what_it_predicts(
 ) -> None:
     run = prepared(one_file(name, *keys, metadata=metadata).file)
     assert derived(run) == {"model.prediction_type": prediction, LOSS: zero}
-    numerics = compile_graph(run).train.numerics
+    numerics = compile_graph(run).of(TrainInputs).numerics
     assert (numerics.prediction_type, numerics.zero_terminal_snr) == (prediction[0], zero[0])
     process: Any = family(name).process(numerics)
     assert (float(process.alphas_cumprod[-1]) == 0) == zero[0]
@@ -102,7 +103,7 @@ def test_the_plan_shows_it(one_file: Any) -> None:
 def test_run_toml_wins_and_is_warned(one_file: Any) -> None:
     place = one_file("sdxl", V_PRED, ZTSNR)
     run = prepared(place.write({"model": {"prediction_type": "epsilon"}, "training": {"loss": {"zero_terminal_snr": False}}}))  # fmt: skip
-    numerics = compile_graph(run).train.numerics
+    numerics = compile_graph(run).of(TrainInputs).numerics
     assert (numerics.prediction_type, numerics.zero_terminal_snr) == ("epsilon", False)
     assert [warning.message for warning in run.warnings] == [
         'model.prediction_type = "epsilon", but the checkpoint\'s key v_pred says "v_prediction"',
@@ -197,7 +198,7 @@ def test_what_is_written_says_it_too(one_file: Any) -> None:
     again = {"single_file": str(next((place.folder / "out" / "single_file").iterdir())), "diffusers": str(folder)}
     for checkpoint in again.values():
         run = prepared(place.write({"model": {"checkpoint": checkpoint}}))
-        assert compile_graph(run).train.numerics.zero_terminal_snr
+        assert compile_graph(run).of(TrainInputs).numerics.zero_terminal_snr
         metadata = publish_metadata(run, 1, "raw", "x", True)
         assert (metadata["modelspec.prediction_type"], metadata["ss_zero_terminal_snr"]) == ("v", "True")
     plain = prepared(place.write({"model": {"prediction_type": "epsilon"}}))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.errors import RunFailed
+from runner.inputs import TrainInputs
 from tests.inprocess import applied, prepared, trained_bytes
 from tests.support import Place, draw_pictures
 
@@ -46,7 +47,7 @@ def test_the_tail_of_an_epoch_is_a_step_and_any_step_can_be_made_alone(place: Pl
     from runner.data.loader import Sources, StepLoader
     from runner.plan.compile import compile_graph
 
-    inputs = compile_graph(run).train
+    inputs = compile_graph(run).of(TrainInputs)
     loader = StepLoader(inputs, Sources(None, lambda d, v: "", lambda s: (4, 16, 16), None, lambda t: ""), 0)
     steps = [step for step, _ in zip(loader.steps_from(0), range(8), strict=False)]
     assert [len(step) for step in steps] == [2, 2, 2, 1] * 2

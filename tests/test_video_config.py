@@ -13,6 +13,7 @@ from PIL import Image
 from runner.config.prompt_options import DIALECTS
 from runner.config.prompts import parse_line
 from runner.config.sections import SectionProblem, parse_sections
+from runner.dataset.item_facts import item_facts
 from runner.dataset.sections import paddings, sections_for_seconds
 from runner.errors import InvalidConfig
 from schemas.sampling import OneFrameInference, Prompt
@@ -256,7 +257,9 @@ def test_a_musubi_file_is_taken_as_it_is(video_place: Make) -> None:
     place.write(changes_of("hunyuan_video", dataset={"sources": None, "config_file": "dataset.toml", "held_out": None}))
     theirs = prepared(place.file).collection
     place.write(changes_of("hunyuan_video", dataset={**ours, "held_out": None}))
-    assert [item.facts() for item in theirs.items] == [item.facts() for item in prepared(place.file).collection.items]
+    assert [item_facts(item) for item in theirs.items] == [
+        item_facts(item) for item in prepared(place.file).collection.items
+    ]
     assert {item.clip.source_fps for item in theirs.items if item.clip} == {30}
 
 

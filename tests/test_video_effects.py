@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runner.core.events import Events
 from runner.families.registry import family
+from runner.inputs import SampleInputs, TrainInputs
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context
@@ -182,13 +183,15 @@ def test_samples_show_it(ground: Place, name: str, base: str, beside: Change, va
 def made(run: Prepared) -> Tensor:
     """Pixels of the first prompt by the base model."""
     graph, bundle = compile_graph(run), family(run.spec.name)
-    context = Context(bundle, run.store, graph.runtime, graph.train.numerics, torch.device("cpu"), Events(None))
+    context = Context(
+        bundle, run.store, graph.runtime, graph.of(TrainInputs).numerics, torch.device("cpu"), Events(None)
+    )
     prompts = list(run.prompts)
     encoded = encode_prompts(context, prompts, False)
-    trained = build(context, graph.train, None)
+    trained = build(context, graph.of(TrainInputs), None)
     latents = make_latents(context, trained.modules["denoiser"], prompts[0], encoded)
     vae = context.load("vae")
-    bundle.tile(vae, graph.sample.tile_size, graph.runtime.sample_chunk)
+    bundle.tile(vae, graph.of(SampleInputs).tile_size, graph.runtime.sample_chunk)
     return decode(context, vae, latents, prompts[0])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from runner.errors import Invalid
 if TYPE_CHECKING:
     from runner.plan.history import Applied
     from runner.plan.prepare import Prepared
+    from runner.plan.stage import Inputs
     from runner.store.store import Store
 
 _AS_APPLIED = 3
@@ -32,15 +33,17 @@ def run_of(file: Path, settings: tuple[str, ...]) -> tuple[Store, Path, str]:
     return store_of(file), resolve_path(given or f"runs/{name}", file.absolute().parent), name
 
 
-def stages_of(checkpoint: str) -> tuple[str, ...]:
-    """The stages that have to be as they were applied where a checkpoint is named so."""
+def stages_of(checkpoint: str) -> tuple[type[Inputs], ...]:
+    """The stages that have to be as they were applied where a checkpoint is named so, by their inputs."""
+    from runner.inputs import SelectInputs, TrainInputs
+
     if checkpoint == "best":
-        return ("train", "select")
+        return (TrainInputs, SelectInputs)
     is_of_run = checkpoint == "last" or checkpoint.partition(":")[0].isdigit()
-    return ("train",) if is_of_run else ()
+    return (TrainInputs,) if is_of_run else ()
 
 
-def applied_run(file: Path, settings: tuple[str, ...], stages: Sequence[str]) -> Prepared:
+def applied_run(file: Path, settings: tuple[str, ...], stages: Sequence[type[Inputs]]) -> Prepared:
     """The run as its folder last applied it, `settings` over that. Raises `Invalid` where one of `stages` is another now."""
     from runner.plan.history import last_applied, settings_text
 
@@ -68,26 +71,28 @@ def _say_elsewhere(store: Store, file: Path) -> None:
             out.say(f"note: {file.name} was applied as run {record.get('name')!r}; that run is named by {settings_text(own)}")  # fmt: skip
 
 
-def _check(applied: Applied, prepared: Prepared, stages: Sequence[str], settings: tuple[str, ...]) -> None:
-    from runner.plan.diff import current_graph
-    from runner.plan.history import config_changes, config_reasons, flat_config, settings_text, training_reasons
+def _check(applied: Applied, prepared: Prepared, stages: Sequence[type[Inputs]], settings: tuple[str, ...]) -> None:
+    from runner.plan.current import current_graph
+    from runner.plan.history import settings_text
+    from runner.plan.reasons import OTHER_VERSION, Differences, Reason
 
-    old, new = applied.record.get("config", {}), flat_config(prepared.config)
-    reasons: list[str] = []
-    if "train" in stages and applied.fingerprint("train") != current_graph(prepared).fingerprint("train"):
-        reasons = training_reasons(applied, prepared) or ["it was made by another version of runner"]
-    reasons += config_reasons(old, new, [stage for stage in stages if stage != "train"])
+    graph = current_graph(prepared)
+    differences = Differences(applied, graph)
+    reasons: list[Reason] = []
+    for node in map(graph.node, stages):
+        if applied.fingerprint(node.name) != node.fingerprint:
+            reasons += differences.of(node.name) or ([Reason(OTHER_VERSION)] if node.stage.locked else [])
     if not reasons:
         return
-    listed = "".join(f"\n  {reason}" for reason in dict.fromkeys(reasons))
+    listed = "".join(f"\n  {reason}" for reason in dict.fromkeys(reason.text for reason in reasons))
     file = prepared.source.file
     apply = f"runner apply {file}" + (
         f" {settings_text(given)}" if (given := prepared.source.overrides.values()) else ""
     )
-    changes = config_changes(old, new, ["cache.latents", "cache.text", *stages])
+    changes = {reason.key: reason.old for reason in reasons if reason.key is not None}
     typed = {text.partition("=")[0].strip() for text in settings}
-    back = _as_settings(changes, prepared) if len(changes) == len(set(reasons)) else []
-    if any(path in typed for path, _, _ in changes):
+    back = _as_settings(changes, prepared) if all(reason.key is not None for reason in reasons) else []
+    if typed & set(changes):
         otherwise = "leave that --set out"
     elif back:
         otherwise = f"add {settings_text(back)} for what was applied"
@@ -98,12 +103,12 @@ def _check(applied: Applied, prepared: Prepared, stages: Sequence[str], settings
     )
 
 
-def _as_settings(changes: Sequence[tuple[str, object, object]], prepared: Prepared) -> list[str]:
+def _as_settings(changes: Mapping[str, object], prepared: Prepared) -> list[str]:
     """Few plain keys, as --set would give them their old values; nothing where that cannot be said."""
     import json
 
     derived = {item.key for item in prepared.derived}
-    own = [(path, old) for path, old, _ in changes if path not in derived]
+    own = [(path, old) for path, old in changes.items() if path not in derived]
     if len(own) > _AS_APPLIED or any(old is None for _, old in own):
         return []
     return [f"{path.replace('[', '.').replace(']', '')}={json.dumps(old, ensure_ascii=False)}" for path, old in own]

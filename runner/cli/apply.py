@@ -81,20 +81,22 @@ def _ask_and_run(
         if not click.confirm(question, err=True):
             out.say("Nothing was done.")
             return Exit.USAGE
-    outcome = carry_out(prepared, target, render_plan(plan, figures), locked_device)
+    outcome = carry_out(prepared, target, render_plan(plan, figures), locked_device, yes)
     for note in outcome.notes:
         out.say(f"note: {note}")
     if outcome.published and locked_device is None:
         save_lock(file, settings, prepared, outcome)
     if outcome.selection is not None:
-        from runner.plan.diff import chosen_text
+        from runner.plan.stages.select import chosen_text
 
         out.say(f"chosen: {chosen_text(outcome.selection)}")
         _show_results(prepared)
     return Exit.DONE
 
 
-def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_device: str | None = None) -> Outcome:
+def carry_out(
+    prepared: Prepared, target: str | None, plan_text: str, locked_device: str | None = None, agreed: bool = True
+) -> Outcome:
     """Runs the stages with signals, progress and the log around them. Raises `LockedDiffers` on another device."""
     from runner.core.process import prepare_environment
 
@@ -114,7 +116,7 @@ def carry_out(prepared: Prepared, target: str | None, plan_text: str, locked_dev
         if board is not None:
             events.listeners.append(board.hear)
         try:
-            application = Apply(prepared, events, stop, target, plan_text)
+            application = Apply(prepared, events, stop, target, plan_text, agreed)
             if locked_device is not None:
                 check_device(locked_device, application.environment["device"])
             outcome = application.run()

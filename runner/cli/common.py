@@ -21,7 +21,20 @@ if TYPE_CHECKING:
     from runner.store.store import Store
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-TARGETS = ("cache", "cache.latents", "cache.text", "train", "sample", "select", "publish")
+
+
+class _Targets(click.Choice):
+    """The stages that there are, looked up when they are asked for."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        from runner.plan.stages.registry import targets
+
+        return targets()
+
 
 run_file = click.argument("file", type=click.Path(path_type=Path), default=Path("run.toml"))
 settings_option = click.option(
@@ -32,7 +45,7 @@ settings_option = click.option(
     help="Set a key over the file, e.g. training.learning_rate=1e-4.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write a record for programs to stdout.")
-target_option = click.option("--target", type=click.Choice(TARGETS), help="Stop after this stage.")
+target_option = click.option("--target", type=_Targets(), help="Stop after this stage.")
 
 
 def memory_size(option: str, text: str) -> int:

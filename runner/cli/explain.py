@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 _MOST = 20
 """Lines of one list."""
-_STAGE_WORDS = {
-    "cache.latents": "pictures are encoded again", "cache.text": "captions are encoded again", "train": "training starts anew",
-    "sample": "samples are made again", "select": "the choice is made again", "publish": "files are published again",
-}  # fmt: skip
 
 
 @click.command()
@@ -127,12 +123,13 @@ def default_text(key: Key) -> str:
 
 def effect_text(key: Key) -> str:
     """What changing the key does, in words."""
-    if key.effect == "none":
-        return "changes no result" + (": files are published again" if "publish" in key.stages else "")
+    from runner.plan.stages.registry import words
+
     if key.effect == "bits":
         return "the same mathematics in other bytes: nothing is made anew, the lock records it"
-    words = [_STAGE_WORDS[stage] for stage in key.stages]
-    return "changes results: " + ", ".join(words)
+    what = "changes no result" if key.effect == "none" else "changes results"
+    again = ", ".join(words()[stage] for stage in key.stages)
+    return f"{what}: {again}" if again else what
 
 
 def _wrapped(text: str) -> str:

@@ -60,6 +60,7 @@ def _made(prepared: Prepared, form: str, checkpoint: str, dtype: str | None) -> 
     from runner.execute.apply import Apply
     from runner.execute.checkpoint import find_checkpoint, run_checkpoints
     from runner.execute.export import Exporter
+    from runner.inputs import TrainInputs
     from runner.stages.stop import StopFlag
 
     session = Apply(prepared, Events(None), StopFlag(), None, "")
@@ -67,5 +68,7 @@ def _made(prepared: Prepared, form: str, checkpoint: str, dtype: str | None) -> 
     if not chosen.step:
         raise Invalid("only a checkpoint of the run can be exported", hint="say best, last or a step")
     checkpoints = run_checkpoints(prepared.store, session.graph)
-    exporter = Exporter(session.context, prepared, session.graph.train, checkpoints, session.graph.fingerprint("train"))
+    node = session.graph.node(TrainInputs)
+    train = session.graph.of(TrainInputs)
+    exporter = Exporter(session.context, session.graph.prepared, train, checkpoints, node.fingerprint)
     return exporter.export(chosen.step, chosen.weights, form, dtype or prepared.config.training.checkpoints.dtype)

@@ -23,10 +23,10 @@ def _content(prepared: Prepared, graph: Graph) -> dict[str, dict[str, Any]]:
     from runner.plan.history import flat_config
 
     config = {key: value for key, value in flat_config(prepared.config).items() if key != "run.output_dir"}
-    stages = ("cache.latents", "cache.text", "train")
+    weights = {name: fact.value for name, fact in prepared.weights.items() if fact.value is not None}
     return {
-        "inputs": {**prepared.weights, "configuration": fingerprint(config)},
-        "fingerprints": {name: graph.fingerprint(name) for name in stages},
+        "inputs": {**weights, "configuration": fingerprint(config)},
+        "fingerprints": {name: node.fingerprint for name, node in graph.nodes.items() if node.stage.locked},
         "bits": graph.runtime.bits(),
     }
 

@@ -29,15 +29,16 @@ def command(file: Path, settings: tuple[str, ...], step: int | None, weights: st
 
     It is chosen among the checkpoints of what FILE's run last applied, its --set included.
     """
-    from runner.plan.diff import current_graph, finished_training
+    from runner.inputs import TrainInputs
+    from runner.plan.current import current_graph, finished_training
     from runner.store.lock import run_held
     from runner.store.run_folder import clear_pin, write_pin
 
     store, output, name = run_of(file, settings)
     with run_held(store, output, name):
-        prepared = applied_run(file, settings, ("train",))
+        prepared = applied_run(file, settings, (TrainInputs,))
         graph = current_graph(prepared)
-        trained = finished_training(prepared, graph)
+        trained = finished_training(graph)
         if trained is None:
             raise Invalid("training is not finished, there is nothing to choose from", hint=f"runner apply {file}")
         if step is None:
@@ -50,15 +51,16 @@ def command(file: Path, settings: tuple[str, ...], step: int | None, weights: st
                     f"there is no checkpoint {step} ({weights})",
                     hint=f"checkpoints are at steps {', '.join(map(str, steps))}",
                 )
-            write_pin(prepared.output_dir, step, weights, graph.fingerprint("train"))
+            write_pin(prepared.output_dir, step, weights, graph.node(TrainInputs).fingerprint)
         return _choose(file, prepared, as_json)
 
 
 def _choose(file: Path, prepared: Prepared, as_json: bool) -> int:
     from runner.cli.apply import carry_out
     from runner.cli.lock import save_lock
-    from runner.plan.diff import chosen_text, make_plan
+    from runner.plan.diff import make_plan
     from runner.plan.render import render_plan
+    from runner.plan.stages.select import chosen_text
 
     plan = make_plan(prepared)
     outcome = carry_out(prepared, None, render_plan(plan, plan_figures(plan)))

@@ -77,14 +77,16 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     if not running and last.get("type") == "ended" and last.get("reason") not in ("Stopped", "KeyboardInterrupt"):
         state = "failed"
     rate = step.get("steps_per_second")
-    left = (step["total"] - step["step"]) / rate if running and rate and last.get("stage") == "train" else None
+    left = (
+        (step["total"] - step["step"]) / rate if running and rate and last.get("stage") == step.get("stage") else None
+    )
     applied = Applied(record, store.run_record(output))
     # Until an apply is done the folder shows what was chosen of the one before it.
     chosen, loss = _chosen(output) if record.get("complete", True) else (None, None)
     return {
         "name": record["name"], "file": str(file), "output_dir": str(output), "state": state,
         "stage": last.get("stage"), "step": step.get("step"), "total": record.get("steps"), "loss": step.get("loss"),
-        "steps_per_second": rate, "seconds": _seconds(events), "seconds_left": left, "last_event": last.get("time"),
+        "steps_per_second": rate, "seconds": _seconds(events, step.get("stage")), "seconds_left": left, "last_event": last.get("time"),
         "chosen": chosen, "chosen_loss": loss, "settings": list(applied.settings), "file_changed": _changed(applied, file),
         "reason": last.get("text") if state in ("failed", "stopped") else None,
     }  # fmt: skip
@@ -98,8 +100,8 @@ def _changed(applied: Applied, file: Path) -> bool | None:
         return None
 
 
-def _seconds(events: list[dict[str, Any]]) -> float | None:
-    """How long the applies took that led to the present training: back to the one that began it."""
+def _seconds(events: list[dict[str, Any]], stage: str | None) -> float | None:
+    """How long the applies took that led to the present steps of a stage: back to the one that began it."""
     attempts: dict[int, list[dict[str, Any]]] = {}
     for event in events:
         attempts.setdefault(event.get("attempt", 0), []).append(event)
@@ -107,7 +109,7 @@ def _seconds(events: list[dict[str, Any]]) -> float | None:
     for attempt in sorted(attempts, reverse=True):
         own = attempts[attempt]
         total += own[-1].get("time", 0.0) - own[0].get("time", 0.0)
-        kinds = {event.get("type") for event in own if event.get("stage") == "train"}
+        kinds = {event.get("type") for event in own if event.get("stage") == stage}
         if "started" in kinds and "resumed" not in kinds:
             break
     return round(total, 1) if attempts else None

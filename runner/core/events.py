@@ -109,10 +109,10 @@ def read_events(file: Path) -> list[dict[str, Any]]:
     """All events that still hold: where training was resumed from step s, earlier lines of later steps are gone."""
     events: list[dict[str, Any]] = []
     for event in _lines(file):
-        if event.get("type") == "resumed" and event.get("stage") == "train":
-            start = event.get("step") or 0
+        if event.get("type") == "resumed":
+            start, stage = event.get("step") or 0, event.get("stage")
             events = [
-                old for old in events if old.get("stage") != "train" or old.get("step") is None or old["step"] <= start
+                old for old in events if old.get("stage") != stage or old.get("step") is None or old["step"] <= start
             ]
         events.append(event)
     return events

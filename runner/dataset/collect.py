@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import attrgetter
 
 from runner.dataset.buckets import Bucketing, BucketRule, Size
@@ -14,12 +15,14 @@ from runner.dataset.captions import CaptionRule
 from runner.dataset.clips import Clip, ClipRule, count_kept, windows
 from runner.dataset.encodings import ItemSettings, Look, TrainItem
 from runner.dataset.folders import Folder
+from runner.dataset.item_facts import COLUMNS, column_facts, item_facts
 from runner.dataset.notes import Notes
 from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
 from runner.dataset.rates import note_making, note_rate
 from runner.dataset.references import ReferenceRule
 from runner.dataset.scan import BadItem, Item, Scan
 from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
+from runner.facts import Tree
 from runner.pictures import decoding
 from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
@@ -50,6 +53,11 @@ class Collection:
     uses_per_epoch: int
     cycle: Cycle | None = None
     """The turns of the regularization items."""
+
+    @cached_property
+    def facts(self) -> Tree:
+        """Of the items that train."""
+        return column_facts(self.items, COLUMNS)
 
 
 def bucket_rule(
@@ -312,12 +320,12 @@ def _held_out_digests(items: list[TrainItem], rule: HeldOut, seed: int) -> set[s
 
 def _once(items: list[TrainItem], notes: Notes) -> list[TrainItem]:
     """Regularization items that are equal in everything count once: two datasets may name the same folder."""
-    found: dict[str, TrainItem] = {}
+    found: dict[tuple[str, ...], TrainItem] = {}
     again: list[str] = []
     kept = []
     for item in items:
         if item.settings.regularization:
-            facts = item._replace(repeats=1).facts()
+            facts = item_facts(item._replace(repeats=1))
             if facts in found:
                 again.append(item.name)
                 continue

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from runner.dataset.buckets import Fit, Size, View
@@ -72,6 +72,21 @@ class ItemSettings:
         values = [value for name, value in self.__dict__.items() if name != "facts"]
         object.__setattr__(self, "facts", repr(values))
 
+    @cached_property
+    def look_facts(self) -> str:
+        """What decides how pictures are shown."""
+        return repr((self.flip, self.look))
+
+    @cached_property
+    def caption_facts(self) -> str:
+        """What decides the captions of its texts."""
+        return repr(self.captions)
+
+    @cached_property
+    def use_facts(self) -> str:
+        """What decides how encodings are trained on."""
+        return repr((self.dropout_rate, self.dropout_every_n_epochs, self.weight, self.regularization, self.batch_size))
+
 
 class TrainItem(NamedTuple):
     """An item as training uses it. `name` and `path` are for people and for reading; they decide nothing."""
@@ -97,15 +112,6 @@ class TrainItem(NamedTuple):
     """The sizes that reference pictures are resized to."""
     read: str = ""
     """How the picture or video was decoded, where that is not plain (`runner.pictures.decoding`)."""
-
-    def facts(self) -> str:
-        """Everything that decides what training on this item does."""
-        extra = "" if self.face is None and self.mask is None else f" {self.face} {self.mask and self.mask.facts}"
-        if self.clip is not None or self.one_frame is not None or self.controls:
-            extra += f" {self._media} {tuple(self.section or ())} {tuple(self.one_frame or ())}"
-        if self.read:
-            extra += f" {self.read}"
-        return f"{self.digest} {self.fit.facts} {self.repeats} {self.settings.facts} {self.text!r}{extra}"
 
     @property
     def _media(self) -> str:
@@ -150,14 +156,6 @@ class TrainItem(NamedTuple):
         if self.clip is None:
             return ""
         return f"{self.clip.length} frame{'s' * (self.clip.length != 1)}"
-
-
-def items_digest(items: list[TrainItem]) -> str:
-    """One hash over all items, in their order."""
-    hasher = hashlib.sha256()
-    for item in items:
-        hasher.update(f"{item.facts()}\n".encode("utf-8", "surrogatepass"))
-    return hasher.hexdigest()
 
 
 def view_of_use(item: TrainItem, seed: int, use: int, cached: bool) -> View:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,37 +10,26 @@ import torch
 from runner.atomic import remove
 from runner.core.events import Events
 from runner.core.process import prepare_torch
-from runner.data.items import DamagedItem
-from runner.errors import RunFailed, Stopped
-from runner.execute.export import Exporter
-from runner.execute.view import refresh_view
+from runner.data.items import DamagedItem, read_item
+from runner.errors import RunFailed, Stopped, UsageError
 from runner.families.registry import family
-from runner.inputs import candidates
+from runner.inputs import SelectInputs, TrainInputs
 from runner.optim.build import try_optimizer
 from runner.optim.kinds import OPTIMIZERS
-from runner.plan.compile import Graph
-from runner.plan.diff import current_graph, dropped_pin, finished_training, known_pin
-from runner.plan.history import remember
-from runner.plan.keys import wanted_texts, wanted_views
+from runner.plan.compile import Graph, Node
+from runner.plan.current import current_graph, dropped_pin, known_pin
+from runner.plan.diff import Planning, within
+from runner.plan.history import Applied, last_applied, remember
 from runner.plan.prepare import Prepared
-from runner.plan.speed import step_key
-from runner.stages.cache import encode_pictures, encode_texts, store_encodings
-from runner.stages.checkpoints import Checkpoints, DamagedCheckpoint
+from runner.stages.checkpoints import DamagedCheckpoint
 from runner.stages.context import Context, choose_device
-from runner.stages.encodings import Latents, Texts
-from runner.stages.previews import Previews
-from runner.stages.sample import run_sample
-from runner.stages.score import Scorer
-from runner.stages.select import run_select
+from runner.stages.job import Job
 from runner.stages.stop import StopFlag
-from runner.stages.train import TrainStage
 from runner.store.artifacts import read_selection
-from runner.store.lock import held
 from runner.store.lockfile import environment
-from runner.store.run_folder import SEEDS, clear_pin, read_drawn_seeds, write_drawn_seeds
+from runner.store.run_folder import clear_pin
 from runner.store.store import Store
 from runner.store.tidy import tidy
-from runner.store.training import TrainFolder
 
 MAX_REPAIRS = 3
 """How often damaged items are encoded again before the disk is blamed."""
@@ -62,42 +49,78 @@ class Outcome:
 class Apply:
     """One apply of a prepared run. `until` names the last stage to run."""
 
-    def __init__(self, prepared: Prepared, events: Events, stop: StopFlag, until: str | None, plan_text: str) -> None:
-        self.prepared, self.events, self.until, self.plan_text = prepared, events, until, plan_text
+    def __init__(
+        self, prepared: Prepared, events: Events, stop: StopFlag, until: str | None, plan_text: str, agreed: bool = True
+    ) -> None:
+        """`agreed`: work may give way to another training without asking."""
+        self.prepared, self.events, self.until, self.agreed = prepared, events, until, agreed
         self.store: Store = prepared.store
-        self.graph = current_graph(prepared)
+        graph = current_graph(prepared)
+        train = graph.of(TrainInputs)
         device = choose_device(prepared.config.run.device)
-        prepare_torch(prepared.config.run.deterministic, self.graph.runtime.threads)
-        optimizer = self.graph.train.optimizer
+        prepare_torch(prepared.config.run.deterministic, graph.runtime.threads)
+        optimizer = train.optimizer
         if (
             optimizer.type not in OPTIMIZERS or optimizer.args
         ):  # what the class itself refuses, before anything is loaded
             try_optimizer(optimizer)
         self.environment = environment(_device_name(device))
         bundle = family(prepared.config.model.family)
-        self.context = Context(bundle, self.store, self.graph.runtime, self.graph.train.numerics, device, events, stop)
-        self.encoders = (self.graph.latents.encoder, self.graph.texts.encoder)
-        self.text_trains = bool(prepared.config.training.components.text_encoders)
+        self.context = Context(bundle, self.store, graph.runtime, train.numerics, device, events, stop)
+        self.job = Job(self.context, prepared, graph, until, self._remember, plan_text, self.environment)
+        self.done: list[str] = []
+        """The stages that this apply got through."""
 
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
-        known_pin(self.prepared)
+        known_pin(self.graph)
         tidy(self.store, self.prepared.output_dir)
+        before = None if self.graph.is_known else last_applied(self.store, self.prepared.output_dir)
+        if before is not None:
+            _ = before.items  # read before they are written over
         self._remember()
-        steps: list[tuple[str, Callable[[], None]]] = [
-            ("cache.latents", self._latents), ("cache.text", self._texts), ("train", self._train),
-            ("sample", self._sample), ("select", self._select), ("publish", self._publish),
-        ]  # fmt: skip
-        self.selection: dict[str, Any] | None = None
-        self.notes: list[str] = []
-        for name, stage in steps:
-            self._stage(name, stage)
-            if name == self.until or (self.until == "cache" and name == "cache.text"):
-                break
-        return Outcome(self.graph, self.selection, self.notes, self.environment, name == "publish")
+        while (node := self._next()) is not None:
+            self._stage(node)
+            self.done.append(node.name)
+            if not self.graph.is_known:
+                self._plan_again(node, before)
+        selection = self.graph.node(SelectInputs)
+        chosen = read_selection(self.store, selection.fingerprint) if selection.name in self.done else None
+        complete = set(self.done) == set(self.graph.nodes)
+        if complete:
+            if dropped_pin(self.graph) is not None:
+                clear_pin(self.prepared.output_dir)
+            remember(self.graph, self.done, complete=True)
+        return Outcome(self.graph, chosen, self.job.notes, self.environment, complete)
 
-    def _stage(self, name: str, stage: Callable[[], None]) -> None:
+    @property
+    def graph(self) -> Graph:
+        return self.job.graph
+
+    def _next(self) -> Node | None:
+        """The first stage of the target that is not done."""
+        return next((node for node in within(self.graph, self.until) if node.name not in self.done), None)
+
+    def _plan_again(self, node: Node, before: Applied | None) -> None:
+        """What was known only after a stage is there now. Raises `UsageError` where it makes another training of one that
+        the run shows, and nobody has agreed to that."""
+        waiting = [other.name for other in self.graph.nodes.values() if other.known_after is not None]
+        self.job.compile()
+        plan = Planning(self.graph, self.until, before).plan()
+        for action in (plan.actions[name] for name in waiting if self.graph.nodes[name].known_after is None):
+            because = f", because {'; '.join(action.reasons)}" if action.reasons else ""
+            self.events.emit("note", text=f"{action.node} is known now: {action.summary}{because}")
+        if plan.throws_away and not self.agreed:
+            raise UsageError(
+                f"after {node.name} it is known that this would train anew, and {plan.throws_away} give way in the run's folder",
+                hint="say --yes to do it without asking; they stay in the store until `runner gc --delete`",
+            )
+        self.done = [name for name in self.done if name == node.name or not plan.actions[name].pending]
+        self._remember()
+
+    def _stage(self, node: Node) -> None:
         """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""
+        name = node.name
         found: DamagedItem | DamagedCheckpoint | None = None
         for attempt in range(MAX_REPAIRS + 1):
             if self.context.stop.is_set():
@@ -105,9 +128,9 @@ class Apply:
             self.events.stage = name
             try:
                 if found is not None:
-                    self._repair(found)
+                    self._repair(found, name)
                     self.events.stage = name
-                stage()
+                self._run(name)
                 self._note_memory()
                 self.context.free()
                 return
@@ -119,180 +142,48 @@ class Apply:
                     ) from None
                 found = damaged
 
-    def _repair(self, damaged: DamagedItem | DamagedCheckpoint) -> None:
+    def _run(self, name: str) -> None:
+        node = self.graph.nodes[name]
+        if node.known_after is not None:
+            raise RunFailed(f"{name} cannot be planned: what it needs was to be known after {node.known_after}")
+        node.stage.run(self.job, node.inputs)
+
+    def _repair(self, damaged: DamagedItem | DamagedCheckpoint, name: str) -> None:
         """Makes again what a stage found damaged, and all that is damaged like it."""
+        mending = [node for node in self.graph.nodes.values() if damaged.kind in node.stage.makes]
         if isinstance(damaged, DamagedItem):
             text = f"{damaged.kind} {damaged.key[:16]} is damaged or gone; it is encoded again"
             self.events.emit("warning", text=text)
-            self._drop_damaged(damaged.kind)
+            for node in mending:
+                self._drop_damaged(damaged.kind, node)
         else:
             self.events.emit("warning", text=f"{damaged}; it is trained again")
-            self._checkpoints().drop_damaged()
-        self._latents()
-        self._texts()
-        if isinstance(damaged, DamagedCheckpoint):
-            self._train()
+            self.job.checkpoints().drop_damaged()
+        self.job.reading = {name}
+        needed = {node.name for node in mending}.union(*(node.stage.follows for node in mending))
+        for other in [node.name for node in self.graph.nodes.values() if node.name in needed]:
+            self._run(other)
+        self.job.reading = set()
 
-    def _note_memory(self) -> None:
-        """On a GPU: the most that a stage has held there, into the log."""
-        if self.context.device.type == "cuda":
-            import torch
-
-            self.events.emit("memory", device_bytes=torch.cuda.max_memory_reserved(self.context.device))
-            torch.cuda.reset_peak_memory_stats(self.context.device)
-
-    def _drop_damaged(self, kind: str) -> None:
+    def _drop_damaged(self, kind: str, node: Node) -> None:
         """Takes every item whose file is not whole out of the index, so that it is encoded again."""
-        from runner.data.items import read_item
-
-        keys = self._latent_requests() if kind == "latents" else self._text_requests()
-        for key in keys:
+        present = self.store.index.item_keys(kind)
+        for key in dict.fromkeys(node.stage.keys(node.inputs, self.graph)[kind]):
             try:
-                read_item(self.store, kind, key)
+                if key in present:
+                    read_item(self.store, kind, key)
             except DamagedItem:
                 self.store.index.remove_item(kind, key)
                 remove(self.store.item(kind, key))
 
-    # --- stages -------------------------------------------------------------------------------------------------------
+    def _note_memory(self) -> None:
+        """On a GPU: the most that a stage has held there, into the log."""
+        if self.context.device.type == "cuda":
+            self.events.emit("memory", device_bytes=torch.cuda.max_memory_reserved(self.context.device))
+            torch.cuda.reset_peak_memory_stats(self.context.device)
 
-    def _pending(self) -> tuple[Any, Any]:
-        """(train inputs, select inputs) where those stages still need encodings."""
-        trained = finished_training(self.prepared, self.graph) is not None
-        train = None if trained and self.until != "cache" else self.graph.train
-        select = self.graph.select if self.graph.select.metrics else None
-        chosen = read_selection(self.store, self.graph.fingerprint("select")) is not None
-        return train, None if chosen and trained else select
-
-    def _latent_requests(self) -> dict[str, Any]:
-        if self.graph.runtime.latents != "disk":
-            return {}
-        return Latents(self.context, self.encoders[0]).requests(wanted_views(*self._pending(), self.graph.train.seed))
-
-    def _text_requests(self) -> dict[str, str]:
-        if self.graph.runtime.texts != "disk":
-            return {}
-        texts = Texts(self.context, self.encoders[1])
-        return {texts.key(text): text for text in wanted_texts(*self._pending(), self.graph.train.seed)}
-
-    def _latents(self) -> None:
-        present = self.store.index.item_keys("latents")
-        wanted = {key: request for key, request in self._latent_requests().items() if key not in present}
-        if wanted:
-            self.events.emit("started", total=len(wanted))
-            store_encodings(
-                self.context, "latents", len(wanted), encode_pictures(self.context, self.encoders[0], wanted)
-            )
-
-    def _texts(self) -> None:
-        present = self.store.index.item_keys("text")
-        wanted = {key: text for key, text in self._text_requests().items() if key not in present}
-        if wanted:
-            self.events.emit("started", total=len(wanted))
-            store_encodings(self.context, "text", len(wanted), encode_texts(self.context, self.encoders[1], wanted))
-
-    def _train(self) -> None:
-        if finished_training(self.prepared, self.graph) is not None:
-            return
-        self._draw_seeds()
-        fingerprint = self.graph.fingerprint("train")
-        with held(self.store.lock_file(f"train-{fingerprint[:32]}"), "this training (another run makes the same one)"):
-            self.events.emit("started", total=self.graph.train.steps)
-            stage = TrainStage(
-                self.context, self.graph.train, self.encoders, fingerprint,
-                lambda context: Previews(context, self.graph.sample, self.text_trains),
-                lambda: Scorer.prepare(self.context, self.graph.select, self.encoders, self.text_trains),
-            )  # fmt: skip
-            stage.run()
-        if stage.seconds:
-            self.store.index.put_measured(step_key(self.graph), stage.seconds)
-        self.graph = current_graph(self.prepared)
-        self._remember()
-
-    def _draw_seeds(self) -> None:
-        """Draws the seeds of -1, once for the run's life, and records them."""
-        missing = [prompt.index for prompt in self.graph.sample.prompts if prompt.seed is None]
-        if not missing:
-            return
-        seeds = read_drawn_seeds(self.prepared.output_dir)
-        seeds |= {index: secrets.randbelow(SEEDS) for index in missing if index not in seeds}
-        write_drawn_seeds(self.prepared.output_dir, seeds)
-        from dataclasses import replace
-
-        self.prepared.prompts = [
-            replace(prompt, seed=seeds[prompt.index]) if prompt.seed is None else prompt
-            for prompt in self.prepared.prompts
-        ]
-        self.graph = current_graph(self.prepared)
-        self._remember()
-
-    def _sample(self) -> None:
-        self._draw_seeds()
-        self.events.emit("started", total=len(self.graph.sample.prompts))
-        run_sample(self.context, self.graph.sample, self.graph.train, self._checkpoints(), self.text_trains)
-
-    def _select(self) -> None:
-        fingerprint = self.graph.fingerprint("select")
-        self.selection = read_selection(self.store, fingerprint)
-        if self.selection is None:
-            self.events.emit("started", total=len(candidates(self.graph.select.steps, self.graph.select.ema, True)))
-            run_select(
-                self.context, self.graph.select, self.graph.train, self.graph.sample, self.encoders, self._checkpoints(),
-                self.text_trains, fingerprint,
-            )  # fmt: skip
-            self.selection = read_selection(self.store, fingerprint)
-
-    def _publish(self) -> None:
-        assert self.selection is not None
-        trained = TrainFolder(self.store.artifact("train", self.graph.fingerprint("train")))
-        exporter = Exporter(
-            self.context, self.prepared, self.graph.train, self._checkpoints(), self.graph.fingerprint("train")
-        )
-        self.notes = refresh_view(
-            self.prepared, self.graph, self.selection, trained, exporter, self.plan_text, self.environment
-        )
-        if dropped_pin(self.prepared, self.graph) is not None:
-            clear_pin(self.prepared.output_dir)
-        self._remember(complete=True)
-
-    def _checkpoints(self) -> Checkpoints:
-        folder = self.store.artifact("train", self.graph.fingerprint("train")) / "checkpoints"
-        return Checkpoints(folder, self.store.index.digest)
-
-    def _remember(self, complete: bool = False) -> None:
-        """What the next plan compares with, and what gc must keep."""
-        graph, seed = self.graph, self.graph.train.seed
-        sample = graph.sample
-        which = candidates(sample.steps, sample.ema, with_base=True)
-        videos = [
-            sample.key(p, *candidate)
-            for candidate in which
-            for p in sample.prompts
-            if p.seed is not None and p.is_video
-        ]
-        keys = {
-            "latents": [
-                graph.latents.encoder.key(item.picture, view, graph.runtime.latent_batch_size)
-                for item, view in wanted_views(graph.train, graph.select, seed)
-            ],
-            "text": [
-                graph.texts.encoder.key(text, graph.runtime.text_batch_size)
-                for text in wanted_texts(graph.train, graph.select, seed)
-            ],
-            "samples": [sample.key(p, *candidate) for candidate in which for p in sample.prompts if p.seed is not None],
-            **dict.fromkeys(("videos", "settings"), videos),
-            "scores": [graph.select.score_key(*candidate) for candidate in which],
-        }
-        record = {
-            "version": 1,
-            "file": self.store.portable(self.prepared.source.file),
-            "output_dir": self.store.portable(self.prepared.output_dir),
-            "name": self.prepared.config.run.name,
-            "fingerprints": {name: node.fingerprint for name, node in graph.nodes.items()},
-            "trajectory": graph.train.trajectory(),
-            "steps": graph.train.steps,
-            "bits": graph.runtime.bits(),
-        }
-        remember(self.prepared, record, keys, complete)
+    def _remember(self) -> None:
+        remember(self.graph, self.done)
 
 
 def _device_name(device: torch.device) -> str:

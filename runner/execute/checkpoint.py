@@ -13,7 +13,7 @@ from runner.formats.adapter_names import is_adapter_file
 from runner.formats.adapter_read import read_adapters
 from runner.formats.headers import read_header
 from runner.formats.tensors import read_tensors
-from runner.inputs import TrainInputs
+from runner.inputs import SelectInputs, TrainInputs
 from runner.plan.compile import Graph
 from runner.stages.checkpoints import Checkpoints
 from runner.store.artifacts import read_selection
@@ -47,7 +47,7 @@ def find_checkpoint(store: Store, graph: Graph, name: str) -> Chosen:
     if name == "base":
         return Chosen(0, "raw")
     if name == "best":
-        record = read_selection(store, graph.fingerprint("select"))
+        record = read_selection(store, graph.node(SelectInputs).fingerprint)
         if record is None:
             raise Invalid("no checkpoint has been selected yet", hint=f"runner apply, or name a step: {listed}")
         return Chosen(record["chosen"]["step"], record["chosen"]["weights"])
@@ -70,8 +70,8 @@ def find_checkpoint(store: Store, graph: Graph, name: str) -> Chosen:
 
 def run_checkpoints(store: Store, graph: Graph) -> Checkpoints:
     """The run's checkpoints, finished or in progress."""
-    fingerprint = graph.fingerprint("train")
-    artifact, workspace = store.artifact("train", fingerprint), store.workspace("train", fingerprint)
+    node = graph.node(TrainInputs)
+    artifact, workspace = store.artifact(node.name, node.fingerprint), store.workspace(node.name, node.fingerprint)
     return Checkpoints((artifact if artifact.is_dir() else workspace) / "checkpoints", store.index.digest)
 
 

@@ -21,15 +21,15 @@ from runner.families.registry import family
 from runner.formats.adapter_fit import some
 from runner.formats.adapter_read import read_lora
 from runner.formats.tensors import tensor_bytes, write_hashed_tensors
+from runner.inputs import SampleInputs, TrainInputs
 from runner.networks.merge import merge_into
-from runner.plan.diff import current_graph
+from runner.plan.current import current_graph, trained_folder
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context, choose_device
 from runner.stages.encode import load_text_encoders
 from runner.stages.modules import Trained, build, swap_blocks
 from runner.stages.pictures import decode, encode_prompts, load_picture_parts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
-from runner.store.training import TrainFolder
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ class Sampling:
             for given, lora in zip(loras, self.loras, strict=True)
             if lora.left_out
         ]
-        record = TrainFolder(prepared.store.artifact("train", self.graph.fingerprint("train"))).record()
+        self.train = self.graph.of(TrainInputs)
+        record = trained_folder(self.graph).record()
         device = choose_device(prepared.config.run.device)
         prepare_torch(prepared.config.run.deterministic, record["threads"] if record else self.graph.runtime.threads)
         bundle = family(prepared.config.model.family)
-        numerics = self.graph.train.numerics
+        numerics = self.train.numerics
         self.context = Context(bundle, prepared.store, self.graph.runtime, numerics, device, Events(None))
         self.text_trains = bool(prepared.config.training.components.text_encoders)
         self.trained: Trained | None = None
@@ -118,7 +119,7 @@ class Sampling:
             self.vae = self.parts["vae"]
         if self.vae is None:
             self.vae = self.context.load("vae")
-            self.context.family.tile(self.vae, self.graph.sample.tile_size, self.context.runtime.sample_chunk)
+            self.context.family.tile(self.vae, self.graph.of(SampleInputs).tile_size, self.context.runtime.sample_chunk)
         pixels = decode(self.context, self.vae, latent, prompt)
         if pixels.dim() == 4 and self.output in ("images", "latent_images"):
             for number, frame in enumerate(pixels.unbind(1)):
@@ -148,7 +149,7 @@ class Sampling:
         assert self.trained is not None
         state = {name: parameter.detach() for name, parameter in self.trained.parameters.items()}
         dtype = DTYPES[self.prepared.config.training.checkpoints.dtype]
-        components = whole_model(self.context, modules, self.graph.train, state, dtype)
+        components = whole_model(self.context, modules, self.train, state, dtype)
         whole = self.context.family.single_file(self.prepared.model, components)
         tensors = {name: tensor.contiguous() for name, tensor in whole.items()}
         with new_file(file) as temporary:
@@ -168,8 +169,8 @@ class Sampling:
 
     def _modules(self) -> dict[str, nn.Module]:
         if self.trained is None:
-            self.trained = build(self.context, self.graph.train, self.context.runtime.init_from)
-            weights = load_weights(self.prepared.store, self.graph, self.chosen, self.graph.train)
+            self.trained = build(self.context, self.train, self.context.runtime.init_from)
+            weights = load_weights(self.prepared.store, self.graph, self.chosen, self.train)
             if weights is not None:
                 self.trained.assign(weights)
             self._merge(self.trained.modules)

@@ -10,21 +10,33 @@ from runner.atomic import link_or_copy, remove, write_json
 from runner.execute.export import Exporter
 from runner.execute.publish import place
 from runner.families.locate import resolve_path
-from runner.inputs import candidates
+from runner.inputs import PublishInputs, SampleInputs, SelectInputs, TrainInputs, candidates
 from runner.plan.compile import Graph
 from runner.plan.prepare import Prepared
 from runner.report.write import write_report
+from runner.stages.job import Job
+from runner.store.artifacts import read_selection
 from runner.store.published import Published
 from runner.store.run_folder import checkpoint_name, show_sample
-from runner.store.training import TrainFolder
 from schemas.selection import Publish
 
 
+def run(job: Job, _: PublishInputs) -> None:
+    """publish: what was chosen, for people and for other programs."""
+    graph = job.graph
+    selection = read_selection(job.context.store, graph.node(SelectInputs).fingerprint)
+    assert selection is not None
+    exporter = Exporter(
+        job.context, graph.prepared, graph.of(TrainInputs), job.checkpoints(), graph.node(TrainInputs).fingerprint
+    )
+    job.notes += refresh_view(graph, selection, exporter, job.plan_text, job.environment)
+
+
 def refresh_view(
-    prepared: Prepared, graph: Graph, selection: dict[str, Any], trained: TrainFolder, exporter: Exporter, plan_text: str,
-    environment: dict[str, str],
-) -> list[str]:  # fmt: skip
+    graph: Graph, selection: dict[str, Any], exporter: Exporter, plan_text: str, environment: dict[str, str]
+) -> list[str]:
     """Writes everything that people look at; returns notes. What is already in place is left alone."""
+    prepared, publish = graph.prepared, graph.of(PublishInputs)
     output = prepared.output_dir
     published = Published.read(output)
     published.fingerprint = ""
@@ -35,10 +47,10 @@ def refresh_view(
     write_json(output / "selection.json", selection)
     write_json(output / "resolved.json", prepared.config.model_dump(mode="json"))
     chosen = selection["chosen"]
-    form = "kohya" if graph.train.targets is not None else "single_file"
-    best = exporter.export(chosen["step"], chosen["weights"], form, graph.publish.dtype)
+    form = "kohya" if graph.of(TrainInputs).targets is not None else "single_file"
+    best = exporter.export(chosen["step"], chosen["weights"], form, publish.dtype)
     link_or_copy(best, output / "best.safetensors")
-    write_report(prepared, graph, selection, trained, plan_text, environment)
+    write_report(graph, selection, plan_text, environment)
     notes = _publish(prepared, graph, selection, exporter, view)
     for file in shown:
         view.note(file, file.name)
@@ -46,15 +58,15 @@ def refresh_view(
         if (output / name).exists():
             view.note(output / name, name)
     view.note(output / "best.safetensors", str(best))
-    view.fingerprint = graph.fingerprint("publish")
+    view.fingerprint = graph.node(PublishInputs).fingerprint
     view.write(output)
     return notes
 
 
 def _checkpoints(graph: Graph, exporter: Exporter, output: Path) -> list[Path]:
     """Raises `DamagedCheckpoint`: nothing damaged is shown or published."""
-    places = []
-    for step, weights in candidates(graph.select.steps, graph.select.ema, with_base=False):
+    places, select = [], graph.of(SelectInputs)
+    for step, weights in candidates(select.steps, select.ema, with_base=False):
         source = exporter.checkpoints.verified(step, weights)
         places.append(output / "checkpoints" / checkpoint_name(step, weights))
         link_or_copy(source, places[-1])
@@ -63,11 +75,12 @@ def _checkpoints(graph: Graph, exporter: Exporter, output: Path) -> list[Path]:
 
 
 def _samples(prepared: Prepared, graph: Graph, output: Path) -> list[Path]:
+    sample = graph.of(SampleInputs)
     return [
         place
-        for step, weights in candidates(graph.sample.steps, graph.sample.ema, with_base=True)
-        for prompt in graph.sample.prompts
-        for place in show_sample(prepared.store, graph.sample.key(prompt, step, weights), output, step, weights, prompt)
+        for step, weights in candidates(sample.steps, sample.ema, with_base=True)
+        for prompt in sample.prompts
+        for place in show_sample(prepared.store, sample.key(prompt, step, weights), output, step, weights, prompt)
     ]
 
 
@@ -82,10 +95,11 @@ def _publish(
     prepared: Prepared, graph: Graph, selection: dict[str, Any], exporter: Exporter, published: Published
 ) -> list[str]:
     notes: list[str] = []
-    for target in graph.publish.targets:
+    publish = graph.of(PublishInputs)
+    for target in publish.targets:
         directory = resolve_path(target.directory, prepared.folder)
         for step, weights in _wanted(graph, selection, target):
-            source = exporter.export(step, weights, target.format, graph.publish.dtype)
+            source = exporter.export(step, weights, target.format, publish.dtype)
             suffix = "" if source.is_dir() else ".safetensors"
             path = directory / (published_name(target, graph, step, weights) + suffix)
             done = place(source, path, target.mode, published, prepared.output_dir)
@@ -98,13 +112,14 @@ def _publish(
 def _wanted(graph: Graph, selection: dict[str, Any], target: Publish) -> list[tuple[int, str]]:
     if target.which == "best":
         return [(selection["chosen"]["step"], selection["chosen"]["weights"])]
-    return candidates(graph.select.steps, graph.select.ema, with_base=False)
+    select = graph.of(SelectInputs)
+    return candidates(select.steps, select.ema, with_base=False)
 
 
 def published_name(target: Publish, graph: Graph, step: int, weights: str) -> str:
     """The file's name without its extension."""
     template = target.name or ("{name}" if target.which == "best" else "{name}-{step:08d}")
-    name = template.format(name=graph.publish.name, step=step, weights=weights)
+    name = template.format(name=graph.of(PublishInputs).name, step=step, weights=weights)
     if target.which == "all" and weights != "raw" and "{weights}" not in template:
         name += f"-{weights}"
     return name

@@ -1,213 +1,202 @@
-"""Compiles a prepared run into its graph: cache → train → sample → select → publish. Pure and torch-free."""
+"""Compiles a prepared run into its graph: the inputs of each stage, in their order. Pure and torch-free."""
 
 from __future__ import annotations
 
-import hashlib
 import heapq
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from runner.dataset.encodings import TrainItem
-from runner.inputs import (
-    CACHE_VERSION,
-    JUDGE_VERSION,
-    PUBLISH_VERSION,
-    SAMPLE_VERSION,
-    TRAIN_VERSION,
-    AdapterSettings,
-    LatentEncoder,
-    LatentsInputs,
-    Numerics,
-    PublishInputs,
-    Runtime,
-    SampleInputs,
-    SelectInputs,
-    TextEncoder,
-    TextsInputs,
-    TrainInputs,
-)
-from runner.plan.fingerprint import fingerprint, identity
+from runner.dataset.item_facts import COLUMNS, column_facts
+from runner.facts import Fact, KnownAfter, Tree, unknown, values
+from runner.inputs import BaseModel, LatentEncoder, Numerics, Runtime, TextEncoder, TrainInputs
+from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
+from runner.plan.stage import Inputs, Stage
+from runner.plan.stages.registry import stages
 from runner.seeding import lot
 from schemas import RunConfig
 
-STAGES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 EVALUATED_TRAINING_ITEMS = (8, 32)
 """As many training items as held-out ones are measured beside them, within these bounds; the upper one where none is."""
 SMALL_MODEL = 20_000_000
 """A denoiser of fewer parameters runs on one CPU thread: its operations are too short to be shared."""
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
 
-
-class Inputs(Protocol):
-    """What every stage's inputs can tell."""
-
-    def facts(self) -> dict[str, Any]: ...
+Given = TypeVar("Given", bound=Inputs)
 
 
 @dataclass(frozen=True)
 class Node:
     """One stage of the graph."""
 
-    name: str
-    version: int
+    stage: Stage[Any]
     inputs: Inputs
-    upstream: tuple[str, ...]
+    facts: Tree
     fingerprint: str
+    """Where something is not known yet, that."""
+    known_after: str | None
+    """The stage before which not all of its inputs are known."""
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def identity(self) -> str | KnownAfter:
+        """The fingerprint in the facts of what follows."""
+        return self.fingerprint if self.known_after is None else KnownAfter(self.known_after)
+
+
+class _Nodes:
+    """Nodes by name, and by the kind of their inputs."""
+
+    nodes: dict[str, Node]
+
+    def node(self, kind: type[Inputs]) -> Node:
+        """The node with inputs of this kind."""
+        return next(node for node in self.nodes.values() if isinstance(node.inputs, kind))
+
+    def of(self, kind: type[Given]) -> Given:
+        """The inputs of this kind."""
+        return next(node.inputs for node in self.nodes.values() if isinstance(node.inputs, kind))
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(_Nodes):
     """The stages of a run in order, and what they share at run time."""
 
     nodes: dict[str, Node]
     runtime: Runtime
-    latents: LatentsInputs
-    texts: TextsInputs
-    train: TrainInputs
-    sample: SampleInputs
-    select: SelectInputs
-    publish: PublishInputs
+    prepared: Prepared
+    """The run with what its stages have found out so far."""
+    given: Prepared
+    """As it was given: what its files hold."""
 
     def fingerprint(self, name: str) -> str:
         return self.nodes[name].fingerprint
 
+    @property
+    def is_known(self) -> bool:
+        """Whether no stage waits for what another one finds out."""
+        return all(node.known_after is None for node in self.nodes.values())
+
+
+@dataclass(frozen=True)
+class Run(_Nodes):
+    """A prepared run while its graph is made, and what the inputs of several stages have in common."""
+
+    prepared: Prepared
+    pinned: Mapping[str, Any] | None
+    """A choice by hand."""
+    kept: tuple[int, ...] | None
+    """The checkpoints that a finished training has, where they are not the planned ones."""
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def config(self) -> RunConfig:
+        return self.prepared.config
+
+    @cached_property
+    def numerics(self) -> Numerics:
+        prepared, config = self.prepared, self.config
+        assert config.model.dtype is not None
+        assert config.training.mixed_precision is not None
+        prediction_type = prepared.spec.defaults.prediction_type or config.model.prediction_type
+        assert prediction_type is not None
+        return Numerics(
+            config.model.family, config.model.dtype, _vae_dtype(prepared), config.training.mixed_precision, prediction_type,
+            bool(config.training.loss.zero_terminal_snr), {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
+            config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
+            prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
+            _guidance(prepared), " ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])]) or None,
+            prepared.spec.version if prepared.spec.version > 1 else None,
+        )  # fmt: skip
+
+    @cached_property
+    def picture_weights(self) -> dict[str, Fact]:
+        """Of what encodes and decodes pictures."""
+        names = [name for name in ("vae", "image_encoder") if name in self.prepared.model.components]
+        return {name: self.prepared.weights[name] for name in names}
+
+    @cached_property
+    def text_weights(self) -> dict[str, Fact]:
+        """Of the text encoders and their tokenizers."""
+        weights = self.prepared.weights
+        return {name: weights[name] for name in weights if name.startswith(("text_encoder", "tokenizer"))}
+
+    @cached_property
+    def latent_encoder(self) -> LatentEncoder:
+        caching = self.config.caching
+        assert caching.dtype is not None
+        return LatentEncoder(
+            self.picture_weights, self.numerics.vae_dtype, caching.latent_draw, self.config.run.seed, caching.dtype,
+            caching.vae_tile_size,
+        )  # fmt: skip
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        numerics, caching = self.numerics, self.config.caching
+        assert caching.dtype is not None
+        return TextEncoder(
+            {**self.text_weights, **self.prepared.merged_first}, numerics.dtype, numerics.clip_skip, numerics.max_token_length,
+            caching.dtype, numerics.text_encoder_quantization,
+        )  # fmt: skip
+
+    @cached_property
+    def item_facts(self) -> Tree:
+        """Of the items that train."""
+        collection, late = self.prepared.collection, self.prepared.known_after
+        return column_facts(collection.items, COLUMNS, late) if late else collection.facts
+
+    @cached_property
+    def compared(self) -> tuple[TrainItem, ...]:
+        """Training items that are measured beside the held-out ones."""
+        collection = self.prepared.collection
+        return tuple(_compared(collection.items, len(collection.held_out), self.config.run.seed))
+
+    @cached_property
+    def base(self) -> BaseModel:
+        return BaseModel(self.prepared.weights, self.config.model.from_scratch, self.prepared.merged_first)
+
+    @property
+    def trajectory(self) -> str | KnownAfter:
+        """Of the training, in the facts of what follows."""
+        node = self.node(TrainInputs)
+        return self.of(TrainInputs).trajectory() if node.known_after is None else node.identity
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """The checkpoints that there are, or will be."""
+        return self.kept if self.kept is not None else _kept_steps(self.prepared)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return _runtime(self.prepared)
+
 
 def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept: list[int] | None = None) -> Graph:
     """`pinned` is a choice by hand; `kept` the checkpoints that a finished training has, where they are not the planned ones."""
-    config, weights, collection = prepared.config, prepared.weights, prepared.collection
-    training, caching, seed = config.training, config.caching, config.run.seed
-    assert config.model.dtype is not None
-    assert caching.dtype is not None
-    assert training.mixed_precision is not None
-    prediction_type = prepared.spec.defaults.prediction_type or config.model.prediction_type
-    assert prediction_type is not None
-    numerics = Numerics(
-        config.model.family, config.model.dtype, _vae_dtype(prepared), training.mixed_precision, prediction_type,
-        bool(training.loss.zero_terminal_snr), {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
-        config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
-        prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
-        _guidance(prepared), " ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])]) or None,
-        prepared.spec.version if prepared.spec.version > 1 else None,
-    )  # fmt: skip
-    pictures = [weights[name] for name in ("vae", "image_encoder") if name in prepared.model.components]
-    latent_encoder = LatentEncoder(
-        pictures[0] if len(pictures) == 1 else identity("pictures", *pictures),
-        numerics.vae_dtype,
-        caching.latent_draw,
-        seed,
-        caching.dtype,
-        caching.vae_tile_size,
-    )
-    encoders = {name: weights[name] for name in prepared.model.text_encoders}
-    text_encoder = TextEncoder(
-        identity("encoders", *(f"{name}={digest}" for name, digest in encoders.items()), *_base_weights(prepared)),
-        weights["tokenizer"],
-        numerics.dtype, numerics.clip_skip, numerics.max_token_length, caching.dtype, numerics.text_encoder_quantization,
-    )  # fmt: skip
-    train = _train_inputs(prepared, numerics, latent_encoder, text_encoder)
-    trajectory = train.trajectory()
-    compared = _compared(collection.items, len(collection.held_out), seed)
-    items = _digest_of([train.items_digest, *(item.facts() for item in (*collection.held_out, *compared))])
-    latents, texts = LatentsInputs(latent_encoder, items), TextsInputs(text_encoder, items)
-    base = identity(
-        "base",
-        *(f"{name}={digest}" for name, digest in sorted(weights.items())),
-        str(config.model.from_scratch),
-        *train.base_weights,
-    )
-    assert training.checkpoints.every_n_steps is not None
-    steps = tuple(kept) if kept is not None else _kept_steps(prepared)
-    has_ema = training.ema is not None
-    sample = SampleInputs(
-        trajectory, base, steps, has_ema, tuple(prepared.prompts), numerics,
-        {name: weights[name] for name in ("vae", *encoders, "tokenizer", *(["image_encoder"] if "image_encoder" in weights else []))}, config.sampling.prompt_weighting,
-        config.sampling.vae_tile_size or caching.vae_tile_size,
-    )  # fmt: skip
-    selection = config.selection
-    similar = "" if selection.veto.max_similarity is None else fingerprint(sample.facts())
-    select = SelectInputs(
-        trajectory, base, steps, has_ema, seed, selection.strategy, tuple(selection.metrics), selection.step, pinned,
-        selection.veto, tuple(collection.held_out), tuple(compared), numerics,
-        (latent_encoder.identity, text_encoder.identity), similar,
-    )  # fmt: skip
-
-    nodes: dict[str, Node] = {}
-
-    def add(name: str, version: int, inputs: Inputs, upstream: tuple[str, ...], follows: tuple[str, ...]) -> None:
-        facts = {
-            "kind": name,
-            "version": version,
-            "facts": inputs.facts(),
-            "upstream": [nodes[n].fingerprint for n in follows],
-        }
-        nodes[name] = Node(name, version, inputs, upstream, fingerprint(facts))
-
-    # Training names its items and encoders itself, so the fingerprints of the caches are not part of its own: a caption
-    # that only evaluation uses, or another padded batch, makes no other trajectory.
-    add("cache.latents", CACHE_VERSION, latents, (), ())
-    add("cache.text", CACHE_VERSION, texts, (), ())
-    add("train", TRAIN_VERSION, train, ("cache.latents", "cache.text"), ())
-    add("sample", SAMPLE_VERSION, sample, ("train",), ())
-    add("select", JUDGE_VERSION, select, ("train", "sample"), ())
-    publish = PublishInputs(
-        nodes["select"].fingerprint, tuple(selection.publish), training.checkpoints.dtype, config.run.name
-    )
-    add("publish", PUBLISH_VERSION, publish, ("select",), ())
-    return Graph(nodes, _runtime(prepared), latents, texts, train, sample, select, publish)
-
-
-def _train_inputs(
-    prepared: Prepared, numerics: Numerics, latent_encoder: LatentEncoder, text_encoder: TextEncoder
-) -> TrainInputs:
-    config, training = prepared.config, prepared.config.training
-    network = config.network
-    used = ["denoiser", *(name for name in prepared.model.text_encoders if getattr(training.components, name))]
-    return TrainInputs(
-        numerics=numerics,
-        seed=config.run.seed,
-        steps=prepared.length.steps,
-        weights={name: prepared.weights[name] for name in used},
-        from_scratch=config.model.from_scratch,
-        latent_encoder=latent_encoder.identity,
-        text_encoder=text_encoder.identity,
-        components=training.components,
-        targets=tuple(prepared.targets) if network is not None else None,
-        adapter=AdapterSettings(
-            network.dropout,
-            network.rank_dropout,
-            network.module_dropout,
-            network.decompose_factor,
-            network.lora_plus_ratio,
-            network.scale_weight_norms,
-        )
-        if network is not None
-        else None,
-        base_weights=_base_weights(prepared),
-        init_from=prepared.weights.get("init_from"),
-        learning_rate=training.learning_rate,
-        accumulation=training.gradient_accumulation_steps,
-        max_grad_norm=training.max_grad_norm,
-        clip_grad=training.clip_grad,
-        optimizer=training.optimizer,
-        scheduler=training.scheduler,
-        loss=training.loss,
-        timesteps=training.timesteps,
-        ema=training.ema,
-        items=tuple(prepared.collection.items),
-        groups=tuple(prepared.collection.groups),
-        cycle=prepared.collection.cycle,
-        latents_cached=config.caching.latents != "off",
-        texts_cached=config.caching.text != "off",
-    )
-
-
-def _base_weights(prepared: Prepared) -> tuple[str, ...]:
-    """The adapters that are merged first: digest and multiplier of each."""
-    pairs = zip(prepared.base_digests, prepared.base_weights, strict=True)
-    return tuple(f"{digest} x {multiplier:g}" for digest, (_, multiplier) in pairs)
+    run = Run(prepared, pinned, None if kept is None else tuple(kept))
+    runtime = run.runtime
+    for stage in stages():
+        inputs = stage.inputs(run)
+        if inputs is None:
+            continue
+        facts = inputs.facts()
+        late = unknown(facts)
+        # What a stage takes from those before it stands in its facts; that it follows them changes nothing: a caption that
+        # only evaluation uses, or another padded batch, makes no other trajectory.
+        named = {"kind": stage.name, "version": stage.version, "facts": values(facts)} if late is None else None
+        node = Node(stage, inputs, facts, f"known after {late}" if named is None else fingerprint(named), late)
+        run.nodes[stage.name] = node
+        settled = stage.settled(run.prepared, inputs, node.fingerprint) if late is None else run.prepared
+        if settled is not run.prepared:
+            run = replace(run, prepared=settled)
+    return Graph(run.nodes, runtime, run.prepared, prepared)
 
 
 def _guidance(prepared: Prepared) -> float | None:
@@ -247,13 +236,6 @@ def _kept_steps(prepared: Prepared) -> tuple[int, ...]:
     assert checkpoints.every_n_steps is not None
     steps = checkpoint_steps(prepared.length.steps, checkpoints.every_n_steps)
     return tuple(steps if checkpoints.keep is None else steps[-checkpoints.keep :])
-
-
-def _digest_of(parts: list[str]) -> str:
-    hasher = hashlib.sha256()
-    for part in parts:
-        hasher.update(part.encode("utf-8", "surrogatepass") + b"\n")
-    return hasher.hexdigest()
 
 
 def _runtime(prepared: Prepared) -> Runtime:

@@ -16,9 +16,11 @@ from runner.config.load import changed
 from runner.errors import InvalidConfig
 from runner.families.spec import MemoryQuestion
 from runner.plan.diff import Plan, make_plan
-from runner.plan.estimate import LIBRARIES, memory_question, trained_numbers
+from runner.plan.estimate import LIBRARIES, memory_question
 from runner.plan.prepare import prepare
 from runner.plan.remedies import CACHING, Remedy, remedies
+from runner.plan.stages.cache import LATENTS, TEXTS
+from runner.plan.stages.train import trained_numbers
 
 LEAST, MOST = 10**9, 10**12
 """Bytes of memory that a GPU may be said to have: 8192, which is meant in MiB, is not taken for GB."""
@@ -26,6 +28,7 @@ ATTEMPTS = 20
 """Proposals that are checked before the search gives up."""
 _GB = 10**9
 _UNITS = {"": _GB, "G": _GB, "GB": _GB, "GIB": 2**30, "M": 10**6, "MB": 10**6, "MIB": 2**20, "T": 10**12, "TB": 10**12}
+_CACHES = (LATENTS.name, TEXTS.name)
 Chosen = tuple[Remedy, ...]
 
 
@@ -86,7 +89,7 @@ def fit(plan: Plan, limit: int) -> Fit:
 class _Search:
     def __init__(self, plan: Plan, room: int) -> None:
         self.plan, self.room = plan, room
-        self.question = memory_question(plan, trained_numbers(plan)[0], "cuda")
+        self.question = memory_question(plan, trained_numbers(plan.prepared)[0], "cuda")
         self.refused: set[frozenset[str]] = set()
         """Proposals that looked well and did not pass."""
         self._valid: dict[frozenset[str], bool] = {frozenset(): True}
@@ -149,7 +152,7 @@ class _Search:
         if key not in self._peaks:
             phases = self.plan.prepared.spec.memory(_changed(self.question, chosen)).phases
             for kind in (True, False):
-                own = [size for name, size in phases.items() if name.startswith("cache.") == kind]
+                own = [size for name, size in phases.items() if (name in _CACHES) == kind]
                 self._peaks[kind, key[1]] = max(own, default=0)
         return self._peaks[key]
 
@@ -171,7 +174,7 @@ class _Search:
         except InvalidConfig:
             return None
         plan = make_plan(run)
-        question = memory_question(plan, trained_numbers(plan)[0], "cuda")
+        question = memory_question(plan, trained_numbers(plan.prepared)[0], "cuda")
         return question if prepared.spec.memory(question).peak <= max(self._whole_peak(chosen), self.room) else None
 
     def result(self, chosen: Chosen, question: MemoryQuestion, limit: int) -> Fit:

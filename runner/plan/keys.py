@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from runner.dataset.buckets import View
 from runner.dataset.encodings import TrainItem, cached_captions, cached_views, evaluation_caption, still_view
-from runner.inputs import SelectInputs, TrainInputs
 
 
 def training_views(items: Iterable[TrainItem], seed: int) -> list[tuple[TrainItem, View]]:
@@ -27,23 +26,3 @@ def evaluation_views(items: Iterable[TrainItem]) -> list[tuple[TrainItem, View]]
 def evaluation_texts(items: Iterable[TrainItem], seed: int) -> list[str]:
     """The captions that selection measures under."""
     return [evaluation_caption(item, seed) for item in items]
-
-
-def wanted_views(train: TrainInputs | None, select: SelectInputs | None, seed: int) -> list[tuple[TrainItem, View]]:
-    """The views that the given stages need, each once."""
-    views: list[tuple[TrainItem, View]] = []
-    if train is not None and train.latents_cached:
-        views += training_views(train.items, seed)
-    if select is not None:
-        views += evaluation_views((*select.held_out, *select.compared))
-    return views
-
-
-def wanted_texts(train: TrainInputs | None, select: SelectInputs | None, seed: int) -> list[str]:
-    """The captions that the given stages need, each once."""
-    texts: list[str] = []
-    if train is not None and train.texts_cached:
-        texts += training_texts(train.items, seed)
-    if select is not None:
-        texts += evaluation_texts((*select.held_out, *select.compared), seed)
-    return list(dict.fromkeys(texts))

@@ -11,9 +11,9 @@ from typing import Any
 from runner.atomic import write_json
 from runner.errors import Invalid
 from runner.files import MOST_JSON_BYTES, name_problem, parsing, read_bytes
-from runner.plan.compile import STAGES
 from runner.plan.diff import Plan
 from runner.plan.render import PLAN_VERSION
+from runner.plan.stages.registry import targets
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
     "version": lambda value: type(value) is int,
     "file": lambda value: isinstance(value, str) and name_problem(value) is None,
     "settings": _are_texts,
-    "target": lambda value: value is None or value in STAGES or value == "cache",
+    "target": lambda value: value is None or value in targets(),
     "actions": lambda value: _are_texts(value, ("stage", "fingerprint", "symbol")),
 }
 """What is read of a plan, and its shape."""

@@ -22,6 +22,7 @@ from runner.dataset.long_captions import note_long
 from runner.dataset.notes import Notes
 from runner.dataset.scan import BadItem, scan
 from runner.errors import Diagnostic, InvalidConfig
+from runner.facts import Fact, Tree, content, said
 from runner.families.locate import resolve_path
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
@@ -66,9 +67,14 @@ class Prepared:
     init_from: Path | None
     base_weights: list[tuple[Path, float]]
     """The files of network.base_weights and their multipliers."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Component, "tokenizer" and "init_from" → digest."""
-    base_digests: list[str] = field(default_factory=list)
+    weights: dict[str, Fact] = field(default_factory=dict)
+    """Component, tokenizer_1 … and "init_from" → digest, and the key that names it."""
+    merged_first: dict[str, Tree] = field(default_factory=dict)
+    """The adapters of network.base_weights, in their order: digest and multiplier."""
+    read_files: dict[str, str] = field(default_factory=dict)
+    """Keys that name a file with settings of the run → its digest."""
+    known_after: dict[str, str] = field(default_factory=dict)
+    """What is not known of the items yet, by the columns of dataset/item_facts.py → the stage that finds it out."""
     deferred: list[Path] = field(default_factory=list)
     """Model files whose digest was left to apply."""
 
@@ -375,9 +381,30 @@ def _digests(prepared: Prepared, may_defer: bool) -> None:
         parts = [digest(file) for file in component.files]
         if component.layout == "none":
             parts.append("drawn")
-        prepared.weights[name] = identity("component", name, canonical(dict(component.config)), *parts)
-    tokenizer = [digest(file) for file in model.tokenizer_files]
-    prepared.weights["tokenizer"] = identity("tokenizer", *tokenizer) if tokenizer else "clip"
-    if prepared.init_from is not None:
-        prepared.weights["init_from"] = index.digest(prepared.init_from)
-    prepared.base_digests = [index.digest(file) for file, _ in prepared.base_weights]
+        own = identity("component", name, canonical(dict(component.config)), *parts)
+        prepared.weights[name] = content(own, *_named_by(name))
+    for encoder, folder in model.tokenizers.items():
+        name = encoder.replace("text_encoder", "tokenizer")
+        parts = [digest(file) for file in model.tokenizer_files if file.parent == folder]
+        prepared.weights[name] = content(identity("tokenizer", *parts) if parts else "clip", *_named_by(name))
+    prepared.weights["init_from"] = content(
+        None if prepared.init_from is None else index.digest(prepared.init_from), "network.init_from"
+    )
+    for number, (file, multiplier) in enumerate(prepared.base_weights):
+        key = "network.base_weights"
+        prepared.merged_first[str(number)] = {
+            "file": content(index.digest(file), key, label=file.name), "multiplier": said(multiplier, key)
+        }  # fmt: skip
+    config = prepared.config
+    for key, name_ in (
+        ("dataset.config_file", config.dataset.config_file),
+        ("sampling.prompt_file", config.sampling.prompt_file),
+    ):
+        if name_ is not None:
+            prepared.read_files[key] = index.digest(resolve_path(name_, prepared.folder))
+
+
+def _named_by(component: str) -> tuple[str, ...]:
+    """The keys that may name a component's files, the first that is given counts."""
+    own = f"model.{component}"
+    return (*([own] if own in all_keys() else []), "model.checkpoint")

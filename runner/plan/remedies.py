@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from runner.families.spec import MemoryQuestion
+from runner.inputs import TrainInputs
 from runner.optim.kinds import state_bytes
 from runner.plan.diff import Plan
 
@@ -149,7 +150,7 @@ def _batches(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     """Smaller batches, of which as many items as before make a step."""
     config = plan.prepared.config
     size, accumulation = config.dataset.batch_size, config.training.gradient_accumulation_steps
-    if any(group.batch_size != size for group in plan.graph.train.groups):  # a dataset file's own
+    if any(group.batch_size != size for group in plan.graph.of(TrainInputs).groups):  # a dataset file's own
         return
     smaller = [count for count in (size // 2, size // 4, 1) if count >= 1 and size % count == 0 and count < size]
     for count in dict.fromkeys(smaller):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runner.dataset.buckets import describe
+from runner.inputs import TrainInputs
 from runner.plan.diff import Plan
 from runner.plan.estimate import LIBRARIES, Figures
 from runner.plan.fit import Fit, toml_lines
@@ -128,7 +129,7 @@ def _disk(figures: Figures) -> str:
 
 
 def _time(figures: Figures, plan: Plan) -> str:
-    if not plan.actions["train"].pending:
+    if not plan.action(TrainInputs).pending:
         return "no training to do"
     if figures.seconds is None:
         return "known once a step has been measured on this machine"

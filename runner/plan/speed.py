@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from runner.inputs import TrainInputs
 from runner.plan.compile import Graph
 
 
 def step_key(graph: Graph) -> str:
     """Model, kind of training, batch shapes, precision, device and what changes speed."""
-    train, runtime = graph.train, graph.runtime
+    train, runtime = graph.of(TrainInputs), graph.runtime
     shapes = sorted({(group.bucket, group.batch_size, group.layout) for group in train.groups})
     kind = (
         "whole"
@@ -16,7 +17,7 @@ def step_key(graph: Graph) -> str:
     )
     numerics = train.numerics
     parts = (
-        train.weights["denoiser"], kind, sorted(train.components.rates), shapes, train.accumulation, numerics.dtype,
+        train.weights["denoiser"].value, kind, sorted(train.components.rates), shapes, train.accumulation, numerics.dtype,
         numerics.mixed_precision, numerics.quantization, train.optimizer.type, train.optimizer.stochastic_rounding,
         train.ema is not None, train.latents_cached, train.texts_cached, runtime.compile, runtime.gradient_checkpointing,
         runtime.activation_offload, runtime.blocks_to_swap, runtime.fused_backward, runtime.optimizer_offload,

@@ -24,6 +24,8 @@ CHECKPOINT_VERSION = 1
 class DamagedCheckpoint(RunFailed):
     """A checkpoint's file is gone or is not what was written; apply trains it again."""
 
+    kind = "checkpoint"
+
     def __init__(self, step: int, file: Path, reason: str) -> None:
         super().__init__(
             f"the checkpoint of step {step} is damaged: {file}: {reason}", hint="`runner apply` trains it again"

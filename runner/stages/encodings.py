@@ -1,4 +1,5 @@
-"""Where a stage's encodings come from: the store, this process's memory, or the encoder itself at each use."""
+"""Where a stage's encodings come from: the store, which the cache stages fill, this process's memory, or the encoder itself at
+each use."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from runner.data.images import PictureRequest
 from runner.data.items import Encodings, HeldEncodings, StoredEncodings
 from runner.dataset.buckets import View
 from runner.dataset.encodings import TrainItem
-from runner.inputs import LatentEncoder, TextEncoder
-from runner.stages.cache import encode_pictures, encode_texts
+from runner.inputs import LatentEncoder, LatentsInputs, TextEncoder, TextsInputs
+from runner.stages.cache import encode_pictures, encode_texts, store_encodings
 from runner.stages.context import Context
+from runner.stages.job import Job
 
 
 class Latents:
@@ -53,3 +55,28 @@ class Texts:
         held = HeldEncodings(dict(encode_texts(self.context, self.encoder, wanted)))
         self.context.free()
         return held
+
+
+def run_latents(job: Job, inputs: LatentsInputs) -> None:
+    """Encodes the views that are read and are not in the store."""
+    if inputs.items.place != "disk":
+        return
+    context, kind = job.context, "latents"
+    requests = Latents(context, inputs.encoder).requests(job.planning().reads().views)
+    present = context.store.index.item_keys(kind)
+    wanted = {key: request for key, request in requests.items() if key not in present}
+    if wanted:
+        context.events.emit("started", total=len(wanted))
+        store_encodings(context, kind, len(wanted), encode_pictures(context, inputs.encoder, wanted))
+
+
+def run_texts(job: Job, inputs: TextsInputs) -> None:
+    """Encodes the texts that are read and are not in the store."""
+    if inputs.items.place != "disk":
+        return
+    context, kind = job.context, "text"
+    texts, present = Texts(context, inputs.encoder), context.store.index.item_keys(kind)
+    wanted = {key: text for text in job.planning().reads().texts if (key := texts.key(text)) not in present}
+    if wanted:
+        context.events.emit("started", total=len(wanted))
+        store_encodings(context, kind, len(wanted), encode_texts(context, inputs.encoder, wanted))

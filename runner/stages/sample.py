@@ -6,6 +6,7 @@ from runner.errors import Stopped
 from runner.inputs import SampleInputs, TrainInputs, candidates
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
+from runner.stages.job import Job
 from runner.stages.modules import build_swapped
 from runner.stages.previews import Previews
 
@@ -33,3 +34,11 @@ def run_sample(
         if context.stop.is_set():
             raise Stopped(f"stopped while sampling: {made} of {total} pictures are kept", context.stop.code)
     return made
+
+
+def run(job: Job, _: SampleInputs) -> None:
+    """Makes the pictures with the seeds that are drawn by then."""
+    job.draw_seeds()
+    inputs, train = job.graph.of(SampleInputs), job.graph.of(TrainInputs)
+    job.context.events.emit("started", total=len(inputs.prompts))
+    run_sample(job.context, inputs, train, job.checkpoints(), bool(train.components.text_encoders))

@@ -16,6 +16,7 @@ from runner.pictures import read_picture
 from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
+from runner.stages.job import Job
 from runner.stages.judge import Candidate, judge
 from runner.stages.modules import build_swapped
 from runner.stages.score import Score, Scorer, read_score
@@ -48,6 +49,17 @@ def run_select(
         with new_folder(place) as staged:
             write_record(staged / RECORD, record)
     return place
+
+
+def run(job: Job, inputs: SelectInputs) -> None:
+    """Chooses, where it is not done already."""
+    context, node, train = job.context, job.graph.node(SelectInputs), job.graph.of(TrainInputs)
+    if read_selection(context.store, node.fingerprint) is None:
+        context.events.emit("started", total=len(candidates(inputs.steps, inputs.ema, True)))
+        run_select(
+            context, inputs, train, job.graph.of(SampleInputs), inputs.encoders, job.checkpoints(),
+            bool(train.components.text_encoders), node.fingerprint,
+        )  # fmt: skip
 
 
 def _scores(

@@ -21,21 +21,25 @@ from runner.core.writer import Writer
 from runner.data.loader import Sources, StepLoader
 from runner.dataset.encodings import TrainItem
 from runner.errors import RunFailed, Stopped
-from runner.inputs import LatentEncoder, TextEncoder, TrainInputs
+from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs
 from runner.optim.build import build_optimizer, parameter_groups
 from runner.optim.schedules import schedule
 from runner.optim.single import SingleOptions
+from runner.plan.current import finished_training
 from runner.plan.keys import training_texts, training_views
 from runner.plan.resolve import checkpoint_steps
+from runner.plan.speed import step_key
 from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding, load_text_encoders
 from runner.stages.encodings import Latents, Texts
+from runner.stages.job import Job
 from runner.stages.modules import Trained, build_swapped, learning_rates
 from runner.stages.previews import Previews
 from runner.stages.score import Scorer
 from runner.stages.task import DiffusionTask
+from runner.store.lock import held
 from runner.store.training import MANIFEST, MANIFEST_VERSION, RECORD, TrainFolder, longest_of, named_steps
 
 LARGE = 2**28
@@ -296,3 +300,24 @@ class TrainStage:
             fsync_tree(self.workspace)
         rename(self.workspace, self.artifact)
         return self.artifact
+
+
+def run(job: Job, inputs: TrainInputs) -> None:
+    """Trains, where it is not done already."""
+    if finished_training(job.graph) is not None:
+        return
+    job.draw_seeds()
+    context, node = job.context, job.graph.node(TrainInputs)
+    sample, select = job.graph.of(SampleInputs), job.graph.of(SelectInputs)
+    encoders, text_trains = (inputs.latent_encoder, inputs.text_encoder), bool(inputs.components.text_encoders)
+    lock = context.store.lock_file(f"{node.name}-{node.fingerprint[:32]}")
+    with held(lock, "this training (another run makes the same one)"):
+        context.events.emit("started", total=inputs.steps)
+        stage = TrainStage(
+            context, inputs, encoders, node.fingerprint, lambda context: Previews(context, sample, text_trains),
+            lambda: Scorer.prepare(context, select, encoders, text_trains),
+        )  # fmt: skip
+        stage.run()
+    if stage.seconds:
+        context.store.index.put_measured(step_key(job.graph), stage.seconds)
+    job.again()

@@ -49,6 +49,8 @@ def show_sample(store: Store, key: str, output_dir: Path, step: int, weights: st
 
 
 PIN = "pin.json"
+PIN_TRAINING = "train"
+"""The key of the training's fingerprint in it."""
 DRAWN = "seeds.json"
 SEEDS = 2**32
 """A drawn seed is below that."""
@@ -57,7 +59,7 @@ SEEDS = 2**32
 def read_pin(output_dir: Path) -> dict[str, Any] | None:
     """The checkpoint that was chosen by hand with `runner select --step`."""
     file, way_out = output_dir / PIN, "choose again with `runner select --step`"
-    pin = _read(file, {"step": int, "weights": str, "train": Maybe(str)}, way_out)
+    pin = _read(file, {"step": int, "weights": str, PIN_TRAINING: Maybe(str)}, way_out)
     if pin is not None and (pin["step"] < 1 or pin["weights"] not in ("raw", "ema")):
         raise _damaged(file, "no checkpoint is called so", way_out)
     return pin
@@ -65,7 +67,7 @@ def read_pin(output_dir: Path) -> dict[str, Any] | None:
 
 def write_pin(output_dir: Path, step: int, weights: str, train: str) -> None:
     """`train` is the fingerprint of the training that the checkpoint is of."""
-    write_record(output_dir / PIN, {"version": 1, "step": step, "weights": weights, "train": train})
+    write_record(output_dir / PIN, {"version": 1, "step": step, "weights": weights, PIN_TRAINING: train})
 
 
 def clear_pin(output_dir: Path) -> None:
