@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.data.loader import StepLoader
 from tests.inprocess import applied, stopped_anew, trained_bytes
 from tests.ready import ready
 from tests.support import Place
@@ -94,3 +95,16 @@ def test_no_step_waits_for_a_gpu(family_place: Callable[..., Place], name: str) 
             torch.nn.utils.clip_grad_norm_(list(task.parameters.values()), 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_that_are_copied_ahead_are_the_same(place: Place) -> None:
+    run, device = ready(place, torch.device("cuda")), torch.device("cuda")
+    plain = StepLoader(run.graph.train, run.sources, 0).steps_from(0)
+    ahead = StepLoader(run.graph.train, run.sources, 2, device=device).steps_from(0)
+    for number in range(8):
+        for own, other in zip(next(ahead), next(plain), strict=True):
+            assert (own.copied is not None) == (number > 0)
+            assert own.names == other.names
+            moved = own.to(device).tensors
+            assert moved["latents"].device.type == "cuda"
+            assert all(torch.equal(moved[name].cpu(), tensor) for name, tensor in other.tensors.items())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.core.rng import seed_modules
 from runner.core.state import State, flatten_optimizer, restore_optimizer
-from runner.core.task import Batch, Task
+from runner.core.task import Task
 from runner.errors import RunFailed
 from runner.optim.averaging import begin_training, evaluated
 from runner.optim.rates import effective_rates
@@ -94,7 +94,7 @@ def fit(
             hooks.resumed(step)
     task.train_mode(True)
     began, began_step = time.perf_counter(), step
-    recent: dict[int, list[Batch]] = {}
+    recent: dict[int, list[tuple[str, ...]]] = {}
     for batches in task.steps_from(step):
         if step >= loop.steps:
             break
@@ -121,7 +121,7 @@ def fit(
         meters.loss += total
         meters.count += 1
         meters.first_bad = torch.where(torch.isfinite(total), meters.first_bad, meters.first_bad.clamp(max=step))
-        recent[step] = batches
+        recent[step] = [batch.names for batch in batches]
         due, last, stopping = hooks.is_due(step), step == loop.steps, hooks.stop_requested()
         if due or last or stopping or step % loop.log_every == 0:
             _check_finite(meters, recent, loop, hooks)
@@ -149,11 +149,11 @@ def _clip(parameters: list[torch.nn.Parameter], loop: Loop) -> Tensor:
     return torch.stack(norms).norm()
 
 
-def _check_finite(meters: _Meters, recent: dict[int, list[Batch]], loop: Loop, hooks: Hooks) -> None:
+def _check_finite(meters: _Meters, recent: dict[int, list[tuple[str, ...]]], loop: Loop, hooks: Hooks) -> None:
     bad = int(meters.first_bad.item())
     if bad > loop.steps:
         return
-    names = sorted({name for batch in recent.get(bad, []) for name in batch.names})
+    names = sorted({name for own in recent.get(bad, []) for name in own})
     raise RunFailed(
         f"the loss is not finite at step {bad}; items of its batch: {', '.join(names[:12]) or 'unknown'}; "
         f"last good checkpoint: {hooks.last_checkpoint()}",

@@ -35,19 +35,43 @@ class Batch:
     items: tuple[Any, ...] = ()
     clips: tuple[Tensor, ...] = ()
     """Pixels that are not of one length, which no tensor can hold together."""
+    copied: torch.cuda.Event | None = None
+    """When the copy to the device has ended that was begun ahead."""
 
-    def to(self, device: torch.device) -> Batch:
-        """Moves the tensors without waiting; from pinned memory the copy overlaps with computation. Conditioning ("cond.")
-        that is ON_HOST stays."""
-        if device.type != "cpu":
-            self.tensors = {name: self._moved(name, tensor, device) for name, tensor in self.tensors.items()}
+    def pinned(self) -> Batch:
+        """The same in pinned memory, from which copies overlap with computation. Conditioning ("cond.") that is ON_HOST
+        stays."""
+        self.tensors = {name: tensor if _stays(name) else tensor.pin_memory() for name, tensor in self.tensors.items()}
         return self
 
-    @staticmethod
-    def _moved(name: str, tensor: Tensor, device: torch.device) -> Tensor:
-        if name.startswith("cond.") and name.removeprefix("cond.") in ON_HOST:
-            return tensor
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    def copy_ahead(self, stream: torch.cuda.Stream) -> None:
+        """Begins the copy to a stream's device."""
+        with torch.cuda.stream(stream):
+            self._move(stream.device)
+            self.copied = stream.record_event()
+
+    def to(self, device: torch.device) -> Batch:
+        """Moves the tensors without waiting on the host. What was copied ahead is waited for on the device."""
+        if self.copied is not None:
+            present = torch.cuda.current_stream(device)
+            present.wait_event(self.copied)
+            for name, tensor in self.tensors.items():
+                if not _stays(name):
+                    tensor.record_stream(present)
+            self.copied = None
+        elif device.type != "cpu":
+            self._move(device)
+        return self
+
+    def _move(self, device: torch.device) -> None:
+        self.tensors = {
+            name: tensor if _stays(name) else tensor.to(device, non_blocking=True)
+            for name, tensor in self.tensors.items()
+        }
+
+
+def _stays(name: str) -> bool:
+    return name.startswith("cond.") and name.removeprefix("cond.") in ON_HOST
 
 
 class Task(Protocol):

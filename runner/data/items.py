@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from runner.atomic import new_file
 from runner.formats.tensors import tensor_bytes, tensors_digest
+from runner.store.index import stamp
 from runner.store.store import Store
 
 MEMORY_BUDGET = 2**30
@@ -41,16 +43,21 @@ def write_item(store: Store, kind: str, key: str, tensors: Mapping[str, Tensor])
     return len(content)
 
 
-def read_item(store: Store, kind: str, key: str) -> dict[str, Tensor]:
-    """Reads one item. Raises `DamagedItem`."""
+def read_item(store: Store, kind: str, key: str, anew: bool = False) -> dict[str, Tensor]:
+    """Reads one item. Its digest is checked once in a process, and again where its file is another by now; with `anew` in
+    any case. Raises `DamagedItem`."""
+    file, checked = store.item(kind, key), store.checked[kind]
     try:
-        with safe_open(store.item(kind, key), framework="pt") as stream:
+        found = stamp(os.stat(file))
+        with safe_open(file, framework="pt") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             expected = (stream.metadata() or {}).get("sha256")
     except (OSError, SafetensorError):
         raise DamagedItem(kind, key) from None
-    if tensors_digest(tensors) != expected:
-        raise DamagedItem(kind, key)
+    if anew or checked.get(key) != found:
+        if tensors_digest(tensors) != expected:
+            raise DamagedItem(kind, key)
+        checked[key] = found
     return tensors
 
 

@@ -93,11 +93,19 @@ class Sources:
 
 
 class StepLoader:
-    """The micro-batches of a run, from any step on. `rank` of `world` takes every world-th item of each batch."""
+    """The micro-batches of a run, from any step on. `rank` of `world` takes every world-th item of each batch.
 
-    def __init__(self, inputs: TrainInputs, sources: Sources, workers: int, rank: int = 0, world: int = 1) -> None:
+    For a GPU its threads put them into pinned memory, and begin the copy of a step's batches while the step before it
+    computes.
+    """
+
+    def __init__(
+        self, inputs: TrainInputs, sources: Sources, workers: int, rank: int = 0, world: int = 1,
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         self.inputs, self.sources, self.workers = inputs, sources, workers
         self.rank, self.world = rank, world
+        self.stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         """Endless: one list of micro-batches a step."""
@@ -108,10 +116,22 @@ class StepLoader:
             return
         with ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="batches") as pool:
             ahead: deque[list[Future[Batch]]] = deque()
+            copying: Future[None] | None = None
             for group in specs:
                 ahead.append([pool.submit(self._make, spec) for spec in group])
                 if len(ahead) > self.workers + 1:
-                    yield [future.result() for future in ahead.popleft()]
+                    batches = [future.result() for future in ahead.popleft()]
+                    if self.stream is not None:
+                        if copying is not None:
+                            copying.result()
+                        copying = pool.submit(self._copy_ahead, ahead[0])
+                    yield batches
+
+    def _copy_ahead(self, batches: list[Future[Batch]]) -> None:
+        """Waits for nothing that comes after it in the pool: these batches were asked for before."""
+        assert self.stream is not None
+        for batch in batches:
+            batch.result().copy_ahead(self.stream)
 
     def names_at(self, step: int) -> list[str]:
         """The items of one step (0-based), for messages."""
@@ -163,9 +183,10 @@ class StepLoader:
         tensors |= self._noise(shape, spec, positions)
         requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
-        return Batch(
+        batch = Batch(
             spec.step, names, spec.share, tensors, tuple(texts), requests, tuple(item for item, _ in views), clips
         )
+        return batch.pinned() if self.stream is not None else batch
 
     def _pictures(self, views: list[tuple[TrainItem, View]]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         """Encodings, or pixels: as one tensor, or clips of several lengths."""

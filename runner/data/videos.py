@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +29,46 @@ LARGE = 2**31 - 1
 
 
 def read_clip(path: str, digest: str, clip: Clip, view: View) -> Tensor:
-    """fp32 [3, T, H, W] in -1..1. Frames are resized as they come: memory grows with the clip, not with the video.
+    """fp32 [3, T, H, W] in -1..1. Raises `RunFailed` where the file is no longer the one that was planned with."""
+    return next(read_clips(path, digest, [(clip, view)]))[1]
 
-    Raises `RunFailed` where the file is no longer the one that was planned with.
+
+def read_clips(path: str, digest: str, wanted: Sequence[tuple[Clip, View]]) -> Iterator[tuple[int, Tensor]]:
+    """(place in `wanted`, fp32 [3, T, H, W] in -1..1) of each clip of one file, in the order in which they end.
+
+    The file is decoded once for all of them. Frames are resized as they come, and go with the last clip that has them:
+    memory grows with the longest clip, not with the video. Raises `RunFailed` where the file is no longer the one that was
+    planned with.
     """
-    wanted = set()
-    for place, index in enumerate(kept_frames(LARGE, clip.source_fps, clip.target_fps)):
-        if place >= clip.start + clip.length:
+    users = _users(wanted)
+    found: dict[int, list[Tensor]] = {place: [] for place in range(len(wanted))}
+    for index, frame in enumerate(_frames(path, digest) if users else ()):
+        if index in users:
+            picture, seen = frame(), {}
+            for place in users.pop(index):
+                clip, view = wanted[place]
+                if view not in seen:
+                    seen[view] = to_pixels(transformed(picture, view))
+                found[place].append(seen[view])
+                if len(found[place]) == clip.length:
+                    yield place, torch.from_numpy(np.stack([own.numpy() for own in found.pop(place)], axis=1))
+        if not users:
             break
-        if place >= clip.start:
-            wanted.add(index)
-    last = max(wanted)
-    frames: list[Tensor] = []
-    for index, frame in enumerate(_frames(path, digest)):
-        if index in wanted:
-            frames.append(to_pixels(transformed(frame(), view)))
-        if index >= last:
-            break
-    if len(frames) != clip.length:
-        raise RunFailed(f"{path} has only {len(frames)} of the {clip.length} frames of its clip", hint="apply again")
-    return torch.from_numpy(np.stack([frame.numpy() for frame in frames], axis=1))
+    for place, frames in found.items():
+        length = wanted[place][0].length
+        raise RunFailed(f"{path} has only {len(frames)} of the {length} frames of its clip", hint="apply again")
+
+
+def _users(wanted: Sequence[tuple[Clip, View]]) -> dict[int, list[int]]:
+    """Frame of the file → the clips that have it."""
+    users: dict[int, list[int]] = {}
+    for rates in {(clip.source_fps, clip.target_fps) for clip, _ in wanted}:
+        own = {place: clip for place, (clip, _) in enumerate(wanted) if (clip.source_fps, clip.target_fps) == rates}
+        kept = list(islice(kept_frames(LARGE, *rates), max(clip.start + clip.length for clip in own.values())))
+        for place, clip in own.items():
+            for index in kept[clip.start : clip.start + clip.length]:
+                users.setdefault(index, []).append(place)
+    return users
 
 
 def _frames(path: str, digest: str) -> Iterator[Callable[[], Image.Image]]:

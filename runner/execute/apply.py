@@ -171,7 +171,7 @@ class Apply:
         for key in dict.fromkeys(node.stage.keys(node.inputs, self.graph)[kind]):
             try:
                 if key in present:
-                    read_item(self.store, kind, key)
+                    read_item(self.store, kind, key, anew=True)
             except DamagedItem:
                 self.store.index.remove_item(kind, key)
                 remove(self.store.item(kind, key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 from torch import nn
 
 from runner.atomic import write_bytes
@@ -11,6 +12,9 @@ from runner.stages.context import Context
 from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media
 from runner.store.run_folder import show_sample
 from runner.store.samples import is_sound
+
+ROOMY = 8
+"""How many times an autoencoder's bytes the host must have free, for it to stay loaded between pictures."""
 
 
 def label_of(step: int, weights: str) -> str:
@@ -29,6 +33,8 @@ class Previews:
         self.every = context.runtime.sample_every if self.prompts else None
         self.at_first = bool(self.prompts) and context.runtime.sample_at_first
         self.encoded = Encoded()
+        self.vae: nn.Module | None = None
+        """The autoencoder, where it stays loaded."""
         self.sound: set[str] = set()
         """Keys of pictures that are there and were looked at."""
 
@@ -51,8 +57,7 @@ class Previews:
         if self.text_trains:
             encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
         latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
-        vae = self.context.load("vae")
-        self.context.family.tile(vae, self.inputs.tile_size, self.context.runtime.sample_chunk)
+        vae = self._autoencoder()
         for prompt, latent in zip(missing, latents, strict=True):
             made = media(decode(self.context, vae, latent, prompt), prompt, label_of(step, weights))
             key = self.inputs.key(prompt, step, weights)
@@ -66,8 +71,22 @@ class Previews:
             show_sample(store, key, self.context.runtime.output_dir, step, weights, prompt)
             self.context.events.emit("sample", step=step, prompt=prompt.index, key=key, weights=weights)
         del vae
-        self.context.free()
+        self._put_away()
         return len(missing)
+
+    def _autoencoder(self) -> nn.Module:
+        if self.vae is None:
+            self.vae = self.context.load("vae")
+            self.context.family.tile(self.vae, self.inputs.tile_size, self.context.runtime.sample_chunk)
+        return self.vae.to(self.context.device)
+
+    def _put_away(self) -> None:
+        """Between pictures the autoencoder waits on the host where there is room, and is loaded again where there is not:
+        the device has what training needs."""
+        assert self.vae is not None
+        size = sum(tensor.nbytes for tensor in self.vae.state_dict().values())
+        self.vae = self.vae.to("cpu") if psutil.virtual_memory().available > ROOMY * size else None
+        self.context.free()
 
     def missing(self, step: int, weights: str) -> list[ReadyPrompt]:
         """The prompts that have no picture of these weights yet."""

@@ -82,7 +82,7 @@ class TrainStage:
         if previews.every is not None or previews.at_first:
             previews.encode()
         sources, latents = self._sources()
-        loader = StepLoader(inputs, sources, runtime.workers)
+        loader = StepLoader(inputs, sources, runtime.workers, device=context.device)
         self.trained = build_swapped(context, inputs)
         encoders = load_text_encoders(context, self.trained.modules) if sources.texts is None else None
         task = DiffusionTask(context, inputs, self.trained, loader, latents, encoders)

@@ -14,7 +14,7 @@ from runner.atomic import TEMPORARY, CannotWrite, remove, sweep_tree
 from runner.errors import RunFailed
 from runner.files import name_problem
 from runner.records import DamagedRecord, Maybe, read_record, said, write_record
-from runner.store.index import Index
+from runner.store.index import Index, Stamp
 
 ENVIRONMENT = "RUNNER_STORE"
 FOLDER = ".runner"
@@ -61,6 +61,11 @@ class Store:
                 f"the store {self.root} cannot be written: {error.strerror}",
                 hint=f"set {ENVIRONMENT} to a folder that can",
             ) from None
+
+    @cached_property
+    def checked(self) -> dict[str, dict[str, Stamp]]:
+        """Kind → item whose digest was checked in this process → what its file was then."""
+        return {kind: {} for kind in EXTENSIONS}
 
     def item(self, kind: str, key: str) -> Path:
         """The file of one encoded item, picture or score."""

@@ -199,6 +199,7 @@ class _Prediction:
                 step += _text_saved(self._layers(name), ask.batch * ask.text_tokens, use.number)
         picture = 0.0
         if ask.samples_in_training and ask.sample_size is not None:
+            step += self._waiting_vae()
             picture = self._picture(ask.sample_size)
         return held + max(step, picture)
 
@@ -301,7 +302,11 @@ class _Prediction:
         decoding = self._vae() + self._vae_working(pixels, 1, "decoder", self.ask.decoded_frames)
         together = GUIDED if self.denoiser.guided else 1
         use = self._use(together, pixels, self._seen(self.ask.sample_frames))
-        return max(self.denoiser.forward(self.layers, use), decoding)
+        return max(self.denoiser.forward(self.layers, use) + self._waiting_vae(), decoding)
+
+    def _waiting_vae(self) -> float:
+        """Between pictures the autoencoder stays in the host's memory (stages/previews.py), which is a CPU's own."""
+        return self._vae() if self.ask.device == "cpu" else 0.0
 
     def _text_working(self) -> float:
         """Encoding a padded batch of captions: the tensors around one layer."""
