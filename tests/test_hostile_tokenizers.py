@@ -19,6 +19,7 @@ from runner.families.hunyuan_video.tiny import write_llama_tokenizer
 from runner.families.parts.text import load_tokenizers
 from runner.families.parts.tiny import write_clip_tokenizer
 from runner.families.parts.tokenizer_fit import misfit
+from runner.families.parts.tokenizer_kinds import clip_tokenizer, llama_3_tokenizer, t5_tokenizer
 from runner.families.sd3.tiny import write_t5_tokenizer
 from runner.families.spec import Model, ModelProblem
 from runner.families.token_counts import NoTokenizer, count_tokens
@@ -29,10 +30,10 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "t5": write_t5_tokenizer,
     "llama": write_llama_tokenizer,
 }
-CONFIGS: dict[str, dict[str, Any]] = {
-    "clip": {"vocab_size": 514, "max_position_embeddings": 77},
-    "t5": {"vocab_size": 98},
-    "llama": {"vocab_size": 269, "num_key_value_heads": 1},
+KINDS = {
+    "clip": clip_tokenizer({"vocab_size": 514}),
+    "t5": t5_tokenizer({"vocab_size": 98}),
+    "llama": llama_3_tokenizer({"vocab_size": 269}),
 }
 
 
@@ -51,7 +52,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path, kind: str) -> Any:
-    component = SimpleNamespace(config=CONFIGS[kind])
+    component = SimpleNamespace(tokenizer=KINDS[kind])
     model = SimpleNamespace(text_encoders=("text_encoder_1",), tokenizers={"text_encoder_1": folder}, components={"text_encoder_1": component})  # fmt: skip
     return load_tokenizers(cast(Model, model), {})
 
@@ -85,7 +86,7 @@ def test_what_the_libraries_raise_becomes_words(folder: Path, path: tuple[str | 
     assert caught.value.diagnostics[0].hint == "copy or download its folder again"
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_brings_no_program(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto_map` names a module that transformers would ask to run."""
     own = folder / kind
@@ -121,7 +122,7 @@ def test_a_vocabulary_of_no_numbers(folder: Path, vocabulary: Any) -> None:
     text = json.dumps({"model": {"vocab": "HERE"}}).replace('"HERE"', _dumped(vocabulary))
     file.write_text(text)
     with bounded(), pytest.raises(ModelProblem, match=r"its vocabulary cannot be read|more than 4,300 digits"):
-        misfit(folder / "t5", CONFIGS["t5"])
+        misfit(folder / "t5", KINDS["t5"])
 
 
 def _dumped(value: Any) -> str:
@@ -144,7 +145,7 @@ ANY = st.recursive(
 )
 
 
-@given(kind=st.sampled_from(list(CONFIGS)), at=st.integers(0, 10**6), value=ANY)
+@given(kind=st.sampled_from(list(KINDS)), at=st.integers(0, 10**6), value=ANY)
 @fuzz(40)
 def test_any_tokenizer(folder: Path, sound: Path, kind: str, at: int, value: Any) -> None:
     """Its size and words, its counts, and what training loads."""
@@ -158,6 +159,6 @@ def test_any_tokenizer(folder: Path, sound: Path, kind: str, at: int, value: Any
         node = node[part]
     node[path[-1]] = value
     (own / "tokenizer.json").write_text(json.dumps(damaged), encoding="utf-8")
-    read_or_refused(lambda: misfit(own, CONFIGS[kind]), ModelProblem)
+    read_or_refused(lambda: misfit(own, KINDS[kind]), ModelProblem)
     read_or_refused(lambda: count_tokens(own / "tokenizer.json", ["a photo of a cat, é日本"]), NoTokenizer)
     read_or_refused(lambda: loaded(own, kind))

@@ -52,6 +52,7 @@ def test_every_part_has_its_attention_and_its_tiles(name: str, tmp_path: Path) -
         if part.module.model_type is not None:
             assert module.config._attn_implementation == "eager", part.name
             assert module.config_class.model_type == part.module.model_type
+        assert (part.module.tokenizer is not None) == part.name.startswith("text_encoder"), part.name
         processors = [own.processor for own in module.modules() if getattr(own, "processor", None) is not None]
         left = [type(own).__name__ for own in processors if "2_0" in type(own).__name__]
         assert left == [], part.name

@@ -15,7 +15,8 @@ from runner.errors import InvalidConfig, RunFailed
 from runner.families.hunyuan_video.tiny import write_llama_tokenizer
 from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.tiny import write_clip_tokenizer
-from runner.families.parts.tokenizer_fit import kind_of, misfit
+from runner.families.parts.tokenizer_fit import misfit
+from runner.families.parts.tokenizer_kinds import TokenizerKind, clip_tokenizer, llama_3_tokenizer, t5_tokenizer
 from runner.families.registry import family
 from runner.families.sd3.tiny import write_t5_tokenizer
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
@@ -26,8 +27,11 @@ Make = Callable[..., Place]
 FULL = {"CLIP": "sd15/text_encoder", "T5": "sd3/text_encoder_3", "LLaMA 3": "hunyuan_video/text_encoder"}
 
 
-def config_of(title: str) -> dict[str, Any]:
-    return read_json(CONFIGS / FULL[title] / "config.json")
+KINDS = {"CLIP": clip_tokenizer, "T5": t5_tokenizer, "LLaMA 3": llama_3_tokenizer}
+
+
+def kind_of(title: str, **changes: Any) -> TokenizerKind:
+    return KINDS[title]({**read_json(CONFIGS / FULL[title] / "config.json"), **changes})
 
 
 def problem(place: Place, changes: dict[str, Any]) -> str:
@@ -78,29 +82,29 @@ def llama_2(folder: Path) -> Path:
 def test_a_llama_tokenizer_is_not_t5s(tmp_path: Path) -> None:
     """As many tokens as fit; the ids of the ends tell."""
     folder = llama_2(tmp_path / "llama")
-    assert misfit(folder, config_of("T5")) == f"the tokenizer in {folder} is not T5's: </s> is its token 2, in the text encoder it is 1"  # fmt: skip
+    assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: </s> is its token 2, in the text encoder it is 1"  # fmt: skip
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"] |= {"</s>": 1, "<s>": 2}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert misfit(folder, config_of("T5")) == f"the tokenizer in {folder} is not T5's: it has no token <pad>"
+    assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: it has no token <pad>"
     content["model"]["vocab"] |= {"<pad>": 0, "▁photo": 15_373}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert misfit(folder, config_of("T5")) == f"the tokenizer in {folder} is not T5's: ▁photo is its token 15,373, in the text encoder it is 1,202"  # fmt: skip
+    assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: ▁photo is its token 15,373, in the text encoder it is 1,202"  # fmt: skip
 
 
 def test_the_stand_ins_and_the_built_in_one_fit(tmp_path: Path) -> None:
     write_t5_tokenizer(tmp_path / "t5", 32_100)
-    assert misfit(tmp_path / "t5", config_of("T5")) is None
+    assert misfit(tmp_path / "t5", kind_of("T5")) is None
     write_llama_tokenizer(tmp_path / "llama", 128_256)
-    assert misfit(tmp_path / "llama", config_of("LLaMA 3")) is None
+    assert misfit(tmp_path / "llama", kind_of("LLaMA 3")) is None
     from runner.families.parts.text import _builtin_clip
 
     tokenizer = _builtin_clip("<|endoftext|>")
-    kind = kind_of(config_of("CLIP"))
+    kind = kind_of("CLIP")
     assert tuple(tokenizer("a photo of a cat").input_ids) == kind.encoding
     assert {token: tokenizer.get_vocab()[token] for token in (*kind.words, *kind.special)} == {**kind.words, **kind.special}  # fmt: skip
     tokenizer.save_pretrained(tmp_path / "clip")
-    assert misfit(tmp_path / "clip", config_of("CLIP")) is None
+    assert misfit(tmp_path / "clip", kind_of("CLIP")) is None
 
 
 def test_a_vocabulary_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
@@ -108,16 +112,16 @@ def test_a_vocabulary_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
 
     vocabulary = _builtin_clip("<|endoftext|>").get_vocab()
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    assert misfit(tmp_path, config_of("CLIP")) is None
+    assert misfit(tmp_path, kind_of("CLIP")) is None
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<my-cat>": 49_408}))
-    assert misfit(tmp_path, {**config_of("CLIP"), "vocab_size": 49_409}) is None, "a word of textual inversion"
+    assert misfit(tmp_path, kind_of("CLIP", vocab_size=49_409)) is None, "a word of textual inversion"
     assert (
-        misfit(tmp_path, config_of("CLIP")) == f"the tokenizer in {tmp_path} has 49,409 tokens, the text encoder 49,408"
+        misfit(tmp_path, kind_of("CLIP")) == f"the tokenizer in {tmp_path} has 49,409 tokens, the text encoder 49,408"
     )
     (tmp_path / "added_tokens.json").unlink()
     swapped = {**vocabulary, "<|startoftext|>": 49_407, "<|endoftext|>": 49_406}
     (tmp_path / "vocab.json").write_text(json.dumps(swapped))
-    assert misfit(tmp_path, config_of("CLIP")) == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"  # fmt: skip
+    assert misfit(tmp_path, kind_of("CLIP")) == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"  # fmt: skip
 
 
 def pieces(folder: Path, **ends: Any) -> Path:
@@ -136,12 +140,13 @@ T5_ENDS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 def test_sentencepiece_models(tmp_path: Path) -> None:
     config = {"vocab_size": 200, "eos_token_id": 1, "pad_token_id": 0, "d_model": 8}
     good = pieces(tmp_path / "t5", **T5_ENDS)
-    assert misfit(good, config) is None
+    assert misfit(good, t5_tokenizer(config)) is None
     bad = pieces(tmp_path / "llama", pad_id=-1, unk_id=0, bos_id=1, eos_id=2)
     assert (
-        misfit(bad, config) == f"the tokenizer in {bad} is not T5's: </s> is its token 2, in the text encoder it is 1"
+        misfit(bad, t5_tokenizer(config))
+        == f"the tokenizer in {bad} is not T5's: </s> is its token 2, in the text encoder it is 1"
     )
-    assert "has 160 tokens, the text encoder 100" in str(misfit(good, {**config, "vocab_size": 100}))
+    assert "has 160 tokens, the text encoder 100" in str(misfit(good, t5_tokenizer({**config, "vocab_size": 100})))
 
 
 def test_sentencepiece_counts_as_training_does(family_place: Make, tmp_path: Path) -> None:
@@ -186,17 +191,15 @@ def test_one_beside_a_text_encoder_is_named_there(family_place: Make) -> None:
     assert text.endswith("hint: name the folder of T5's own tokenizer with model.tokenizer_3")
 
 
-def test_an_encoding_that_differs_is_refused_when_it_is_loaded(
-    family_place: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_encoding_that_differs_is_refused_when_it_is_loaded(family_place: Make) -> None:
     """The same words by another rule: the vocabulary fits, what it makes of a text does not."""
-    import runner.families.parts.text as text
 
     run = prepared(family_place("sd15").file)
     letters = read_json(run.folder / "model" / "tokenizer" / "tokenizer.json")["model"]["vocab"]
     words = {"p": letters["p"], "t</w>": letters["t</w>"]}
-    original = text.kind_of
-    monkeypatch.setattr(text, "kind_of", lambda config: replace(original(config), vocabulary=514, words=words, encoding=(1, 2)))  # fmt: skip
+    encoder = run.model.components["text_encoder_1"]
+    kind = replace(encoder.tokenizer, vocabulary=514, words=words, encoding=(1, 2))
+    model = replace(run.model, components={**run.model.components, "text_encoder_1": replace(encoder, tokenizer=kind)})
     with pytest.raises(RunFailed, match=r'makes \[512, .*\] of "a photo of a cat", CLIP\'s makes \[1, 2\]') as caught:
-        family("sd15").load_tokenizers(run.model)
+        family("sd15").load_tokenizers(model)
     assert caught.value.diagnostics[0].hint == "name the folder of the right one with model.tokenizer_1"

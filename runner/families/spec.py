@@ -11,6 +11,7 @@ from runner.dataset.clips import ClipRule
 from runner.dataset.references import ReferenceRule
 from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints
 from runner.families.parts.layers import Origin
+from runner.families.parts.tokenizer_kinds import TokenizerKind
 from runner.files import parsing
 from schemas import RunConfig
 
@@ -40,6 +41,8 @@ class Component:
     parameters: int
     keys: Mapping[str, Origin] = field(default_factory=dict)
     """Key in diffusers' and transformers' own naming → where it is in the files."""
+    tokenizer: TokenizerKind | None = None
+    """What tokenizer a text encoder needs."""
 
 
 class Stated(NamedTuple):

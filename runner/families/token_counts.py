@@ -6,10 +6,11 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runner.families.parts.files import CONFIGS
-from runner.families.parts.tokenizer_fit import SPIECE, sentence_pieces
+from runner.families.parts.tokenizer_fit import sentence_pieces
+from runner.families.parts.tokenizer_kinds import SPIECE
 from runner.families.spec import Model
 from runner.files import MOST_JSON_BYTES, parsing, read_bytes
 
@@ -32,17 +33,13 @@ def clip_merges() -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def is_clip(config: Any) -> bool:
-    """Whether a text encoder's configuration is CLIP's."""
-    return "max_position_embeddings" in config and "num_key_value_heads" not in config
-
-
 def tokenizer_file(model: Model, encoder: str) -> Path | None:
     """The file that decides an encoder's tokens; None is the built-in tokenizer of CLIP. Raises `NoTokenizer`."""
     folder = model.tokenizers[encoder]
     if folder is None:
         return None
-    for name in ("tokenizer.json", "merges.txt" if is_clip(model.components[encoder].config) else SPIECE):
+    kind = model.components[encoder].tokenizer
+    for name in ("tokenizer.json", kind.alone) if kind is not None else ():
         if (folder / name).is_file():
             return folder / name
     raise NoTokenizer(str(folder))

@@ -17,7 +17,7 @@ from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, or
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
-from runner.families.parts.tokenizer_fit import kind_of, misfit
+from runner.families.parts.tokenizer_fit import misfit
 from runner.families.spec import Component, Model, ModelProblem
 from runner.files import parsing
 from schemas import RunConfig
@@ -206,6 +206,11 @@ class Finder:
             )
             if component is not None:
                 found[part.name] = component
+        kinds = {part.name: part.module.tokenizer for part in self.parts}
+        for name, component in found.items():
+            kind = kinds[name]
+            if kind is not None:
+                found[name] = replace(component, tokenizer=kind(component.config))
         return place, found
 
     def tokenizers(
@@ -222,17 +227,18 @@ class Finder:
         )
 
     def _check_tokenizer(self, config: RunConfig, name: str, place: Path, encoder: Component) -> None:
-        number = name[-1]
+        number, kind = name[-1], encoder.tokenizer
+        if kind is None:
+            return
         given = next((key for key in (f"tokenizer_{number}", name) if getattr(config.model, key)), None)
         key: KeyPath = CHECKPOINT if given is None else ("model", given)
         try:
-            problem = misfit(place, encoder.config)
+            problem = misfit(place, kind)
         except ModelProblem as damaged:
             raise ModelProblem(key, str(damaged), f"name a whole one with model.tokenizer_{number}") from None
         if problem is not None:
-            title = kind_of(encoder.config).title
             raise ModelProblem(
-                key, problem, f"name the folder of {title}'s own tokenizer with model.tokenizer_{number}"
+                key, problem, f"name the folder of {kind.title}'s own tokenizer with model.tokenizer_{number}"
             )
 
     def blocks(self, model: Model) -> tuple[str, ...]:

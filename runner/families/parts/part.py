@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any, Literal
 
 from runner.families.locate import KeyPath
-from runner.families.parts.layers import Layer, Layers
+from runner.families.parts.layers import Config, Layer, Layers
+from runner.families.parts.tokenizer_kinds import TokenizerKind
 
 
 def code(address: str) -> Any:
@@ -67,6 +68,8 @@ class ModuleClass:
     """Its linear layers and convolutions that adapters can be for."""
     old_names: Mapping[str, str] = field(default_factory=dict)
     """Last part of a layer's name in older files → in the module."""
+    tokenizer: Callable[[Config], TokenizerKind] | None = None
+    """Of a text encoder: its configuration → the tokenizer that it needs."""
     model_type: str | None = None
     """What transformers calls its architecture; None: it is saved as diffusers saves its own."""
     outer: str = ""

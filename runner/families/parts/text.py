@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from runner.errors import RunFailed
-from runner.families.parts.tokenizer_fit import TEXT, kind_of
+from runner.families.parts.part import code
+from runner.families.parts.tokenizer_kinds import TEXT
 from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
 from runner.families.token_counts import clip_merges
-from runner.families.token_counts import is_clip as clip_config
 from runner.files import reason
 
 PIECE = 75
@@ -44,24 +45,26 @@ def load_tokenizers(model: Model, pads: Mapping[str, str]) -> dict[str, Any]:
     return {name: _load_tokenizer(model, name, pads.get(name, "<|endoftext|>")) for name in model.text_encoders}
 
 
+def load_clip(folder: Path) -> Any:
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_any(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
-    folder, config = model.tokenizers[name], model.components[name].config
-    is_clip = clip_config(config)
+    folder, kind = model.tokenizers[name], model.components[name].tokenizer
+    assert kind is not None
     try:
-        if folder is None:
-            tokenizer = _builtin_clip(pad)
-        elif is_clip:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _builtin_clip(pad) if folder is None else code(kind.load)(folder)
         ids = tuple(tokenizer(TEXT).input_ids)
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever a damaged file makes of them
         raise RunFailed(
             f"the tokenizer in {folder or 'this program'} cannot be loaded: {reason(error)}",
             hint="copy or download its folder again",
         ) from None
-    kind, wanted = kind_of(config), config["vocab_size"]
-    problem = None
+    wanted, problem = kind.size, None
     if not wanted - kind.spare <= len(tokenizer) <= wanted:
         problem = f"has {len(tokenizer):,} tokens, the text encoder {wanted:,}"
     elif 0 < kind.vocabulary <= wanted and set(kind.words) <= tokenizer.get_vocab().keys() and ids != kind.encoding:

@@ -3,53 +3,17 @@ tokenizer of the full-size encoder has. From the tokenizer's own files; torch-fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.families.parts.files import read_json
+from runner.families.parts.tokenizer_kinds import SPIECE, TokenizerKind
 from runner.families.spec import ModelProblem
 
-SPARE = 1000
-"""Rows of an embedding that no token has, at most (LLaMA's and T5's)."""
-TEXT = "a photo of a cat"
-SPIECE = "spiece.model"
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What the tokenizers of one kind of text encoder have in common. The words are those of `TEXT`."""
-
-    title: str
-    spare: int
-    special: Mapping[str, int | None]
-    """Token → its id; None: any."""
-    vocabulary: int = 0
-    """Of the full-size encoder, whose tokenizer knows the words."""
-    words: Mapping[str, int] = field(default_factory=dict)
-    encoding: tuple[int, ...] = ()
-    """The ids of `TEXT`."""
-
-
-def kind_of(config: Mapping[str, Any]) -> Kind:
-    """The kind that a text encoder's configuration asks for."""
-    size = int(config["vocab_size"])
-    if "num_key_value_heads" in config:
-        template = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-        return Kind("LLaMA 3", SPARE, dict.fromkeys(template))
-    if "max_position_embeddings" in config:
-        own = min(size, 49_408)  # words of textual inversion come after the ends
-        ends = {"<|startoftext|>": own - 2, "<|endoftext|>": own - 1}
-        return Kind("CLIP", 0, ends, 49_408, {"photo</w>": 1125, "of</w>": 539, "cat</w>": 2368}, (49_406, 320, 1125, 539, 320, 2368, 49_407))  # fmt: skip
-    ends = {"</s>": int(config.get("eos_token_id", 1)), "<pad>": int(config.get("pad_token_id", 0))}
-    return Kind("T5", SPARE, ends, 32_128, {"▁photo": 1202, "▁of": 13, "▁cat": 1712}, (3, 9, 1202, 13, 3, 9, 1712, 1))
-
-
-def misfit(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """What shows that a folder's tokenizer is another encoder's; None where nothing does. Raises `ModelProblem`."""
-    tokens = _tokens(folder)
-    kind, wanted = kind_of(config), int(config["vocab_size"])
+def misfit(folder: Path, kind: TokenizerKind) -> str | None:
+    """What shows that a folder's tokenizer is of another kind; None where nothing does. Raises `ModelProblem`."""
+    tokens, wanted = _tokens(folder), kind.size
     size = max(tokens.values(), default=-1) + 1
     if not wanted - kind.spare <= size <= wanted:
         return f"the tokenizer in {folder} has {size:,} tokens, the text encoder {wanted:,}"
