@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from runner.dataset.buckets import Fit
 from runner.dataset.clips import Clip
 from runner.dataset.probe import probe_video
 from runner.errors import RunFailed
+from runner.execute.apply import Apply
 from runner.families.registry import family
+from runner.inputs import LatentsInputs, SampleInputs, SelectInputs, TrainInputs
+from runner.plan import current
+from runner.plan.diff import make_plan
 from runner.plan.keys import training_views
 from runner.stages.cache import store_encodings
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding
 from runner.stages.encodings import Latents
+from runner.stages.stop import StopFlag
+from runner.store.run_folder import write_pin
 from runner.store.store import Store
-from tests.inprocess import applied
+from tests.inprocess import applied, prepared
 from tests.support import Place, draw_clip, draw_clips
 
 CENTRE = Fit((32, 32), (43, 32), (64, 48), True).centre
@@ -92,12 +99,13 @@ def test_the_cache_stage_decodes_each_file_once(family_place: Make, decoded: lis
     sources = [{"path": "windows", "kind": "video", "target_frames": [5, 9], "frame_extraction": "chunk"}]
     changes = {"dataset": {"sources": sources, "held_out": None}, "caching": {"latent_batch_size": 2}}
     graph = applied(place.write(changes), until="cache.latents").graph
+    train, encoder = graph.of(TrainInputs), graph.of(LatentsInputs).encoder
     assert sorted(Path(path).stem for path in decoded) == ["0"] * 36 + ["1"] * 20, "the last 1 and 2 are in no clip"
-    assert len(graph.train.items) == 7 + 4 + 4 + 2
+    assert len(train.items) == 7 + 4 + 4 + 2
     store = Store(place.folder / ".runner")
-    context = Context(family("hunyuan_video"), store, graph.runtime, graph.train.numerics, CPU, Events(None))
-    encoding, latents = LatentEncoding(context, graph.latents.encoder), Latents(context, graph.latents.encoder)
-    for item, view in training_views(graph.train.items, graph.train.seed):
+    context = Context(family("hunyuan_video"), store, graph.runtime, train.numerics, CPU, Events(None))
+    encoding, latents = LatentEncoding(context, encoder), Latents(context, encoder)
+    for item, view in training_views(train.items, train.seed):
         request = PictureRequest.of(item, view)
         alone = encoding.encode([request], [request.pixels()], 2)[0]
         assert torch.equal(read_item(store, "latents", latents.key(item.picture, view))["latents"], alone["latents"])
@@ -210,3 +218,26 @@ def test_on_a_cpu_a_batch_stays_as_it_is() -> None:
     moved = batch.to(CPU)
     assert all(moved.tensors[name] is tensor for name, tensor in tensors.items())
     assert moved.copied is None
+
+
+def test_the_graph_is_made_once_in_an_apply(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the plan, for the apply, and after the training; with other prompts, or another choice, it is another."""
+    made: list[Any] = []
+    compiled = current.compile_graph
+
+    def counted(*given: Any) -> Any:
+        made.append(given[1:])
+        return compiled(*given)
+
+    monkeypatch.setattr(current, "compile_graph", counted)
+    place.write({"sampling": {"prompts": [{"prompt": "a red star", "seed": 1}]}})
+    run = prepared(place.file)
+    make_plan(run)
+    Apply(run, Events(None), StopFlag(), None, "").run()
+    assert len(made) == 1
+    run.prompts = [replace(prompt, seed=2) for prompt in run.prompts]
+    assert current.current_graph(run).of(SampleInputs).prompts[0].seed == 2
+    write_pin(run.output_dir, 2, "raw", current.current_graph(run).node(TrainInputs).fingerprint)
+    pinned = current.current_graph(run).of(SelectInputs).pinned
+    assert pinned is not None and pinned["step"] == 2
+    assert len(made) == 3

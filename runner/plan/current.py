@@ -27,14 +27,27 @@ def finished_training(graph: Graph) -> TrainFolder | None:
 def current_graph(prepared: Prepared) -> Graph:
     """The graph, with the checkpoints that a finished training really has and the choice made by hand among them."""
     pin = read_pin(prepared.output_dir)
-    graph = compile_graph(prepared, _choice(pin))
+    graph = _compiled(prepared, _choice(pin))
     if pin is not None and _pinned_training(prepared, pin, graph) != graph.node(TrainInputs).fingerprint:
-        pin, graph = None, compile_graph(prepared)
+        pin, graph = None, _compiled(prepared, None)
     done = finished_training(graph)
     if done is not None:
         kept = done.checkpoint_steps()
         if tuple(kept) != graph.of(SampleInputs).steps:
-            graph = compile_graph(prepared, _choice(pin), kept)
+            graph = _compiled(prepared, _choice(pin), kept)
+    return graph
+
+
+def _compiled(prepared: Prepared, pinned: dict[str, Any] | None, kept: list[int] | None = None) -> Graph:
+    """The graph; the same as before where nothing that it is made of has changed since. One with something unknown is
+    made anew each time."""
+    made_of = pinned, kept, list(prepared.prompts), dict(prepared.weights)
+    for other, graph in prepared.graphs:
+        if other == made_of:
+            return graph
+    graph = compile_graph(prepared, pinned, kept)
+    if graph.is_known:
+        prepared.graphs.append((made_of, graph))
     return graph
 
 

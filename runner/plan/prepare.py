@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from runner.config.load import Loaded
 from runner.config.ready import ReadyPrompt, sampler_problem
@@ -77,6 +78,8 @@ class Prepared:
     """What is not known of the items yet, by the columns of dataset/item_facts.py → the stage that finds it out."""
     deferred: list[Path] = field(default_factory=list)
     """Model files whose digest was left to apply."""
+    graphs: list[tuple[Any, Any]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The graphs that were made of it, with what else they were made of (plan/current.py)."""
 
     @property
     def folder(self) -> Path:
