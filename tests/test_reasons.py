@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
+from runner.families.registry import FAMILIES
 from runner.plan.current import current_graph
 from runner.plan.history import last_applied, remember, schema_path
 from runner.plan.reasons import OTHER_VERSION, Differences, Reason
@@ -23,7 +24,6 @@ from tests.test_video_effects import BASES, CASES, PROMPTS, with_prompt
 
 pictures = test_effects.ground
 videos = test_video_effects.ground
-FAMILIES = ("sd15", "sdxl", "sd3", "hunyuan_video", "framepack")
 
 
 def as_applied(place: Place, changes: dict[str, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ from runner.plan.current import current_graph, dropped_pin
 from runner.plan.history import Applied, last_applied, settings_text
 from runner.plan.prepare import Prepared
 from runner.plan.reasons import Differences, texts
-from runner.plan.stage import Action, Reads, Stage
+from runner.plan.stage import Action, Reads, Stage, joined
 from runner.store.store import Store
 
 
@@ -101,9 +101,7 @@ class Planning:
 
     @cached_property
     def _reads(self) -> Reads:
-        found = [node.stage.reads(node.inputs) for node in self.readers()]
-        views = [view for reads in found for view in reads.views]
-        return Reads(views, list(dict.fromkeys(text for reads in found for text in reads.texts)))
+        return joined(node.stage.reads(node.inputs) for node in self.readers())
 
     def reasons(self, name: str) -> list[str]:
         """Why a stage is another one than at the last apply."""

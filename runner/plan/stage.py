@@ -65,6 +65,13 @@ class Reads(NamedTuple):
     texts: Sequence[str] = ()
 
 
+def joined(found: Iterable[Reads]) -> Reads:
+    """Views one after the other, and texts, each once."""
+    own = list(found)
+    texts = dict.fromkeys(text for reads in own for text in reads.texts)
+    return Reads([view for reads in own for view in reads.views], list(texts))
+
+
 class Told(NamedTuple):
     """What a finished stage adds to the report: cards (name, value) and blocks of text (title, text)."""
 

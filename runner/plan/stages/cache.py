@@ -10,7 +10,7 @@ from runner.dataset.item_facts import COLUMNS, column_facts
 from runner.inputs import CACHE_VERSION, CachedItems, LatentsInputs, TextsInputs, settings_of
 from runner.plan.compile import Graph, Run
 from runner.plan.diff import Plan, Planning
-from runner.plan.stage import Action, Reads, Stage
+from runner.plan.stage import Action, Reads, Stage, joined
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 ITEM_OVERHEAD = 232
@@ -49,13 +49,6 @@ def _action(
 def every_read(graph: Graph) -> Reads:
     """All that the stages of a graph may read."""
     return joined(node.stage.reads(node.inputs) for node in graph.nodes.values())
-
-
-def joined(found: Iterable[Reads]) -> Reads:
-    """Views one after the other, and texts, each once."""
-    own = list(found)
-    texts = dict.fromkeys(text for reads in own for text in reads.texts)
-    return Reads([view for reads in own for view in reads.views], list(texts))
 
 
 class Latents(Stage[LatentsInputs]):
