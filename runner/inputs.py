@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.config.ready import ReadyPrompt
 from runner.dataset.buckets import View
 from runner.dataset.encodings import ItemSettings, TrainItem
 from runner.dataset.item_facts import CAPTIONS, COLUMNS, PICTURES, Column, column_facts
 from runner.dataset.order import Cycle, Group
 from runner.facts import Fact, KnownAfter, Tree, content, said, section, values
+from runner.families.prompts import ReadyPrompt
 from runner.families.spec import Model, Target
 from runner.plan.fingerprint import canonical, fingerprint, identity
 from schemas.selection import Publish, Veto

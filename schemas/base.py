@@ -20,6 +20,8 @@ none: paths, names, logging, speed.
 
 Stage = Literal["cache.latents", "cache.text", "train", "sample", "select", "publish"]
 """The first node of the graph that a key reaches."""
+ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
+"""What another model reaches."""
 
 
 MOST_STEPS = 10_000_000

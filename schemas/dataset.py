@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import MOST_STEPS, FilePath, Name, Section, Text, key
+from schemas.families.framepack import OneFrameSource
 
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
@@ -93,31 +94,9 @@ class ItemOptions(Section):
 
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
-Position = Annotated[int, Field(ge=0, le=1000)]
 
 
-class OneFrame(Section):
-    """One-frame training of FramePack: where the made frame and the control images stand in time."""
-
-    target_index: Position | None = key(None, effect="trajectory", stage="train")
-    """Position of the picture that is learned. Unset: model.latent_window_size."""
-
-    clean_indices: Annotated[list[Position], Field(min_length=1, max_length=100)] = key(
-        default_factory=lambda: [0], effect="trajectory", stage="train"
-    )
-    """Positions of the control images, in their order."""
-
-    no_post: bool = key(False, effect="trajectory", stage="train")
-    """Leaves out the empty frame after the section."""
-
-    no_2x: bool = key(False, effect="trajectory", stage="train")
-    """Leaves out the two empty frames of half the resolution."""
-
-    no_4x: bool = key(False, effect="trajectory", stage="train")
-    """Leaves out the sixteen empty frames of a quarter of the resolution."""
-
-
-class Media(Section):
+class Media(OneFrameSource):
     """What the files of a folder or list are, and what lies beside them."""
 
     kind: Literal["image", "video"] = key("image", effect="trajectory", stage="cache.latents")
@@ -150,9 +129,6 @@ class Media(Section):
 
     source_fps: Annotated[float, Field(gt=0, le=1000)] | None = key(None, effect="trajectory", stage="cache.latents")
     """Frames a second of the videos; where it is more than the model's (hunyuan_video: 24, framepack: 30), frames are left out. Unset: all frames are used."""
-
-    one_frame: OneFrame | None = key(None, effect="none")
-    """Positions in one-frame training; model.variant = "one_frame"."""
 
     class_tokens: Text | None = key(None, effect="trajectory", stage="cache.text")
     """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""

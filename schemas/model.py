@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.base import FilePath, Name, Section, Stage, key
+from schemas.base import FilePath, ModelStages, Name, Section, key
+from schemas.families.framepack import SectionsModel
+from schemas.families.variants import VariantModel
 
-ModelStages: tuple[Stage, ...] = ("cache.latents", "cache.text", "train")
 
+class CommonModel(Section):
+    """Keys that every family has, or refuses itself."""
 
-class Model(Section):
-    """Which model is trained, where its parts lie, and how its frozen parts are held."""
-
-    family: Literal["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"] = key(
-        effect="trajectory", stage=ModelStages
-    )
-    """The kind of model. Checked against the checkpoint's own keys before anything is loaded."""
+    family: Name = key(effect="trajectory", stage=ModelStages)
+    """The kind of model: a family of this installation. Checked against the checkpoint's own keys before anything is loaded."""
 
     checkpoint: FilePath = key(effect="none")
     """A .safetensors or .ckpt file, a diffusers directory, a hub id that is in the local hub cache, or "builtin:micro". Its content, not its path, decides what is reused."""
@@ -34,9 +32,6 @@ class Model(Section):
 
     text_encoder_3: FilePath | None = key(None, effect="none")
     """The same for the third text encoder (sd3: T5-XXL). Where neither the checkpoint nor this names one, sd3 does without it."""
-
-    image_encoder: FilePath | None = key(None, effect="none")
-    """SigLIP's vision tower (framepack): a file or a directory."""
 
     tokenizer_1: FilePath | None = key(None, effect="none")
     """A folder with another tokenizer. Unset: the checkpoint's own, else the built-in CLIP tokenizer. LLaMA's (hunyuan_video, framepack) must be named or lie beside its weights."""
@@ -72,16 +67,12 @@ class Model(Section):
     )
     """The same for the text encoders' linear layers. A T5-XXL takes 9.5 GB in bf16, 4.8 in fp8."""
 
-    variant: Literal["i2v", "f1", "one_frame", "dev", "schnell", "kontext"] | None = key(
-        None, effect="trajectory", stage=("train", "sample")
-    )
-    """Which FramePack: i2v makes the last section of a video first, f1 goes forward (and is another checkpoint), one_frame makes one picture from others; unset: i2v. Which FLUX.1: dev, schnell or kontext; unset: by the checkpoint's keys, its model_index.json and its name."""
-
-    latent_window_size: int | None = key(None, effect="trajectory", stage=("train", "sample"), ge=1, le=64)
-    """Latent frames of one section (framepack). Unset: 9."""
-
     split_attention: bool = key(False, effect="bits", stage="train")
     """Computes attention for one item of a batch after the other (hunyuan_video, framepack): less memory where texts have different lengths."""
 
     attention: Literal["sdpa", "eager"] = key("sdpa", effect="bits", stage="train")
     """How attention is computed: PyTorch's fused kernel, or the plain formula (slower, more memory)."""
+
+
+class Model(SectionsModel, VariantModel, CommonModel):
+    """Which model is trained, where its parts lie, and how its frozen parts are held."""

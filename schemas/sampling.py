@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import FilePath, Section, Steps, Text, key
+from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
+from schemas.families.framepack import SectionsPrompt
+from schemas.families.references import ReferencesPrompt
+from schemas.families.video import VideoPrompt
 
 Sampler = Literal[
     "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "unipc", "dpm2", "dpm2_a",
@@ -14,32 +18,8 @@ Sampler = Literal[
 ]  # fmt: skip
 
 
-Size = Annotated[int, Field(ge=0, le=1000)]
-
-
-class OneFrameInference(Section):
-    """One-frame inference of FramePack: where the made frame and the control images stand in time."""
-
-    target_index: Size | None = key(None, effect="trajectory", stage="sample")
-    """Position of the made picture. Unset: model.latent_window_size."""
-
-    control_index: Annotated[list[Size], Field(min_length=1, max_length=1000)] = key(
-        default_factory=lambda: [0], effect="trajectory", stage="sample"
-    )
-    """Positions of the control images, in their order."""
-
-    no_post: bool = key(False, effect="trajectory", stage="sample")
-    """Leaves out the empty frame after the section."""
-
-    no_2x: bool = key(False, effect="trajectory", stage="sample")
-    """Leaves out the two empty frames of half the resolution."""
-
-    no_4x: bool = key(False, effect="trajectory", stage="sample")
-    """Leaves out the sixteen empty frames of a quarter of the resolution."""
-
-
-class PromptOptions(Section):
-    """Keys of a prompt that [sampling] may set for all of them."""
+class CommonOptions(Section):
+    """Keys of a prompt that every family has."""
 
     negative_prompt: Text | None = key(None, effect="trajectory", stage="sample")
     """What the picture should not show."""
@@ -59,67 +39,11 @@ class PromptOptions(Section):
     sampler: Sampler | None = key(None, effect="trajectory", stage="sample")
     """The sampler's name. Unset: by family (sd15: ddim)."""
 
-    frames: int | None = key(None, effect="trajectory", stage="sample", ge=1, le=100_000)
-    """Frames of a video, rounded down to 4n + 1; 1 is a still (hunyuan_video), and framepack makes whole sections. One of frames, seconds and sections; unset: 1."""
 
-    seconds: Annotated[float, Field(gt=0, le=3600)] | None = key(None, effect="trajectory", stage="sample")
-    """The same in seconds: of fps for hunyuan_video, of 30 frames for framepack."""
-
-    sections: int | None = key(None, effect="trajectory", stage="sample", ge=1, le=1000)
-    """The same in sections (framepack)."""
-
-    fps: Annotated[float, Field(ge=1, le=240)] | None = key(None, effect="trajectory", stage="sample")
-    """Frames a second that the video is shown at. Unset: by family (hunyuan_video: 24, framepack: 30)."""
-
-    embedded_guidance: Annotated[float, Field(ge=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
-    """Guidance that a distilled denoiser is told. Unset: by family (flux1: 3.5, kontext 2.5; hunyuan_video: 6, framepack: 10)."""
-
-    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = key(None, effect="trajectory", stage="sample")
-    """Share of the guided prediction that is scaled back to the unguided one's spread (arXiv 2305.08891), with cfg_scale above 1 (framepack). Unset: 0."""
-
-    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
-    """Moves the sampler's noise levels towards noise (sd3, flux1, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; flux1, framepack: by the size)."""
-
-    image: Text | None = key(None, effect="trajectory", stage="sample", min_length=1)
-    """The picture that a video starts from (framepack), or one for each section: "0:a.png;;;-1:b.png". Its content counts."""
-
-    end_image: FilePath | None = key(None, effect="trajectory", stage="sample")
-    """The picture that a video ends with (framepack, i2v)."""
-
-    image_mask: FilePath | None = key(None, effect="trajectory", stage="sample")
-    """What of the start image counts: a picture, white where it does (framepack, one frame)."""
-
-    control_images: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
-        None, effect="trajectory", stage="sample"
-    )
-    """Pictures that one-frame inference starts from (framepack; unset: the start image), or the reference that Kontext sees (flux1)."""
-
-    control_masks: Annotated[list[FilePath], Field(min_length=1, max_length=100)] | None = key(
-        None, effect="trajectory", stage="sample"
-    )
-    """What of the control images counts, in their order. Unset: their transparency."""
-
-    one_frame: OneFrameInference | None = key(None, effect="trajectory", stage="sample")
-    """Positions in one-frame inference; model.variant = "one_frame"."""
-
-    latent_paddings: Annotated[list[Size], Field(min_length=1, max_length=1000)] | None = key(
-        None, effect="trajectory", stage="sample"
-    )
-    """How many sections ahead the known future stands, for each section in the order of generation (framepack, i2v). Unset: FramePack's own."""
-
-    custom_system_prompt: Text | None = key(None, effect="trajectory", stage="sample", min_length=1)
-    """Replaces what LLaMA is told to do with the prompt (hunyuan_video, framepack)."""
-
-    rope_scaling_factor: Annotated[float, Field(gt=0, le=4)] | None = key(None, effect="trajectory", stage="sample")
-    """Factor on positions of rows and columns while the timestep is high (framepack): 0.5 for twice the training size. Unset: 0.5."""
-
-    rope_scaling_timestep_threshold: Annotated[float, Field(ge=0, le=1000)] | None = key(
-        None, effect="trajectory", stage="sample"
-    )
-    """From this timestep on positions are scaled; 800 is a start (framepack). Unset: never."""
-
-    bulk_decode: bool | None = key(None, effect="trajectory", stage="sample")
-    """Decodes all frames at once instead of section by section (framepack): more memory, no seams. Unset: false."""
+class PromptOptions(
+    ReferencesPrompt, SectionsPrompt, SystemPrompt, FlowPrompt, GuidancePrompt, VideoPrompt, CommonOptions
+):
+    """Keys of a prompt that [sampling] may set for all of them. Which of them a family has, it says itself."""
 
 
 class Prompt(PromptOptions):

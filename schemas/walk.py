@@ -75,14 +75,9 @@ class Key:
 
 
 @cache
-def all_keys() -> dict[str, Key]:
+def all_keys(root: type[RunConfig] = RunConfig) -> dict[str, Key]:
     """Every key and every section by its dotted path, in the order of the schema."""
-    return {key.dotted: key for key in _walk(RunConfig, (), False)}
-
-
-def leaf_keys() -> list[Key]:
-    """The keys that hold a value, not a table."""
-    return [key for key in all_keys().values() if key.section is None]
+    return {key.dotted: key for key in _walk(root, (), False)}
 
 
 def _walk(model: type[Section], prefix: tuple[str, ...], array: bool) -> Iterator[Key]:

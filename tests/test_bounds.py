@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 
+from runner.config.schema import all_keys
 from runner.dataset.collect import MOST_USES
 from runner.plan.resolve import MOST_CHECKPOINTS, MOST_SAMPLES
-from schemas.walk import all_keys
 from tests.fuzzing import bounded
 from tests.support import Place
 from tests.test_config import MINIMAL, prepared_errors

@@ -19,9 +19,10 @@ from runner.config.foreign import FOREIGN_KEYS
 from runner.config.format import full_text, minimal_text, tidy_text
 from runner.config.load import load
 from runner.config.locate import locate
+from runner.config.schema import all_keys, leaf_keys
 from runner.errors import InvalidConfig, UsageError, sort_diagnostics
 from schemas import RunConfig
-from schemas.walk import all_keys, docstrings, leaf_keys
+from schemas.walk import docstrings
 from tests.inprocess import prepared
 from tests.support import DATA, ROOT, Place
 

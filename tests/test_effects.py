@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from runner.config.schema import leaf_keys
 from runner.families.registry import family
 from runner.networks.shapes import adapter_shapes
 from runner.plan.compile import compile_graph
 from schemas.dataset import Media
-from schemas.walk import Key, leaf_keys
+from schemas.walk import Key
 from tests.inprocess import prepared, trained_bytes
 from tests.support import Place, draw_pictures, merged, new_place
 from tests.test_video_effects import VIDEO_KEYS

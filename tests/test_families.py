@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from runner.config.schema import all_keys
 from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import FAMILIES, family, family_spec
 from runner.inputs import Numerics, TrainInputs
 from runner.plan.compile import compile_graph
-from schemas.walk import all_keys
 from tests.inprocess import planned, prepared
 from tests.support import Place, family_changes, new_place
 

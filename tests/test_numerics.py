@@ -286,7 +286,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
 
 
 def test_every_sampler_has_a_scheduler_and_says_truly_whether_it_can_start_from_pure_noise() -> None:
-    from runner.config.ready import PURE_NOISE_SAMPLERS
+    from runner.config.prompt_options import PURE_NOISE_SAMPLERS
 
     schedulers = {name: make_scheduler(name, SD15, "epsilon", False) for name in SAMPLERS}
     assert all(scheduler.config.prediction_type == "epsilon" for scheduler in schedulers.values())

@@ -13,8 +13,8 @@ import pytest
 
 from runner.config.foreign import FOREIGN_KEYS
 from runner.config.prompt_options import DIALECTS
+from runner.config.schema import all_keys
 from schemas.sampling import Prompt
-from schemas.walk import all_keys
 
 LEDGER: list[tuple[str, list[str], list[str], dict[str, str]]] = [
     # (option of the source, keys of run.toml, options of `runner sample`, letters of a dialect)

@@ -401,7 +401,7 @@ def test_pictures_of_prompts_stand_on_white_too(family_place: Callable[..., Plac
     assert "prompt 1: start.png has transparent pixels; white stands behind them" in run.notes
     assert "prompt 1: end.gif has several frames or pages; the first is used" in run.notes
     assert not [note.render() for note in run.dataset_notes], "FramePack's 30 fps"
-    video = run.prompts[0].video
+    video = run.prompts[0].own
     assert video is not None
     assert [file.identity() for file in video.images] == [f"{video.images[0].digest} transparent"] * len(video.images)
     assert _fitted(_opened(video.images[0]), run.prompts[0]).getextrema() == ((255, 255),) * 3

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runner.config.prompts import parse_line, read_prompt_file
-from runner.config.ready import ReadyPrompt
 from runner.errors import InvalidConfig
 from runner.families.parts.weighting import parse_weights
+from runner.families.prompts import ReadyPrompt
 from schemas.sampling import Prompt
 from tests.inprocess import prepared
 from tests.support import Place

@@ -224,12 +224,12 @@ def test_encoding_at_each_use_trains_the_same(video_place: Make) -> None:
 
 def test_an_end_image_stays_in_what_is_known(video_place: Make) -> None:
     """It is the frame after the last one, for every section that still sees so far."""
-    from runner.config.ready import VideoSettings
+    from runner.families.framepack.prompts import FramepackPrompt
     from runner.families.framepack.sampling import generate
 
     run = prepared(video_place("i2v").file)
     prompt = run.prompts[0]
-    assert isinstance(prompt.video, VideoSettings)
+    assert isinstance(prompt.own, FramepackPrompt)
     seen: list[torch.Tensor] = []
 
     def call(x: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,8 @@ from runner.config.sections import SectionProblem, parse_sections
 from runner.dataset.item_facts import item_facts
 from runner.dataset.sections import paddings, sections_for_seconds
 from runner.errors import InvalidConfig
-from schemas.sampling import OneFrameInference, Prompt
+from schemas.families.framepack import OneFrameInference
+from schemas.sampling import Prompt
 from tests.inprocess import prepared
 from tests.support import Place, draw_clips, draw_pictures, family_changes, merged
 from tests.test_video import RUNS, changes_of
@@ -122,9 +123,9 @@ def test_what_is_left_open(video_place: Make) -> None:
     run = prepared(place.file)
     first, second, third, fourth = run.prompts
     assert (first.width, first.height, first.num_inference_steps, first.frames) == (256, 256, 20, 1)
-    assert first.video is not None
-    assert (first.video.guidance, first.cfg_scale, first.video.fps) == (6.0, 1.0, 24.0)
-    assert [prompt.video.shift for prompt in run.prompts if prompt.video] == [14.5, 7.0, 17.0, 3.0]
+    assert first.own is not None
+    assert (first.own.guidance, first.cfg_scale, first.own.fps) == (6.0, 1.0, 24.0)
+    assert [prompt.own.shift for prompt in run.prompts if prompt.own] == [14.5, 7.0, 17.0, 3.0]
     assert (second.frames, third.frames, fourth.frames, fourth.width) == (1, 21, 5, 240)
     assert run.notes == [
         "prompt 3: 24 frames are made as 21 (4n + 1)",
@@ -133,8 +134,8 @@ def test_what_is_left_open(video_place: Make) -> None:
     ]
     run = prepared(video_place("i2v", sampling={"dialect": "framepack", "width": None, "height": None, "prompts": [{"prompt": "a", "image": "start.png"}, {"prompt": "b", "image": "start.png", "frames": 40}]}).file)  # fmt: skip
     assert [(p.frames, p.width) for p in run.prompts] == [(4 * 2 * 19 + 1, 640), (41 - 8, 640)]
-    assert run.prompts[0].video is not None
-    assert (run.prompts[0].video.guidance, run.prompts[0].num_inference_steps, run.prompts[0].sampler) == (
+    assert run.prompts[0].own is not None
+    assert (run.prompts[0].own.guidance, run.prompts[0].num_inference_steps, run.prompts[0].sampler) == (
         10.0,
         2,
         "unipc",
@@ -196,8 +197,8 @@ def test_f1_ignores_an_end_image_and_says_so(video_place: Make) -> None:
     place = video_place("f1", sampling={"prompts": [{"prompt": "a", "image": "start.png", "end_image": "start.png"}]})
     run = prepared(place.file)
     assert [item.message for item in run.warnings] == ['prompt 1: `end_image` is ignored with variant = "f1", which goes forward']  # fmt: skip
-    assert run.prompts[0].video is not None
-    assert run.prompts[0].video.end_image is None
+    assert run.prompts[0].own is not None
+    assert run.prompts[0].own.end_image is None
 
 
 def test_a_still_family_refuses_videos(place: Place) -> None:

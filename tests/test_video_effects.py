@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from runner.config.schema import all_keys
 from runner.core.events import Events
 from runner.families.registry import family
 from runner.inputs import SampleInputs, TrainInputs
@@ -18,7 +19,6 @@ from runner.plan.prepare import Prepared
 from runner.stages.context import Context
 from runner.stages.modules import build
 from runner.stages.pictures import decode, encode_prompts, make_latents
-from schemas.walk import all_keys
 from tests.inprocess import prepared, trained_bytes
 from tests.support import Place, draw_clips, draw_pictures, merged
 

@@ -11,9 +11,9 @@ import pytest
 from runner.config.foreign import FOREIGN_KEYS
 from runner.config.foreign_values import FOREIGN_VALUES
 from runner.config.load import load
+from runner.config.schema import all_keys
 from runner.errors import InvalidConfig
 from runner.optim.kinds import OPTIMIZERS
-from schemas.walk import all_keys
 from tests.inprocess import Verbs, prepared, verb
 from tests.support import Place
 

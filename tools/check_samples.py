@@ -65,8 +65,8 @@ def make(run_file: Path, checkpoint: str, wanted: Sequence[str], folder: Path, c
     """Makes the pictures of the wanted shapes with `runner sample`'s own code."""
     from runner.cli.common import prepared_run
     from runner.config.prompts import read_prompt_file
-    from runner.config.ready import Readying
     from runner.execute.sampling import Sampling
+    from runner.families.prompts import Readying
     from runner.plan.prompts import prompt_file
 
     prepared = prepared_run(run_file, may_defer=False)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from runner.cli.explain import default_text, effect_text
 from runner.cli.schema import schema_text
-from runner.config.ready import VIDEO_KEYS as PROMPT_KEYS
+from runner.config.schema import all_keys
+from runner.families.keys import foreign_model_keys, foreign_prompt_keys
 from runner.families.registry import FAMILIES, family_spec
-from schemas.walk import Key, all_keys
+from schemas.walk import Key
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"lora": "a LoRA", "full": "a full fine-tune"}
@@ -25,8 +26,6 @@ SOURCE_KEYS = ("repeats", "class_tokens", "regularization", "weight")
 VIDEO_SOURCE_KEYS = (
     "kind", "control_path", "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
 )  # fmt: skip
-VIDEO_KEYS = (*VIDEO_SOURCE_KEYS, *(key for key in PROMPT_KEYS if key != "flow_shift"))
-"""Keys that only video models use."""
 VIDEO_GIVEN = {
     "model.vae": '"models/vae.safetensors"', "model.text_encoder_1": '"models/llama.safetensors"',
     "model.tokenizer_1": '"models/llama-tokenizer"', "model.text_encoder_2": '"models/clip_l.safetensors"',
@@ -91,7 +90,12 @@ def skeleton(family: str, method: str) -> str:
         if family == "framepack"
         else {}
     )
+    foreign = {f"model.{key}" for key in foreign_model_keys(spec)}
+    foreign |= {f"{table}.{key}" for table in ("sampling", "sampling.prompts") for key in foreign_prompt_keys(spec)}
+    foreign |= set() if spec.clips is not None else {f"dataset.sources.{key}" for key in VIDEO_SOURCE_KEYS}
     for section in all_keys().values():
+        if section.dotted in foreign:
+            continue
         if section.section is None or (section.dotted == "network" and method == "full"):
             continue
         if spec.clips is None and section.dotted.endswith("one_frame"):
@@ -101,13 +105,11 @@ def skeleton(family: str, method: str) -> str:
         lines += ["", *textwrap.wrap(section.documentation, 110, initial_indent="# ", subsequent_indent="# ")]
         lines.append(brackets if required else f"# {brackets}")
         for key in all_keys().values():
-            if key.path[:-1] != section.path or key.section is not None or key.dotted in spec.refused_keys:
+            if key.path[:-1] != section.path or key.section is not None or key.dotted in {*spec.refused_keys, *foreign}:
                 continue
             first = key.documentation.split(". ")[0].rstrip(".")
             if key.dotted in given:
                 lines.append(f"{key.path[-1]} = {given[key.dotted]}")
-            elif spec.clips is None and (key.path[-1] in VIDEO_KEYS or ".one_frame" in key.dotted):
-                continue
             elif section.dotted != "dataset.sources" or key.path[-1] in (*SOURCE_KEYS, *VIDEO_SOURCE_KEYS):
                 lines.append(f"# {key.path[-1]} = {_shown(key)}  # {first}")
     return "\n".join(lines) + "\n"

@@ -19,8 +19,8 @@ from runner.errors import Exit, Invalid
 @json_option
 def command(first: Path, second: Path, as_json: bool) -> int:
     """Compare the configurations of two runs: run.toml files, runs' folders, or their resolved.json."""
+    from runner.config.schema import all_keys
     from runner.plan.history import schema_path
-    from schemas.walk import all_keys
 
     one, two = _configuration(first), _configuration(second)
     rows = []
@@ -44,13 +44,13 @@ def command(first: Path, second: Path, as_json: bool) -> int:
 def _configuration(place: Path) -> dict[str, Any]:
     """Dotted path → value: resolved where the run's folder says it, else as the file and its defaults say."""
     from runner.config.load import load
+    from runner.config.schema import everything
     from runner.plan.history import flat_config
-    from schemas import RunConfig
 
     file = place / "resolved.json" if place.is_dir() else place
     if file.suffix == ".json":
         try:
-            return flat_config(RunConfig.model_validate(json.loads(file.read_text(encoding="utf-8"))))
+            return flat_config(everything().model_validate(json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError) as error:
             raise Invalid(f"{file} cannot be read: {error}", hint="name a run.toml or a run's folder") from None
     return flat_config(load(file).require())

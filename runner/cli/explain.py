@@ -26,8 +26,9 @@ def command(name: str) -> None:
 
     Any other word, another tool's name among them, is looked for in names and explanations.
     """
-    from schemas.walk import all_keys
+    from runner.config.schema import all_keys, everything
 
+    everything()
     keys = all_keys()
     wanted = name.strip("[] ").replace("[]", "")
     if wanted not in keys:

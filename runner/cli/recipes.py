@@ -97,12 +97,12 @@ def _with_settings(text: str, settings: tuple[str, ...]) -> str:
     from pydantic import ValidationError
 
     from runner.config.overrides import apply_overrides
-    from schemas import RunConfig
+    from runner.config.schema import everything
 
     document = tomlkit.parse(text)
     apply_overrides(document, settings)
     try:
-        RunConfig.model_validate_json(json.dumps(document.unwrap()), strict=True)
+        everything().model_validate_json(json.dumps(document.unwrap()), strict=True)
     except ValidationError as error:
         detail = error.errors()[0]
         name = ".".join(str(part) for part in detail["loc"])

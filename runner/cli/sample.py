@@ -20,8 +20,8 @@ from runner.files import file_problem, near_name
 
 if TYPE_CHECKING:
     from runner.config.prompts import Placed
-    from runner.config.ready import ReadyPrompt
     from runner.execute.sampling import Sampling
+    from runner.families.prompts import ReadyPrompt
     from runner.plan.prepare import Prepared
 
 
@@ -212,14 +212,12 @@ def _prompts(
 
 def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], dialect: str) -> list[ReadyPrompt]:
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
-    from runner.config.prompt_options import sampler_name
-    from runner.config.ready import (
-        PURE_NOISE_SAMPLERS,
+    from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem, sampler_name
+    from runner.config.prompts import located
+    from runner.families.prompts import (
         PromptProblem,
         Readying,
-        located,
         pure_noise,
-        pure_noise_problem,
         sampler_problem,
     )
     from runner.plan.prompts import prompt_file
@@ -267,7 +265,7 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
 def _given(defaults: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, under the names of [sampling]'s keys. Raises `UsageError`."""
     from runner.config.prompts import one_frame_options
-    from schemas.sampling import OneFrameInference
+    from schemas.families.framepack import OneFrameInference
 
     given = {_REPEATED.get(name, name): value for name, value in defaults.items() if value not in (None, ())}
     try:

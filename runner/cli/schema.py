@@ -12,11 +12,12 @@ from runner.cli import out
 
 def schema_text() -> str:
     """The JSON Schema of run.toml with every key's documentation, as editors read it."""
-    from schemas import RunConfig
+    from runner.config.schema import everything
     from schemas.walk import docstrings, section_of
 
-    schema = RunConfig.model_json_schema()
-    sections = {"RunConfig": RunConfig}
+    whole = everything()
+    schema = whole.model_json_schema()
+    sections = {"RunConfig": whole}
 
     def collect(model: type) -> None:
         for field in model.model_fields.values():  # type: ignore[attr-defined]
@@ -25,7 +26,7 @@ def schema_text() -> str:
                 sections[section.__name__] = section  # type: ignore[assignment]
                 collect(section)
 
-    collect(RunConfig)
+    collect(whole)
     for name, section in sections.items():
         part = schema if name == "RunConfig" else schema["$defs"][name]
         part["description"] = (section.__doc__ or "").strip()

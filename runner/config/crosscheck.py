@@ -114,17 +114,6 @@ def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
             source, "nothing trains: every component is off", [("training", "components", "denoiser")],
             "turn on training.components.denoiser or text_encoder_1",
         )  # fmt: skip
-    if (
-        config.model.clip_skip is not None
-        and components.text_encoder_1
-        and config.model.family == "sd15"
-        and network is None
-        and config.model.clip_skip > 1
-    ):
-        yield Diagnostic(
-            f"with clip_skip = {config.model.clip_skip} the last layers of the text encoder are not used and will not train",
-            source.key_places(("model", "clip_skip")), "this is as in Kohya's tools", "warning",
-        )  # fmt: skip
 
 
 _FOR_KINDS: dict[str, tuple[str, ...]] = {

@@ -20,9 +20,10 @@ from runner.config.foreign_values import (
     pattern_words,
     table_hint,
 )
+from runner.config.schema import all_keys
 from runner.config.source import Path, Source
 from runner.errors import Diagnostic
-from schemas.walk import Key, all_keys
+from schemas.walk import Key
 
 MOST_FINDINGS = 50
 """Of one kind of look at a file; what more there is, is counted."""

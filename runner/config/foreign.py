@@ -230,7 +230,7 @@ FOREIGN_KEYS: dict[str, str] = {
     "model_type": "network.type; leave [network] out to train the whole model",
     "sd3": 'model.family = "sd3"',
     "sdxl": 'model.family = "sdxl"',
-    "flux": 'model.family = "flux1"',
+    "flux": "model.family; `runner explain model.family` lists them",
     "pretrained_vae_model_name_or_path": "model.vae",
     "text_encoder_1_precision": "model.text_encoder_quantization",
     "text_encoder_2_precision": "model.text_encoder_quantization",

@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+from runner.registry import installed, named
+
 _NO_FLASH = 'attention = "sdpa": PyTorch\'s own kernel is as fast, and picks flash attention itself'
 _DTYPES = {
     **dict.fromkeys(("bfloat16", "bf16_mixed", "torch.bfloat16"), '"bf16"'),
@@ -41,19 +43,11 @@ _SAMPLER = {
     **dict.fromkeys(("dpmpp_sde", "dpmsingle"), '"dpm++_sde"'), **dict.fromkeys(("k_dpm_2", "dpm_2"), '"dpm2"'),
     **dict.fromkeys(("k_dpm_2_a", "dpm_2_a"), '"dpm2_a"'), **dict.fromkeys(("unipcmultistep", "uni_pc"), '"unipc"'),
 }  # fmt: skip
+_NOT_HERE = (
+    "sd2", "sd2.1", "flux2", "flux.2", "wan", "wan2.1", "qwen", "qwen_image", "ltxvideo", "chroma",
+)  # fmt: skip
+"""Families of other tools that none here may be."""
 FOREIGN_VALUES: dict[str, dict[str, str]] = {
-    "model.family": {
-        **dict.fromkeys(("sd", "sd1", "sd1.5", "sd_1.5", "sd_v1", "stable_diffusion", "stable_diffusion_1.5", "v1"), '"sd15"'),
-        **dict.fromkeys(("xl", "sd_xl", "stable_diffusion_xl", "pony", "illustrious", "sdxl_base"), '"sdxl"'),
-        **dict.fromkeys(("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0"), '"sd3"'),
-        **dict.fromkeys(("flux", "flux.1", "flux_1", "flux_dev", "flux1_dev", "flux_1_dev", "flux_krea"), '"flux1"'),
-        **dict.fromkeys(("flux_schnell", "flux1_schnell"), '"flux1"; a schnell checkpoint is told by its keys'),
-        **dict.fromkeys(("flux_kontext", "flux1_kontext", "kontext"), '"flux1", with variant = "kontext"'),
-        **dict.fromkeys(("hunyuan", "hunyuanvideo", "hv", "hunyuan_video_t2v", "hunyuanvideo_t2v"), '"hunyuan_video"'),
-        **dict.fromkeys(("frame_pack", "fpack", "framepack_f1", "framepack_i2v"), '"framepack", with variant = "i2v", "f1" or "one_frame"'),
-        **dict.fromkeys(("sd2", "sd2.1", "sd3.5", "sd35", "flux2", "flux.2", "wan", "wan2.1", "qwen", "qwen_image", "ltxvideo", "chroma"),
-                        "it is not trained here: sd15, sdxl, sd3, flux1, hunyuan_video and framepack are"),
-    },
     "model.dtype": _DTYPES,
     "caching.dtype": _DTYPES,
     "training.checkpoints.dtype": {**_DTYPES, "float": '"fp32"'},
@@ -141,8 +135,18 @@ def foreign_value(dotted: str, value: Any) -> str | None:
         return None
     if dotted == "training.scheduler.type" and word.startswith("adafactor:"):
         word = "adafactor"
-    found = FOREIGN_VALUES.get(dotted, {}).get(word)
+    found = _family(word) if dotted == "model.family" else FOREIGN_VALUES.get(dotted, {}).get(word)
     return None if found is None else f"here: {found}"
+
+
+def _family(word: str) -> str | None:
+    """Our name of another tool's family."""
+    for name in installed():
+        family = named(name)
+        if word in family.other_names:
+            return ", ".join([f'"{name}"', *([family.names_hint] if family.names_hint else [])])
+    *others, last = installed()
+    return f"it is not trained here: {', '.join(others)} and {last} are" if word in _NOT_HERE else None
 
 
 def _plain(value: Any) -> str | None:

@@ -9,9 +9,10 @@ import tomlkit
 from tomlkit.items import AoT, Table
 
 from runner.config.locate import locate
+from runner.config.schema import all_keys, leaf_keys
 from schemas import RunConfig
 from schemas.base import Section
-from schemas.walk import Key, all_keys, leaf_keys
+from schemas.walk import Key
 
 
 def tidy_text(text: str) -> str:

@@ -17,12 +17,12 @@ from runner.config.crosscheck import cross_check
 from runner.config.diagnose import MOST_FINDINGS, diagnose, dotted, indexed
 from runner.config.locate import Path
 from runner.config.overrides import apply_overrides
+from runner.config.schema import all_keys, run_config
 from runner.config.source import Source
 from runner.config.toml import parse_toml
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.files import MOST_TEXT_BYTES, near_name, read_bytes
 from schemas import SCHEMA_VERSION, RunConfig
-from schemas.walk import all_keys
 
 
 @dataclass
@@ -78,10 +78,12 @@ def check(source: Source) -> Loaded:
         message = f"this file has schema_version {version}; this runner reads {SCHEMA_VERSION}"
         return Loaded(source, None, [Diagnostic(message, source.value_places(("schema_version",)), hint)])
     document = source.document
+    model = document.get("model")
+    schema = run_config(model.get("family") if isinstance(model, dict) else None)
     config: RunConfig | None = None
     for _ in range(4):  # taking out a bad key may leave another error in view
         try:
-            config = RunConfig.model_validate_json(json.dumps(document), strict=True)
+            config = schema.model_validate_json(json.dumps(document), strict=True)
             break
         except ValidationError as error:
             found, paths = diagnose(error, source)

@@ -12,6 +12,10 @@ from runner.dataset.media import IMAGE_EXTENSIONS
 from schemas.sampling import Sampler
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
+PURE_NOISE_SAMPLERS = (
+    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
+)  # fmt: skip
+"""Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 _VIDEO = {
     "i": "image", "ei": "end_image", "im": "image_mask", "ci": "control_images", "cim": "control_masks", "of": "one_frame",
     "vs": "sections",
@@ -129,3 +133,9 @@ def sampler_name(name: str) -> str:
         hint = f'did you mean "{near[0]}"?' if near else f"samplers are {', '.join(SAMPLERS)}"
         raise ValueError(f"there is no sampler {name!r}; {hint}")
     return found
+
+
+def pure_noise_problem(sampler: str, why: str) -> tuple[str, str]:
+    """What is wrong with a sampler that cannot start from pure noise, and a hint."""
+    hint = f"use one of {', '.join(PURE_NOISE_SAMPLERS)}"
+    return f'the sampler "{sampler}" cannot start from pure noise, {why}', hint

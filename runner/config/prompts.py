@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from runner.config.prompt_options import (
     sampler_name,
     strays,
 )
-from runner.config.ready import located
+from runner.config.schema import prompt_class
+from runner.config.sections import SectionProblem, joined, parse_sections
 from runner.config.source import Source
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.files import MOST_TEXT_BYTES, file_problem, near_name, parsing, read_bytes
@@ -140,7 +141,7 @@ def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
             findings.append(Diagnostic(f"option `--{letter}` ({key}): {error}", (place,)))
     if not findings:
         try:
-            return Placed(Prompt.model_validate(values), places)
+            return Placed(prompt_class().model_validate(values), places)
         except ValidationError as error:
             for detail in error.errors():
                 key = str(detail["loc"][0])
@@ -276,7 +277,7 @@ def _validated(
             text = json.dumps(values, default=str)
             json.dumps(values, default=str, ensure_ascii=False).encode("utf-8")
         try:
-            prompt = Prompt.model_validate_json(text, strict=True)
+            prompt = prompt_class().model_validate_json(text, strict=True)
             prompts.append(Placed(prompt, _places(path, entry, source, beginnings)))
         except ValidationError as error:
             found, wrong = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
@@ -307,3 +308,30 @@ def _places(
 
 def _unreadable(number: int, place: tuple[Place, ...], reason: str) -> InvalidConfig:
     return InvalidConfig([Diagnostic(f"prompt {number + 1} cannot be read: {reason}", place)])
+
+
+def located(prompt: Any, base: FilePath, keys: Collection[str] | None = None) -> Any:
+    """A prompt (or the defaults of prompts) whose files are named from the folder of the file that it stands in; only
+    under `keys`, where they are given."""
+    changes: dict[str, Any] = {}
+    for key in ("image", "end_image", "image_mask"):
+        value = getattr(prompt, key)
+        if value is not None and (keys is None or key in keys):
+            changes[key] = _located(value, base) if key == "image" else _absolute(value, base)
+    for key in ("control_images", "control_masks"):
+        value = getattr(prompt, key)
+        if value is not None and (keys is None or key in keys):
+            changes[key] = [_absolute(name, base) for name in value]
+    return prompt.model_copy(update=changes) if changes else prompt
+
+
+def _located(text: str, base: FilePath) -> str:
+    try:
+        said = parse_sections(text)
+    except SectionProblem:
+        return text  # said where it is used
+    return joined({number: _absolute(value, base) for number, value in said.values.items()})
+
+
+def _absolute(name: str, base: FilePath) -> str:
+    return str(base / FilePath(name).expanduser())

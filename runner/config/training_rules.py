@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from runner.config.locate import Path
 from runner.config.optimizer_rules import optimizer_rules, schedule_rules
-from runner.config.ready import PURE_NOISE_SAMPLERS, pure_noise_problem
+from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.config.source import Source, conflict
 from runner.errors import Diagnostic
 from schemas import RunConfig

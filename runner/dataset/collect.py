@@ -26,7 +26,7 @@ from runner.facts import Tree
 from runner.pictures import decoding
 from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
-from schemas.dataset import OneFrame as OneFrameOptions
+from schemas.families.framepack import OneFrame as OneFrameOptions
 
 MOST_USES = 5_000_000
 """Of the items of an epoch, repeats included: each has a place in its order."""

@@ -16,7 +16,8 @@ from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, 
 from runner.dataset.notes import Notes
 from runner.families.locate import resolve_path
 from runner.files import name_problem, near_name, shown_path
-from schemas.dataset import Buckets, Dataset, ItemOptions, Media, OneFrame, Source
+from schemas.dataset import Buckets, Dataset, ItemOptions, Media, Source
+from schemas.families.framepack import OneFrame
 
 _REPEATS_IN_NAME = re.compile(r"([0-9]{1,9})_(.*)")
 NOUNS = {"image": "pictures", "video": "videos"}

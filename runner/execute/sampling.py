@@ -10,13 +10,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from runner.atomic import new_file, write_bytes
-from runner.config.ready import ReadyPrompt
 from runner.core.events import Events
 from runner.core.precision import DTYPES
 from runner.core.process import prepare_torch
 from runner.data.images import to_picture
 from runner.execute.checkpoint import find_checkpoint, load_weights
 from runner.execute.export import whole_model
+from runner.families.prompts import ReadyPrompt
 from runner.families.registry import family
 from runner.formats.adapter_fit import some
 from runner.formats.adapter_read import read_lora

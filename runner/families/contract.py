@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.config.ready import ReadyPrompt
 from runner.data.images import PictureRequest
 from runner.dataset.encodings import TrainItem
 from runner.diffusion.process import Process
+from runner.families.prompts import ReadyPrompt
 from runner.families.spec import FamilySpec, Model
 from runner.inputs import Numerics
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from runner.dataset.clips import ClipRule
 from runner.dataset.references import ReferenceRule
@@ -14,6 +14,10 @@ from runner.families.parts.layers import Origin
 from runner.families.parts.tokenizer_kinds import TokenizerKind
 from runner.files import parsing
 from schemas import RunConfig
+from schemas.base import Section
+
+if TYPE_CHECKING:
+    from runner.families.prompts import PromptPart, Readying
 
 
 class ModelProblem(Exception):
@@ -315,9 +319,6 @@ class SwapRule:
 
 
 STILLS_REFUSED = {
-    "model.variant": "it belongs to FramePack",
-    "model.latent_window_size": "it belongs to FramePack",
-    "model.image_encoder": "it belongs to FramePack",
     "model.split_attention": "its text has one length",
     "caching.vae_chunk_size": "its autoencoder has no convolutions over time",
     "sampling.vae_chunk_size": "its autoencoder has no convolutions over time",
@@ -346,9 +347,30 @@ class FamilySpec:
     memory: Callable[[MemoryQuestion], MemoryAnswer]
     blocks: Callable[[Model], tuple[str, ...]]
     """The denoiser's repeated blocks in the order of the forward pass."""
+    implementation: str
+    """Where its half with torch is: "module:FAMILY"."""
     samplers: tuple[str, ...]
     token_lengths: tuple[int, ...]
     """What max_token_length may be."""
+    other_names: tuple[str, ...] = ()
+    """What other tools call it, in small letters."""
+    names_hint: str = ""
+    """What else is to be said where one of them was given."""
+    checks: Callable[[RunConfig], Iterator[tuple[tuple[str, ...], str, str]]] | None = None
+    """(key, what does not do what it seems to, hint), for warnings."""
+    controls: str = ""
+    """Which runs of it take control images, for hints."""
+    prompt_parts: tuple[type[Section], ...] = ()
+    """The parts of the schema of prompts that it uses beside the common keys."""
+    model_parts: tuple[type[Section], ...] = ()
+    """The parts of the schema of [model] that it uses beside the common keys."""
+    source_parts: tuple[type[Section], ...] = ()
+    """The parts of the schema of sources that it uses beside the common keys."""
+    ready: Callable[[Readying, int, Any], tuple[int, PromptPart | None]] | None = None
+    """(readying, number, keys of a prompt and of [sampling]) → frames, and what the prompt says to the family alone.
+    Raises `PromptProblem`."""
+    derived: Callable[[Model], Mapping[str, Any]] | None = None
+    """Dotted keys of its own → their values, where run.toml says nothing."""
     clips: Callable[[Model], ClipRule] | None = None
     """What it makes of videos; None: it makes stills."""
     tiles: tuple[int, ...] = (512, 256)

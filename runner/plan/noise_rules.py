@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from runner.config.ready import PURE_NOISE_SAMPLERS, pure_noise, pure_noise_problem
+from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.config.source import Source
 from runner.errors import Diagnostic
+from runner.families.prompts import pure_noise
 from runner.families.spec import Model
 from schemas import RunConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.load import Loaded
-from runner.config.ready import ReadyPrompt, sampler_problem
+from runner.config.schema import all_keys
 from runner.config.source import Source
 from runner.dataset.collect import Collection, CollectProblem, collect
 from runner.dataset.folders import Folder, SourceProblem, held_out_folders, source_folders
@@ -24,7 +24,9 @@ from runner.dataset.notes import Notes
 from runner.dataset.scan import BadItem, scan
 from runner.errors import Diagnostic, InvalidConfig
 from runner.facts import Fact, Tree, content, said
+from runner.families.keys import foreign_model_keys, takes_controls, whose_model_key
 from runner.families.locate import resolve_path
+from runner.families.prompts import ReadyPrompt, sampler_problem
 from runner.families.registry import family_spec
 from runner.families.spec import FamilySpec, Model, ModelProblem, Target
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
@@ -41,7 +43,6 @@ from runner.plan.step_rules import step_rules
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.dataset import ItemOptions
-from schemas.walk import all_keys
 
 DEFER_DIGEST_ABOVE = 2 * 2**30
 """Bytes of unread model files above which a plan does not wait for their digests; apply computes them."""
@@ -201,7 +202,8 @@ class _Preparation:
 
     def _refused_keys(self) -> None:
         """Keys that this family cannot use, and values that it does not know."""
-        for dotted, why in self.spec.refused_keys.items():
+        foreign = {f"model.{key}": f"it belongs to {whose_model_key(key)}" for key in foreign_model_keys(self.spec)}
+        for dotted, why in {**foreign, **self.spec.refused_keys}.items():
             path = tuple(dotted.split("."))
             if self.source.value(path) not in (None, False, all_keys()[dotted].default):
                 places = self.source.key_places(path)
@@ -211,6 +213,8 @@ class _Preparation:
         if variant is not None and variants and variant not in variants:
             known = " or ".join(f'"{name}"' for name in variants)
             self._error(("model", "variant"), f'family {self.spec.name} has no variant "{variant}"', f"it is {known}")
+        for path, message, hint in self.spec.checks(self.config) if self.spec.checks is not None else ():
+            self.findings.append(Diagnostic(message, self.source.key_places(path), hint, "warning"))
         length = self.config.model.max_token_length
         if length is not None and length not in self.spec.token_lengths:
             known = ", ".join(map(str, self.spec.token_lengths))
@@ -330,7 +334,7 @@ class _Preparation:
             elif not one and ((controls and not sees) or folder.one_frame is not None):
                 key = "control_path" if controls else "one_frame"
                 self._source_error(
-                    number, key, f"`{key}` belongs to one-frame training", 'pictures with model.variant = "one_frame" of family framepack'
+                    number, key, f"`{key}` belongs to one-frame training", "; ".join(takes_controls())
                 )  # fmt: skip
             if folder.kind == "video" and folder.options.alpha_mask:
                 self._source_error(number, "alpha_mask", "videos have no transparency", "use mask_path")

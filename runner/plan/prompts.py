@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from runner.config.prompts import placed_prompts
-from runner.config.ready import PromptFile, PromptProblem, Readying, ReadyPrompt, pure_noise
 from runner.config.source import Source
 from runner.dataset.known import known_pictures
 from runner.errors import Diagnostic, InvalidConfig, Place
 from runner.families.locate import resolve_path
+from runner.families.prompts import PromptFile, PromptProblem, Readying, ReadyPrompt, pure_noise
 from runner.families.spec import FamilySpec, Model
 from runner.files import file_problem, near_name
 from runner.pictures import ANIMATED, GROUND, TRANSPARENT
@@ -91,29 +91,12 @@ class PromptReading:
 
 def _picture_notes(prompt: ReadyPrompt) -> list[str]:
     """What is left of its pictures that hold more than is used. A control image's transparency is its mask."""
-    video = prompt.video
-    if video is None:
-        return _facts_of(prompt, [file for file, _ in prompt.references], {file for file, _ in prompt.references})
-    plain = {
-        *video.images,
-        video.end_image,
-        *(file for file, mask in zip(video.controls, video.masks, strict=True) if mask),
-    }
-    return _facts_of(prompt, [*video.images, video.end_image, *video.controls, *video.masks], plain)
-
-
-def _facts_of(
-    prompt: ReadyPrompt, files: Sequence[PromptFile | None], plain: Collection[PromptFile | None]
-) -> list[str]:
-    """`plain`: those whose transparency counts for nothing."""
     notes = []
-    for file in dict.fromkeys(files):
-        if file is None or not file.facts:
-            continue
+    for file, masked in (prompt.own.pictures if prompt.own is not None else {}).items():
         named = f"prompt {prompt.index + 1}: {Path(file.path).name}"
         if ANIMATED in file.facts:
             notes.append(f"{named} has several frames or pages; the first is used")
-        if TRANSPARENT in file.facts and file in plain:
+        if TRANSPARENT in file.facts and not masked:
             notes.append(f"{named} has transparent pixels; {GROUND} stands behind them")
     return notes
 

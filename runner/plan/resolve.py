@@ -38,6 +38,14 @@ def replaced(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     return result
 
 
+def valued(config: RunConfig, dotted: str) -> Any:
+    """The value of a key at a dotted path."""
+    node: Any = config
+    for name in dotted.split("."):
+        node = getattr(node, name)
+    return node
+
+
 def _set(model: BaseModel, path: list[str], value: Any) -> BaseModel:
     if len(path) == 1:
         return model.model_copy(update={path[0]: value})
@@ -64,10 +72,9 @@ def resolve(
         config = replaced(config, {"run.output_dir": str(resolve_path(config.run.output_dir, folder))})
     if config.model.dtype is None:
         derive("model.dtype", dtype, family)
-    for name, value in (("variant", model.variant), ("latent_window_size", model.window)):
-        if value and getattr(config.model, name) is None:
-            stated = model.stated.get(f"model.{name}")
-            derive(f"model.{name}", value, stated.why if stated is not None else family)
+    for key, value in (spec.derived(model) if spec.derived is not None else {}).items():
+        if valued(config, key) is None:
+            derive(key, value, model.stated[key].why if key in model.stated else family)
     if spec.defaults.prediction_type is None:
         for key, value, why in _noise(config, model):
             derive(key, value, why)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
-from runner.config.ready import ReadyPrompt
 from runner.core.precision import DTYPES, autocast
 from runner.core.task import moved
 from runner.data.images import to_picture
@@ -20,6 +19,7 @@ from runner.data.videos import mp4_bytes
 from runner.diffusion.samplers import make_scheduler, sample
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning
+from runner.families.prompts import ReadyPrompt
 from runner.stages.context import Context
 from runner.stages.encode import Encoding, TextEncoding
 from runner.store.samples import poster_of
@@ -33,11 +33,7 @@ class Encoded:
     pictures: dict[int, Conditioning] = field(default_factory=dict)
 
     def of(self, prompt: ReadyPrompt, text: str) -> Encoding:
-        return self.texts[_system(prompt), text]
-
-
-def _system(prompt: ReadyPrompt) -> str | None:
-    return prompt.video.system_prompt if prompt.video is not None else None
+        return self.texts[prompt.system_prompt, text]
 
 
 def encode_prompts(
@@ -47,12 +43,12 @@ def encode_prompts(
     """Texts, each encoded alone; then the pictures that prompts name, with the encoders of texts let go. `parts` are what
     encodes pictures, where they are loaded already (`load_picture_parts`)."""
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
-    wanted = dict.fromkeys((_system(prompt), text) for prompt in prompts for text in prompt.texts)
+    wanted = dict.fromkeys((prompt.system_prompt, text) for prompt in prompts for text in prompt.texts)
     found = Encoded({key: encoding.encode([key[1]], system=key[0])[0] for key in wanted})
     encode = (
         context.family.made.encode_pictures if context.family.made is not None else context.family.encode_references
     )
-    wanting = [prompt for prompt in prompts if context.family.made is not None or prompt.references]
+    wanting = [prompt for prompt in prompts if prompt.own is not None and prompt.own.pictures]
     if encode is None or not wanting:
         return found
     del encoding
@@ -94,7 +90,7 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
             call, denoiser, prompt, lambda text: encoded.of(prompt, text), pictures, model, context.device
         )
     conditioning = _conditioning(context, prompt, encoded)
-    shift = prompt.video.shift if prompt.video is not None else prompt.shift
+    shift = prompt.own.shift if prompt.own is not None else None
     config = model.scheduler if shift is None else {**model.scheduler, "shift": shift}
     scheduler = make_scheduler(prompt.sampler, config, numerics.prediction_type, numerics.zero_terminal_snr)
     frames = (prompt.frames - 1) // max(1, model.frame_factor) + 1
@@ -112,12 +108,10 @@ def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Co
     if context.family.size_conditioning is not None:
         size = (prompt.width, prompt.height)
         extra = context.family.size_conditioning(size, (0, 0), size)
-    if prompt.video is not None:
-        extra = {"guidance": torch.tensor(1000.0 * prompt.video.guidance)}
-    if prompt.guidance is not None:
-        extra = {"guidance": torch.tensor(1000.0 * prompt.guidance)}
-    if prompt.references:
-        extra |= encoded.pictures[prompt.index]
+    if prompt.own is not None and prompt.own.guidance is not None:
+        extra = extra | {"guidance": torch.tensor(1000.0 * prompt.own.guidance)}
+    if prompt.index in encoded.pictures:
+        extra = extra | encoded.pictures[prompt.index]
     rows = [{**encoded.of(prompt, text), **extra} for text in texts]
     return moved({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, context.device)
 
@@ -154,9 +148,9 @@ def media(pixels: Tensor, prompt: ReadyPrompt, label: str) -> Media:
     middle = to_picture(pixels[:, pixels.shape[1] // 2])
     if pixels.shape[1] == 1:
         return Media(png_bytes(middle, prompt, label))
-    assert prompt.video is not None
+    assert prompt.own is not None
     settings = json.dumps(_settings(prompt, label), sort_keys=True, ensure_ascii=False, indent=2) + "\n"
-    mp4, settings_bytes = mp4_bytes(pixels, prompt.video.fps), settings.encode("utf-8")
+    mp4, settings_bytes = mp4_bytes(pixels, prompt.own.fps), settings.encode("utf-8")
     return Media(png_bytes(middle, prompt, label, poster_of(mp4, settings_bytes)), mp4, settings_bytes)
 
 

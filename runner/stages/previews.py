@@ -6,7 +6,7 @@ import psutil
 from torch import nn
 
 from runner.atomic import write_bytes
-from runner.config.ready import ReadyPrompt
+from runner.families.prompts import ReadyPrompt
 from runner.inputs import SampleInputs
 from runner.stages.context import Context
 from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.config.ready import ReadyPrompt
 from runner.data.images import PictureRequest, reference_pixels
 from runner.diffusion.process import FlowProcess, Process
 from runner.families.contract import Conditioning
@@ -19,6 +18,7 @@ from runner.families.flux1.tiny import write_tiny
 from runner.families.parts.autoencode import encode_images
 from runner.families.parts.bundle import bundle
 from runner.families.parts.text import encode_t5, load_tokenizers, pooled_clip
+from runner.families.prompts import ReadyPrompt, StillPart
 from runner.inputs import Numerics
 
 
@@ -44,7 +44,8 @@ def encode_references(
     modules: Mapping[str, nn.Module], prompt: ReadyPrompt, device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
     """The same of a prompt."""
-    pictures = [reference_pixels(file.path, file.digest, size) for file, size in prompt.references]
+    assert isinstance(prompt.own, StillPart)
+    pictures = [reference_pixels(file.path, file.digest, size) for file, size in prompt.own.references]
     return {
         name.removeprefix("cond."): x.cpu() for name, x in _reference(modules["vae"], pictures, device, dtype).items()
     }

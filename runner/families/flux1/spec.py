@@ -19,8 +19,12 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS, read_json
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.prompts import stills
 from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem, Stated, SwapRule
 from schemas import RunConfig
+from schemas.families.flow import FlowPrompt, GuidancePrompt
+from schemas.families.references import ReferencesPrompt
+from schemas.families.variants import VariantModel
 
 TRANSFORMER = ModuleClass(
     "FluxTransformer2DModel", flux_layers, attention="runner.families.parts.attention:text_first_attention"
@@ -217,9 +221,7 @@ _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; th
 _THIRD = "FLUX.1 has two text encoders"
 _RESIDUAL = "the transformer has no residual convolutions"
 _REFUSED = {
-    **{
-        name: why for name, why in STILLS_REFUSED.items() if name not in ("model.variant", "training.embedded_guidance")
-    },
+    **{name: why for name, why in STILLS_REFUSED.items() if name != "training.embedded_guidance"},
     "training.raw_embedded_guidance": "FLUX.1 is told 1000 times the guidance in every tool",
     "model.prediction_type": "FLUX.1 predicts the flow's velocity",
     "model.clip_skip": "FLUX.1 takes CLIP's pooled output and T5's last layer",
@@ -252,6 +254,27 @@ FLUX1 = FamilySpec(
     token_lengths=(77, 128, 154, 256, 512),
     network_modules={"lora": "networks.lora_flux"},
     swap=swap_rule,
+    other_names=(
+        "flux",
+        "flux.1",
+        "flux_1",
+        "flux_dev",
+        "flux1_dev",
+        "flux_1_dev",
+        "flux_krea",
+        "flux_schnell",
+        "flux1_schnell",
+        "flux_kontext",
+        "flux1_kontext",
+        "kontext",
+    ),
+    names_hint='with variant = "dev", "schnell" or "kontext" where the checkpoint does not tell',
+    controls='pictures with model.variant = "kontext" of family flux1',
+    implementation="runner.families.flux1.model:FLUX1",
+    model_parts=(VariantModel,),
+    prompt_parts=(GuidancePrompt, FlowPrompt, ReferencesPrompt),
+    ready=stills,
+    derived=lambda model: {"model.variant": model.variant},
     shift_points=SHIFT,
     variants=("dev", "schnell", "kontext"),
     of_variant=of_variant,

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from runner.config.ready import PromptFile, ReadyPrompt, VideoSettings
 from runner.core.task import moved
 from runner.data.images import to_mask, to_pixels, transformed
 from runner.dataset.buckets import Fit, cover
@@ -23,7 +22,9 @@ from runner.diffusion.unipc import sample, sigmas
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning, Made, Texts
 from runner.families.framepack.encoding import KNOWN, embed_picture, masked_latents, positions
+from runner.families.framepack.prompts import FramepackPrompt
 from runner.families.parts.autoencode import decode_latents
+from runner.families.prompts import PromptFile, ReadyPrompt
 from runner.families.spec import Model
 from runner.pictures import GROUND, has_alpha, read_picture
 
@@ -31,6 +32,11 @@ HISTORY = 19
 """Known frames beside the start: 1 + 2 + 16."""
 TOKEN_AREA = 4
 Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+def _own(prompt: ReadyPrompt) -> FramepackPrompt:
+    assert isinstance(prompt.own, FramepackPrompt)
+    return prompt.own
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -42,8 +48,7 @@ def encode_pictures(
 ) -> Conditioning:
     """What is known of a prompt's pictures, on the CPU: `start.N` latents and `image.N` embeddings of each section, `end`,
     and `controls`."""
-    video = prompt.video
-    assert video is not None
+    video = _own(prompt)
     found: dict[str, Tensor] = {}
     made: dict[str, tuple[Tensor, Tensor]] = {}
     for number, file in enumerate(video.images):
@@ -106,8 +111,7 @@ def generate(
     device: torch.device,
 ) -> Tensor:
     """Latents fp32 [1, C, T, h, w]: of all sections with the start frame, or of one frame."""
-    video = prompt.video
-    assert video is not None
+    video = _own(prompt)
     assert prompt.seed is not None
     maker = _Maker(
         call, denoiser, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device
@@ -122,7 +126,7 @@ def generate(
 
 class _Maker:
     def __init__(
-        self, call: Denoise, denoiser: Any, prompt: ReadyPrompt, video: VideoSettings, texts: Texts,
+        self, call: Denoise, denoiser: Any, prompt: ReadyPrompt, video: FramepackPrompt, texts: Texts,
         pictures: Conditioning, model: Model, device: torch.device,
     ) -> None:  # fmt: skip
         self.call, self.denoiser, self.prompt = call, denoiser, prompt
@@ -174,12 +178,12 @@ class _Maker:
         """Latents [1, C, frames, h, w] of one section."""
         shape = (1, self.size[0], frames, *self.size[2:])
         noise = torch.randn(shape, generator=self.generator).to(self.device)
-        text = self.video.texts[index] if self.video.texts else self.prompt.prompt
+        text = self.video.sectioned[index] if self.video.sectioned else self.prompt.prompt
         shared: Conditioning = {
             **{name: at[None] for name, at in positions(layout).items()},
             **{name: x for name, x in zip(KNOWN, known, strict=True) if x.shape[2]},
             "image": self.pictures[f"image.{index}"][None],
-            "guidance": torch.tensor([1000.0 * self.video.guidance]),
+            "guidance": torch.tensor([1000.0 * (self.video.guidance or 0.0)]),
         }
         shared = {name: x.to(self.device) for name, x in shared.items()}
         told = {**shared, **self._text(text)}
@@ -218,8 +222,7 @@ def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
 @torch.no_grad()
 def decode(vae: nn.Module, latents: Tensor, prompt: ReadyPrompt, model: Model) -> Tensor:
     """Pixels [3, T, H, W] in -1..1. Sections are decoded with the next one behind them and blended where they meet."""
-    video, w = prompt.video, model.window
-    assert video is not None
+    video, w = _own(prompt), model.window
     if video.bulk_decode or video.sections <= 1:
         return decode_latents(vae, latents)[0]
     whole: Tensor | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.dataset.clips import ClipRule
 from runner.families.framepack.architecture import framepack_layers
+from runner.families.framepack.prompts import ready
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.hunyuan_video.spec import (
@@ -31,6 +32,11 @@ from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
+from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
+from schemas.families.framepack import OneFrameSource, SectionsModel, SectionsPrompt
+from schemas.families.references import ReferencesPrompt
+from schemas.families.variants import VariantModel
+from schemas.families.video import VideoPrompt
 
 WINDOW = 9
 TRANSFORMER = ModuleClass(
@@ -92,6 +98,10 @@ _ADAPTABLE = Adaptable(
 
 FRAMEPACK = FamilySpec(
     name="framepack",
+    other_names=("frame_pack", "fpack", "framepack_f1", "framepack_i2v"),
+    names_hint='with variant = "i2v", "f1" or "one_frame"',
+    controls='pictures with model.variant = "one_frame" of family framepack',
+    implementation="runner.families.framepack.model:FRAMEPACK",
     title="FramePack",
     architecture="framepack",
     base_version="framepack",
@@ -109,6 +119,11 @@ FRAMEPACK = FamilySpec(
     token_lengths=(TEXT_TOKENS,),
     network_modules={"lora": "networks.lora_framepack", **MUSUBI_MODULES},
     variants=("i2v", "f1", "one_frame"),
+    prompt_parts=(VideoPrompt, GuidancePrompt, FlowPrompt, SystemPrompt, SectionsPrompt, ReferencesPrompt),
+    ready=ready,
+    derived=lambda model: {"model.variant": model.variant, "model.latent_window_size": model.window},
+    model_parts=(VariantModel, SectionsModel),
+    source_parts=(OneFrameSource,),
     clips=clips,
     swap=swap_rule,
     tiles=(256, 128),

@@ -11,6 +11,7 @@ from typing import Any
 from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
+from runner.families.hunyuan_video.prompts import ready
 from runner.families.locate import KeyPath
 from runner.families.parts import classes
 from runner.families.parts.checkpoint import Finder
@@ -21,6 +22,8 @@ from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
 from schemas import RunConfig
+from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
+from schemas.families.video import VideoPrompt
 
 PLAIN = Naming("", "diffusers")
 VAE = Part(
@@ -156,7 +159,6 @@ def comfyui_name(original: str) -> str:
 
 MUSUBI_MODULES = {"loha": "networks.loha", "lokr": "networks.lokr"}
 """musubi-tuner's modules of LyCORIS' kinds."""
-_FRAMEPACK = "it belongs to FramePack"
 _ADAPTABLE = Adaptable(
     FINDER.parts[:1],
     {"denoiser": Names("lora_unet_", "transformer.", True, comfyui=comfyui_name)},
@@ -169,6 +171,8 @@ _ADAPTABLE = Adaptable(
 
 HUNYUAN_VIDEO = FamilySpec(
     name="hunyuan_video",
+    other_names=("hunyuan", "hunyuanvideo", "hv", "hunyuan_video_t2v", "hunyuanvideo_t2v"),
+    implementation="runner.families.hunyuan_video.model:HUNYUAN_VIDEO",
     title="HunyuanVideo",
     architecture="hunyuan-video",
     base_version="hunyuan_video",
@@ -190,10 +194,7 @@ HUNYUAN_VIDEO = FamilySpec(
     clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),
     whole_captions=True,
     text_limit=text_limit,
-    refused_keys={
-        **REFUSED,
-        **{
-            f"model.{name}": _FRAMEPACK for name in ("variant", "latent_window_size", "image_encoder")
-        },
-    },
+    prompt_parts=(VideoPrompt, GuidancePrompt, FlowPrompt, SystemPrompt),
+    ready=ready,
+    refused_keys=REFUSED,
 )  # fmt: skip

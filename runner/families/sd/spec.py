@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -166,8 +167,18 @@ def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
     return "text_encoder_1", length * (max_token_length // 75)
 
 
+def _unused_layers(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    skip = config.model.clip_skip
+    if skip is not None and skip > 1 and config.training.components.text_encoder_1 and config.network is None:
+        message = f"with clip_skip = {skip} the last layers of the text encoder are not used and will not train"
+        yield ("model", "clip_skip"), message, "this is as in Kohya's tools"
+
+
 SD15 = FamilySpec(
     name="sd15",
+    other_names=("sd", "sd1", "sd1.5", "sd_1.5", "sd_v1", "stable_diffusion", "stable_diffusion_1.5", "v1"),
+    implementation="runner.families.sd.model:SD15",
+    checks=_unused_layers,
     title="Stable Diffusion 1.5",
     architecture="stable-diffusion-v1",
     base_version="sd_v1",
@@ -189,6 +200,8 @@ SD15 = FamilySpec(
 )  # fmt: skip
 SDXL = FamilySpec(
     name="sdxl",
+    other_names=("xl", "sd_xl", "stable_diffusion_xl", "pony", "illustrious", "sdxl_base"),
+    implementation="runner.families.sd.model:SDXL",
     title="Stable Diffusion XL",
     architecture="stable-diffusion-xl-v1-base",
     base_version="sdxl_base_v1-0",

@@ -15,10 +15,12 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.prompts import stills
 from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.memory import forward, saved
 from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
 from schemas import RunConfig
+from schemas.families.flow import FlowPrompt
 
 TRANSFORMER = ModuleClass(
     "SD3Transformer2DModel", mmdit_layers, attention="runner.families.parts.attention:joint_attention"
@@ -131,6 +133,8 @@ _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; th
 
 SD3 = FamilySpec(
     name="sd3",
+    other_names=("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0"),
+    implementation="runner.families.sd3.model:SD3",
     title="Stable Diffusion 3 Medium",
     architecture="stable-diffusion-3-medium",
     base_version="sd3_m",
@@ -145,6 +149,8 @@ SD3 = FamilySpec(
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     of_variant=of_variant,
+    prompt_parts=(FlowPrompt,),
+    ready=stills,
     text_limit=_text_limit,
     token_lengths=(77, 128, 154, 256, 512),
     network_modules={"lora": "networks.lora_sd3"},

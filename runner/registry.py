@@ -1,0 +1,59 @@
+"""Where families are: names → addresses of the halves that need no torch. Below everything: what is there is found by name.
+
+A package outside of this one brings a family by an entry point of the group `runner.families`, `name = "module:SPEC"`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from schemas.base import Section
+
+GROUP = "runner.families"
+FAMILIES = {
+    "sd15": "runner.families.sd.spec:SD15",
+    "sdxl": "runner.families.sd.spec:SDXL",
+    "hunyuan_video": "runner.families.hunyuan_video.spec:HUNYUAN_VIDEO",
+    "framepack": "runner.families.framepack.spec:FRAMEPACK",
+    "flux1": "runner.families.flux1.spec:FLUX1",
+    "sd3": "runner.families.sd3.spec:SD3",
+}
+"""The built-in ones. A new one is a line here."""
+
+
+class Named(Protocol):
+    """What is asked of a family below families/: its names and the parts of the schema that it uses."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def other_names(self) -> tuple[str, ...]: ...
+    @property
+    def names_hint(self) -> str: ...
+    @property
+    def model_parts(self) -> tuple[type[Section], ...]: ...
+    @property
+    def source_parts(self) -> tuple[type[Section], ...]: ...
+    @property
+    def prompt_parts(self) -> tuple[type[Section], ...]: ...
+
+
+@cache
+def installed() -> dict[str, str]:
+    """The built-in families, and those of other packages; a built-in name stays the built-in family's."""
+    return {point.name: point.value for point in entry_points(group=GROUP)} | FAMILIES
+
+
+def named(name: str) -> Named:
+    """A family's half that needs no torch."""
+    found: Named = at(FAMILIES.get(name) or installed()[name])  # type: ignore[assignment]
+    return found
+
+
+def at(address: str) -> object:
+    """What "module:NAME" names."""
+    module, _, attribute = address.partition(":")
+    return getattr(import_module(module), attribute)
