@@ -18,9 +18,15 @@ Parts = Sequence[type[Section]]
 Base = TypeVar("Base", bound=Section)
 
 
-def joined(families: Sequence[str], model: Parts = (), source: Parts = (), prompt: Parts = ()) -> type[RunConfig]:
-    """`RunConfig` for these families, with the keys of these parts in [model], in sources and in prompts."""
-    changes: dict[str, Any] = {"model": _with(Model, model, {"family": Literal[tuple(families)]})}
+def joined(
+    families: Sequence[str], variants: Sequence[str] = (), model: Parts = (), source: Parts = (), prompt: Parts = ()
+) -> type[RunConfig]:
+    """`RunConfig` for these families, with more variants, and with the keys of these parts in [model], in sources and in
+    prompts."""
+    own: dict[str, Any] = {"family": Literal[tuple(families)]}
+    if variants:
+        own["variant"] = Model.model_fields["variant"].annotation | Literal[tuple(variants)]  # type: ignore[operator]
+    changes: dict[str, Any] = {"model": _with(Model, model, own)}
     if source:
         sources = {"sources": list[_with(Source, source)], "held_out": _with(HeldOut, source) | None}  # type: ignore[misc]
         changes["dataset"] = _with(Dataset, (), sources)

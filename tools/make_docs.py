@@ -92,7 +92,9 @@ def skeleton(family: str, method: str) -> str:
     )
     foreign = {f"model.{key}" for key in foreign_model_keys(spec)}
     foreign |= {f"{table}.{key}" for table in ("sampling", "sampling.prompts") for key in foreign_prompt_keys(spec)}
-    foreign |= set() if spec.clips is not None else {f"dataset.sources.{key}" for key in VIDEO_SOURCE_KEYS}
+    if spec.clips is None:
+        unused = [key for key in VIDEO_SOURCE_KEYS if key != "control_path" or not spec.controls]
+        foreign |= {f"dataset.{table}.{key}" for table in ("sources", "held_out") for key in unused}
     for section in all_keys().values():
         if section.dotted in foreign:
             continue

@@ -36,7 +36,8 @@ def everything() -> type[RunConfig]:
             list(dict.fromkeys(part for spec in others for part in parts(spec)))
             for parts in (lambda s: s.model_parts, lambda s: s.source_parts, lambda s: s.prompt_parts)
         )
-        _known["all"] = joined(list(installed()), model, source, prompt)
+        variants = [name for spec in others for name in spec.variants]
+        _known["all"] = joined(list(installed()), variants, model, source, prompt)
     return _known["all"]
 
 
