@@ -397,14 +397,10 @@ _PROMPTS = ("sampling.prompts", "sampling.prompt_file")
 
 def _prompt_facts(prompt: ReadyPrompt) -> Tree:
     """What decides a prompt's pictures. A value may stand in the prompt, in [sampling] or in the file of prompts."""
-    beside = {
-        "video": ("sampling",),
-        "shift": ("sampling.**.flow_shift",),
-        "guidance": ("sampling.**.embedded_guidance",),
-        "references": ("sampling.**.control_images",),
-        "seed": ("sampling.**.seed", "run.seed"),
-        "frames": tuple(f"sampling.**.{name}" for name in ("frames", "seconds", "sections", "fps")),
-    }
+    own = prompt.own.keys if prompt.own is not None else {}
+    keys = {"frames": ("frames", "seconds", "sections", "fps"), **own}
+    beside = {name: tuple(f"sampling.**.{key}" for key in those) for name, those in keys.items()}
+    beside["seed"] = ("sampling.**.seed", "run.seed")
     file = ("sampling.prompt_file", "sampling.dialect")
     return {
         name: said(value, *beside.get(name, (f"sampling.**.{name}",)), *file) for name, value in prompt.facts().items()

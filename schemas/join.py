@@ -25,7 +25,7 @@ def joined(
     prompts."""
     own: dict[str, Any] = {"family": Literal[tuple(families)]}
     if variants:
-        own["variant"] = Model.model_fields["variant"].annotation | Literal[tuple(variants)]  # type: ignore[operator]
+        own["variant"] = Model.model_fields["variant"].annotation | Literal[tuple(variants)]
     changes: dict[str, Any] = {"model": _with(Model, model, own)}
     if source:
         sources = {"sources": list[_with(Source, source)], "held_out": _with(HeldOut, source) | None}  # type: ignore[misc]

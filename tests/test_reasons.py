@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
+from runner.config.schema import all_keys
 from runner.families.registry import FAMILIES
 from runner.plan.current import current_graph
 from runner.plan.history import last_applied, remember, schema_path
 from runner.plan.reasons import OTHER_VERSION, Differences, Reason
-from schemas.walk import Key, all_keys
+from schemas.walk import Key
 from tests import test_effects, test_video_effects
 from tests.inprocess import planned, prepared
 from tests.support import Place, draw_pictures, merged, new_place

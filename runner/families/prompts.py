@@ -74,6 +74,15 @@ class PromptPart:
         """What decides the sample."""
         return dict(self.__dict__)
 
+    @property
+    def keys(self) -> Mapping[str, tuple[str, ...]]:
+        """Name of a fact → the keys of a prompt that it comes from, where those are called otherwise."""
+        return {
+            "guidance": ("embedded_guidance",),
+            "shift": ("flow_shift", "num_inference_steps", "width", "height"),
+            "system_prompt": ("custom_system_prompt",),
+        }
+
 
 @dataclass(frozen=True)
 class StillPart(PromptPart):
@@ -85,6 +94,10 @@ class StillPart(PromptPart):
     @property
     def pictures(self) -> Mapping[PromptFile, bool]:
         return {file: False for file, _ in self.references}
+
+    @property
+    def keys(self) -> Mapping[str, tuple[str, ...]]:
+        return {**super().keys, "references": ("control_images",)}
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"references": [[file.identity(), *size] for file, size in self.references]}

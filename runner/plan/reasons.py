@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from runner.config.schema import all_keys
 from runner.dataset.encodings import TrainItem
 from runner.dataset.item_facts import NOUNS, item_digests
 from runner.facts import Fact, digest, leaves
 from runner.plan.compile import Graph
 from runner.plan.history import Applied, flat_config, schema_path
 from runner.plan.stage import Stage
-from schemas.walk import Key, all_keys
+from schemas.walk import Key
 
 OTHER_VERSION = "it was made by another version of runner"
 

@@ -49,6 +49,17 @@ class FramepackPrompt(PromptPart):
         found = {file: False for file in (*plain, *masked, *self.masks) if file is not None}
         return found | {file: True for file, mask in masked.items() if mask is None and file not in plain}
 
+    @property
+    def keys(self) -> Mapping[str, tuple[str, ...]]:
+        lengths = ("frames", "seconds", "sections")
+        return {
+            **super().keys, "rescale": ("guidance_rescale",), "sections": lengths, "sectioned": ("prompt", *lengths),
+            "images": ("image", "control_images"), "controls": ("control_images", "image"),
+            "masks": ("control_masks", "image_mask"), "one_frame": ("target_index", "control_index", "no_post", "no_2x", "no_4x"),
+            "paddings": ("latent_paddings",),
+            "rope_scaling": ("rope_scaling_timestep_threshold", "rope_scaling_factor"),
+        }  # fmt: skip
+
     def facts(self) -> dict[str, Any]:
         def digest(file: PromptFile | None) -> str | None:
             return None if file is None else file.identity()
