@@ -64,14 +64,14 @@ def test_long_captions_are_counted_with_a_hint(place: Place, monkeypatch: pytest
     for number, words in ((2, 20), (4, 60)):
         (place.folder / "pics" / f"{number}.txt").write_text(" ".join(["aaaa"] * words))
     expected = (
-        "2 of 10 captions are longer than the {0} tokens that the text encoder takes, and is cut (the longest has 240) "
+        "2 of 10 captions are longer than the {0} tokens that the text encoder takes, and are cut (the longest has 240) "
         "(pics/4.png, pics/2.png); max_token_length = 225 takes up to 225"
     )
     assert long_notes(place) == [expected.format(75)]
     assert long_notes(place, max_token_length=150)[0].startswith("1 of 10 captions is longer than the 150 tokens")
     assert long_notes(place, max_token_length=225) == [
         "1 of 10 captions is longer than the 225 tokens that the text encoder takes, and is cut (the longest has 240) "
-        "(pics/4.png); write them shorter, what matters first"
+        "(pics/4.png); write it shorter, what matters first"
     ]
     monkeypatch.setattr(token_counts, "_load", lambda file: pytest.fail("counted anew"))
     assert long_notes(place) == [expected.format(75)]
@@ -83,4 +83,4 @@ def test_the_whole_text_of_a_video_family(family_place: Callable[..., Place]) ->
     found = long_notes(place)
     assert len(found) == 1
     assert found[0].startswith("1 of 10 captions is longer than the 256 tokens")
-    assert found[0].endswith("(pics/2.png); write them shorter, what matters first")
+    assert found[0].endswith("(pics/2.png); write it shorter, what matters first")

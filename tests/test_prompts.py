@@ -66,7 +66,7 @@ def test_errors_name_line_and_column(tmp_path: Path) -> None:
     ("name", "text", "part"),
     [
         ("p.txt", "a --w 1 --w 2", "stands twice"),
-        ("p.txt", "a --w 3", "must be greater than or equal to 8"),
+        ("p.txt", "a --w 3", "must be at least 8"),
         ("p.txt", "a --w", "its value is missing"),
         ("p.txt", "a --f 25", "--f is frames in the video tools; this family makes stills"),
         ("p.txt", "a --ss eulr", "did you mean \"euler\"?"),
