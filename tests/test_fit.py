@@ -19,7 +19,7 @@ from runner.plan.prepare import prepare
 from runner.plan.remedies import remedies
 from runner.plan.render import render_fit, render_plan, size_text
 from runner.store.store import find_store
-from tests.stand_in import write_stand_in, write_video
+from tests.stand_in import write_flux, write_stand_in, write_video
 from tests.support import Place, draw_clip, draw_pictures, merged
 
 GB = 10**9
@@ -36,6 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_stand_in(made / f"{name}.safetensors", name, without)
     for name in ("hunyuan_video", "framepack"):
         write_video(made, name)
+    write_flux(made)
+    (made / "flux1-dev.safetensors").rename(made / "flux1.safetensors")
     (made / "FramePackI2V_HY_bf16.safetensors").rename(made / "framepack.safetensors")
     (made / "hunyuan.safetensors").rename(made / "hunyuan_video.safetensors")
     draw_pictures(made / "images", 6)
@@ -57,6 +59,11 @@ def document(family: str, method: str) -> dict[str, Any]:
         }  # fmt: skip
     if family == "framepack":
         model["image_encoder"] = "sigclip_vision_patch14_384.safetensors"
+    if family == "flux1":
+        model |= {
+            "vae": "ae.safetensors", "text_encoder_1": "clip_l.safetensors", "text_encoder_2": "t5xxl_fp16.safetensors",
+            "tokenizer_2": "t5-tokenizer",
+        }  # fmt: skip
     found: dict[str, Any] = {
         "schema_version": 1, "run": {"name": "t"}, "model": model, "dataset": {"batch_size": 4, "sources": [source]},
         "training": {"max_train_steps": 10}, "sampling": {"prompts": [{"prompt": "a thing"}], "every_n_steps": 5},

@@ -104,7 +104,7 @@ def schnell(tmp_path: Path) -> Place:
 def test_schnell_is_told_no_guidance_and_samples_in_four_unshifted_steps(schnell: Place) -> None:
     run = prepared(schnell.file)
     assert (run.model.variant, run.model.text_tokens) == ("schnell", 256)
-    assert compile_graph(run).train.numerics.guidance is None
+    assert compile_graph(run).of(TrainInputs).numerics.guidance is None
     assert run.config.training.timesteps.shift == 1.0
     prompt, ours = sampled(schnell)
     assert (prompt.num_inference_steps, prompt.cfg_scale) == (4, 1.0)
@@ -232,7 +232,7 @@ def test_text_is_encoded_as_in_the_pipeline(family_place: Make) -> None:
     encoders = {name: bundle.load(run.model, name, options) for name in run.model.text_encoders}
     texts = ["a red star", "", "a" * 300]
     with torch.no_grad():
-        ours = bundle.encode_texts(encoders, bundle.load_tokenizers(run.model), texts, compile_graph(run).train.numerics, False)  # fmt: skip
+        ours = bundle.encode_texts(encoders, bundle.load_tokenizers(run.model), texts, compile_graph(run).of(TrainInputs).numerics, False)  # fmt: skip
     pipeline = diffusers.FluxPipeline.from_pretrained(place.folder / "model", transformer=None, local_files_only=True)
     hidden, pooled, _ = pipeline.encode_prompt(texts)
     torch.testing.assert_close(ours["hidden"], hidden, rtol=1e-4, atol=1e-4)
