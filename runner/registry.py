@@ -19,6 +19,7 @@ FAMILIES = {
     "hunyuan_video": "runner.families.hunyuan_video.spec:HUNYUAN_VIDEO",
     "framepack": "runner.families.framepack.spec:FRAMEPACK",
     "flux1": "runner.families.flux1.spec:FLUX1",
+    "chroma": "runner.families.chroma.spec:CHROMA",
     "sd3": "runner.families.sd3.spec:SD3",
 }
 """The built-in ones. A new one is a line here."""

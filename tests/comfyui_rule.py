@@ -41,7 +41,7 @@ def key_map(family: str, keys: Iterable[str], config: Mapping[str, Any]) -> dict
             dashed = theirs.replace(".", "_")
             for name in (f"transformer.{theirs}", f"base_model.model.{theirs}", f"lora_transformer_{dashed}", f"lycoris_{dashed}"):  # fmt: skip
                 found[name] = place
-    if family == "flux1":
+    if family in ("flux1", "chroma"):
         for theirs, place in flux_names(config):
             dashed = theirs.replace(".", "_")
             for name in (f"transformer.{theirs}", f"lora_transformer_{dashed}", f"lycoris_{dashed}"):

@@ -40,6 +40,7 @@ TINY: dict[str, Any] = {
 VIDEO: dict[str, Any] = {"dataset": {"resolution": [32, 32]}, "sampling": {"width": 32, "height": 32}}
 FAMILY: dict[str, dict[str, Any]] = {
     "hunyuan_video": VIDEO,
+    "chroma": {"dataset": {"resolution": 32}, "sampling": {"width": 32, "height": 32}},
     "flux1": {"dataset": {"resolution": 32}, "sampling": {"width": 32, "height": 32}},
     "framepack": {
         "model": {"variant": "one_frame", "latent_window_size": 2},

@@ -44,7 +44,7 @@ _SAMPLER = {
     **dict.fromkeys(("k_dpm_2_a", "dpm_2_a"), '"dpm2_a"'), **dict.fromkeys(("unipcmultistep", "uni_pc"), '"unipc"'),
 }  # fmt: skip
 _NOT_HERE = (
-    "sd2", "sd2.1", "flux2", "flux.2", "wan", "wan2.1", "qwen", "qwen_image", "ltxvideo", "chroma",
+    "sd2", "sd2.1", "flux2", "flux.2", "wan", "wan2.1", "qwen", "qwen_image", "ltxvideo",
 )  # fmt: skip
 """Families of other tools that none here may be."""
 FOREIGN_VALUES: dict[str, dict[str, str]] = {

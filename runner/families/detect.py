@@ -13,7 +13,7 @@ from runner.families.spec import ModelProblem
 from runner.formats.headers import read_header
 
 _INDEXES = {
-    "StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux1", "FluxKontextPipeline": "flux1",
+    "StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux1", "FluxKontextPipeline": "flux1", "ChromaPipeline": "chroma",
     "HunyuanVideoPipeline": "hunyuan_video", "HunyuanVideoFramepackPipeline": "framepack",
 }  # fmt: skip
 _IN_SEVERAL_FILES = {"hunyuan_video": "hunyuan-video-lora", "framepack": "framepack-lora"}

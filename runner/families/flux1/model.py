@@ -70,6 +70,12 @@ def packed(latents: Tensor) -> Tensor:
     return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
+def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+    """The reverse in fp32, of the shape of `like`."""
+    grid = tokens.transpose(1, 2).unflatten(2, (like.shape[2] // 2, like.shape[3] // 2))
+    return nn.functional.pixel_shuffle(grid, 2).float()
+
+
 def positions(latents: Tensor, kind: int) -> Tensor:
     """[N, 3]: 0 for what is made, 1 for a reference; row; column."""
     height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
@@ -96,8 +102,7 @@ def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -
         timestep=t.expand(batch).float() / 1000, img_ids=where, txt_ids=where.new_zeros(hidden.shape[1], 3),
         guidance=None if guidance is None else guidance.expand(batch).float() / 1000, return_dict=False,
     )[0]  # fmt: skip
-    grid = answer[:, :count].transpose(1, 2).unflatten(2, (x_t.shape[2] // 2, x_t.shape[3] // 2))
-    return nn.functional.pixel_shuffle(grid, 2).float()
+    return unpacked(answer[:, :count], x_t)
 
 
 FLUX1 = bundle(

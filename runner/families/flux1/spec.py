@@ -29,10 +29,10 @@ from schemas.families.variants import VariantModel
 TRANSFORMER = ModuleClass(
     "FluxTransformer2DModel", flux_layers, attention="runner.families.parts.attention:text_first_attention"
 )
-_PLAIN = Naming("", "diffusers")
+PLAIN = Naming("", "diffusers")
 VAE = Part(
     "vae", "vae", AUTOENCODER_KL,
-    (_PLAIN, Naming("vae."), Naming("first_stage_model."), Naming("")), ("model", "vae"),
+    (PLAIN, Naming("vae."), Naming("first_stage_model."), Naming("")), ("model", "vae"),
 )  # fmt: skip
 FINDER = Finder(
     "flux1", "FLUX.1", CONFIGS / "flux1",
@@ -40,7 +40,7 @@ FINDER = Finder(
         Part(
             "denoiser", "transformer", TRANSFORMER,
             (
-                _PLAIN, Naming("model.diffusion_model."), Naming(""),
+                PLAIN, Naming("model.diffusion_model."), Naming(""),
                 Naming("model.diffusion_model.", layers=comfyui_layers), Naming("", layers=comfyui_layers),
             ),
             block=re.compile(BLOCK), wide=re.compile(r"\.norm"), fitted=fitted,
@@ -48,12 +48,12 @@ FINDER = Finder(
         VAE,
         Part(
             "text_encoder_1", "text_encoder", CLIP_TEXT,
-            (_PLAIN, Naming("text_model.", "diffusers"), Naming("text_encoders.clip_l.transformer.")),
+            (PLAIN, Naming("text_model.", "diffusers"), Naming("text_encoders.clip_l.transformer.")),
             ("model", "text_encoder_1"),
         ),
         Part(
             "text_encoder_2", "text_encoder_2", T5_ENCODER,
-            (_PLAIN, Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_2"),
+            (PLAIN, Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_2"),
         ),
     ),
     ("FluxPipeline", "FluxKontextPipeline"),
@@ -142,6 +142,14 @@ def _tokens(variant: str) -> int:
     return 256 if variant == "schnell" else 512
 
 
+ATTENTION = Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$"))
+
+
+def comfyui_name(original: str) -> str:
+    """What ComfyUI calls a layer: it names the parameter of norms."""
+    return f"{original}.scale" if original.endswith("_norm") else original
+
+
 _ADAPTABLE = Adaptable(
     tuple(part for part in FINDER.parts if part.name != "vae"),
     {
@@ -151,13 +159,12 @@ _ADAPTABLE = Adaptable(
     },
     {
         "default": Preset(re.compile(BLOCK), fused=True),
-        "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
+        "attention": ATTENTION,
         "diffusers": Preset(
             re.compile(BLOCK + r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$")
         ),
     },
-    "transformer_blocks.0.attn.to_q",
-    comfyui=lambda original: f"{original}.scale" if original.endswith("_norm") else original,
+    "transformer_blocks.0.attn.to_q", comfyui=comfyui_name,
 )  # fmt: skip
 
 
@@ -217,7 +224,13 @@ _DEFAULTS = Defaults(
     dtype="bf16", num_inference_steps=28, cfg_scale=1.0, sampler="euler", dialect="musubi", prediction_type="flow",
     max_token_length=512, timestep_sampling="logit_normal", timestep_shift="resolution", embedded_guidance=3.5,
 )  # fmt: skip
-_DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
+DISCRETE = dict.fromkeys(
+    (
+        "training.loss.min_snr_gamma", "training.loss.debiased_estimation", "training.loss.zero_terminal_snr",
+        "training.loss.scale_v_pred_loss_like_noise_pred", "training.loss.v_pred_like_loss",
+    ),
+    "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching",
+)  # fmt: skip
 _THIRD = "FLUX.1 has two text encoders"
 _RESIDUAL = "the transformer has no residual convolutions"
 _REFUSED = {
@@ -226,11 +239,7 @@ _REFUSED = {
     "model.prediction_type": "FLUX.1 predicts the flow's velocity",
     "model.clip_skip": "FLUX.1 takes CLIP's pooled output and T5's last layer",
     "sampling.prompt_weighting": "of CLIP only the pooled output is used, and T5 reads sentences",
-    "training.loss.min_snr_gamma": _DISCRETE,
-    "training.loss.debiased_estimation": _DISCRETE,
-    "training.loss.zero_terminal_snr": _DISCRETE,
-    "training.loss.scale_v_pred_loss_like_noise_pred": _DISCRETE,
-    "training.loss.v_pred_like_loss": _DISCRETE,
+    **DISCRETE,
     "model.text_encoder_3": _THIRD,
     "model.tokenizer_3": _THIRD,
     "training.components.text_encoder_3": _THIRD,

@@ -22,14 +22,20 @@ TRANSFORMER: dict[str, Any] = {
 def write_tiny(folder: Path, **changes: Any) -> None:
     """Writes a diffusers directory with random weights, always the same ones."""
     size = write_clip_tokenizer(folder / "tokenizer")
-    words = write_t5_tokenizer(folder / "tokenizer_2")
-    t5 = T5Config(
-        d_model=24, d_kv=8, num_heads=2, d_ff=32, num_layers=2, vocab_size=words, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False, is_encoder_decoder=True,
-    )  # fmt: skip
     with forked(0, "tiny"):
         FluxTransformer2DModel(**{**TRANSFORMER, **changes}).save_pretrained(folder / "transformer")
         write_vae(folder / "vae", shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
         write_clip(folder / "text_encoder", size, projected=False)
-        T5EncoderModel(t5).save_pretrained(folder / "text_encoder_2")
+        write_t5(folder / "text_encoder_2", folder / "tokenizer_2")
     write_settings(folder, CONFIGS / "flux1")
+
+
+def write_t5(folder: Path, tokenizer: Path) -> None:
+    """A T5 of the transformer's width and its tokenizer."""
+    T5EncoderModel(
+        T5Config(
+            d_model=TRANSFORMER["joint_attention_dim"], d_kv=8, num_heads=2, d_ff=32, num_layers=2,
+            vocab_size=write_t5_tokenizer(tokenizer), feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+            is_encoder_decoder=True,
+        )
+    ).save_pretrained(folder)  # fmt: skip

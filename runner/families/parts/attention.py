@@ -71,14 +71,17 @@ class TextFirst:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        seen: Tensor | None = None,
     ) -> Any:  # fmt: skip
+        """`seen`: which positions are looked at, bool [B, N]."""
         text = encoder_hidden_states
         q, k, v = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if text is not None:
             own = _heads(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"))
             q, k, v = (torch.cat(pair, dim=1) for pair in zip(own, (q, k, v), strict=True))
         rope = None if image_rotary_emb is None else (image_rotary_emb[0][None], image_rotary_emb[1][None])
-        mixed = attend(turned(q, rope), turned(k, rope), v, attention_mask, self.how).to(q.dtype)
+        mask = attention_mask if seen is None else seen
+        mixed = attend(turned(q, rope), turned(k, rope), v, mask, self.how).to(q.dtype)
         if text is None:
             return mixed
         rest, picture = mixed.split_with_sizes([text.shape[1], mixed.shape[1] - text.shape[1]], dim=1)

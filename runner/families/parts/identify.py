@@ -67,7 +67,7 @@ def _flux(tensors: Mapping[str, tuple[str, Shape]], has: Callable[..., bool]) ->
     if has("nerf_blocks."):
         return Kind("a Chroma Radiance transformer, which works on pixels")
     if has("distilled_guidance_layer."):
-        return Kind("a Chroma transformer")
+        return Kind("a Chroma transformer", "chroma")
     if not has("double_blocks.0.img_attn.norm.key_norm.") and not (
         has("single_transformer_blocks.0.proj_mlp.") and has("transformer_blocks.0.attn.add_k_proj.")
     ):

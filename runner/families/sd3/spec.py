@@ -133,7 +133,7 @@ _DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; th
 
 SD3 = FamilySpec(
     name="sd3",
-    other_names=("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0"),
+    other_names=("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0", "sd3.5", "sd35", "sd3_5", "sd3.5_medium", "sd3.5_large"),
     implementation="runner.families.sd3.model:SD3",
     title="Stable Diffusion 3 Medium",
     architecture="stable-diffusion-3-medium",
