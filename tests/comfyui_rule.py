@@ -194,9 +194,8 @@ def text_key_map(family: str, encoders: Mapping[str, Iterable[str]]) -> dict[str
                     found[prefix + short] = Place(f"{name}.{key}")
             elif module == "text_projection" and number < 3:
                 found[f"lora_te{number}_text_projection"] = Place(f"{name}.{key}")
-            elif (
-                family in ("sd3", "flux1") and not clip and "block." in module
-            ):  # T5 is the last; behind CLIP-L alone it has two numbers
+            elif family in ("sd3", "flux1", "chroma") and not clip and "block." in module:
+                # T5 is the last; behind CLIP-L alone it has two numbers
                 for own in (number, 3):
                     found[f"lora_te{own}_{module.replace('.', '_')}"] = Place(f"{name}.{key}")
     return found

@@ -127,7 +127,7 @@ def test_attention_of_text_encoders_before_peft(runs: Callable[[str], Prepared],
     torch.testing.assert_close(weights(merged_file(run, tmp_path / "x.safetensors"), [layer]), base + up @ down)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 def test_no_name_is_of_two_modules(runs: Callable[[str], Prepared], name: str) -> None:
     """Layers of one name are the parts of one module: their blocks of rows are all of them, each once."""
     run = runs(name)

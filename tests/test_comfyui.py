@@ -26,13 +26,13 @@ from tests.comfyui_rule import applied, key_map, text_key_map
 from tests.inprocess import prepared
 from tests.support import DATA, Place, family_changes
 
-FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"]
+FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"]
 KINDS = ["lora", "dora", "loha", "lokr", "oft"]
 OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
-ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux1": 2}
+ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux1": 2, "chroma": 1}
 KEY_LISTS = {
     "sd15": "checkpoint_sd15_keys", "sdxl": "checkpoint_sdxl_keys", "sd3": "checkpoint_sd3_medium_keys",
-    "hunyuan_video": "hunyuan_dit_keys", "framepack": "framepack_dit_keys", "flux1": "flux1_dev_bfl_keys",
+    "hunyuan_video": "hunyuan_dit_keys", "framepack": "framepack_dit_keys", "flux1": "flux1_dev_bfl_keys", "chroma": "chroma_bfl_keys",
 }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
 @pytest.mark.parametrize("pattern", list(PATTERNS))
-@pytest.mark.parametrize("name", ["sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 @pytest.mark.parametrize("form", ["comfyui", "kohya"])
 def test_patterns_inside_a_fused_module(
     family_place: Callable[..., Place], name: str, pattern: str, kind: str, form: str
@@ -159,15 +159,15 @@ def test_every_module_of_the_full_size_model_is_known(
     listed = json.loads((DATA / f"{KEY_LISTS[name]}.json").read_text())
     listed = listed.get("keys", listed)
     prefix = "model.diffusion_model."
-    keys = [key.removeprefix(prefix) for key in listed if key.startswith(prefix) or name in ("hunyuan_video", "framepack", "flux1")]  # fmt: skip
+    keys = [key.removeprefix(prefix) for key in listed if key.startswith(prefix) or name in ("hunyuan_video", "framepack", "flux1", "chroma")]  # fmt: skip
     known = set(key_map(name, keys, config))
     modules = file_modules(targets, "comfyui")
     unknown = [module.name for module in modules if not module.name.startswith("lora_te") and module.name not in known]
     assert not unknown
     assert len([module for module in modules if not module.name.startswith("lora_te")]) >= 40
     layers = {f"text_encoder_{n}": [f"encoder.layers.{i}.{part}.weight" for i in range(32) for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")))] for n in (1, 2)}  # fmt: skip
-    if name == "flux1":
-        layers["text_encoder_2"] = list(
+    if name in ("flux1", "chroma"):
+        layers[f"text_encoder_{ENCODERS[name]}"] = list(
             parameters(t5_layers(read_json(CONFIGS / "flux1" / "text_encoder_2" / "config.json")))
         )
     if name == "sd3":

@@ -23,7 +23,7 @@ from tests.stand_in import write_flux, write_stand_in, write_video
 from tests.support import Place, draw_clip, draw_pictures, merged
 
 GB = 10**9
-FAMILIES = ("sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1")
+FAMILIES = ("sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma")
 LIMITS = (8, 12, 16, 24)
 Planned = Callable[..., Plan]
 

@@ -80,7 +80,7 @@ def test_lean_full_fine_tunes_on_a_gpu(family_place: Callable[..., Place], kind:
     assert trained_bytes(place.file)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 def test_no_step_waits_for_a_gpu(family_place: Callable[..., Place], name: str) -> None:
     """After the first step, which warms up, PyTorch raises at whatever makes the host wait for the device."""
     place = family_place(name)

@@ -28,7 +28,7 @@ from tests.support import Place
 Make = Callable[..., Place]
 States = dict[str, dict[str, Tensor]]
 OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
-FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"]
+FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"]
 SCALES: dict[str, dict[str, Any]] = {
     "alpha": {"alpha": 1.0},
     "patterns": {"alpha": 3.0, "alpha_pattern": {"to_q": 0.5}, "rank_pattern": {"to_k": 4}},

@@ -40,7 +40,7 @@ def test_a_tokenizer_that_cannot_be_read_says_nothing(tmp_path: Path, content: s
         count_tokens(tmp_path / "tokenizer.json", ["a"])
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 def test_each_familys_tokens(family_place: Callable[..., Place], name: str) -> None:
     """As many as training's own tokenizer makes, for the encoder and the limit that the family names."""
     run = prepared(family_place(name, dataset={"held_out": None}).file)
@@ -52,7 +52,12 @@ def test_each_familys_tokens(family_place: Callable[..., Place], name: str) -> N
     texts = ["a red circle", LONG, "Ünï, code"]
     counted = count_tokens(tokenizer_file(run.model, encoder), texts)
     assert counted == [len(own(text, add_special_tokens=False).input_ids) for text in texts]
-    assert limit == {"sd15": 75, "sdxl": 75, "sd3": 255, "hunyuan_video": 256, "framepack": 256, "flux1": 511}[name]
+    assert (
+        limit
+        == {"sd15": 75, "sdxl": 75, "sd3": 255, "hunyuan_video": 256, "framepack": 256, "flux1": 511, "chroma": 511}[
+            name
+        ]
+    )
 
 
 def long_notes(place: Place, **model: Any) -> list[str]:

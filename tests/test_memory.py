@@ -25,7 +25,7 @@ from tests.inprocess import applied, planned, prepared, trained_bytes
 from tests.support import Place
 
 CPU = torch.device("cpu")
-FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1"]
+FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"]
 
 
 def losses(place: Place, **changes: Any) -> list[float]:

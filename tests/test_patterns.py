@@ -51,7 +51,7 @@ def test_what_is_written_is_read_again(
 
 @pytest.mark.parametrize("form", ["kohya", "comfyui"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr", "oft"])
-@pytest.mark.parametrize("name", ["sd15", "sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd15", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 def test_what_is_written_is_merged_first(
     family_place: Callable[..., Place], tmp_path: Path, name: str, kind: str, form: Any
 ) -> None:
@@ -72,7 +72,7 @@ def patterned(place: Place, **changes: Any) -> Path:
     return place.write({"network": {**NETWORK, **changes}, "training": {"checkpoints": {"dtype": "fp32"}}, "selection": {"strategy": "last", "publish": [{"format": "comfyui", "directory": "out", "mode": "copy"}]}})  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sd3", "hunyuan_video", "framepack", "flux1"])
+@pytest.mark.parametrize("name", ["sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
 def test_a_run_with_patterns_is_published_started_from_and_resumed(
     family_place: Callable[..., Place], name: str
 ) -> None:
