@@ -78,14 +78,14 @@ def write_video(folder: Path, family: str) -> None:
 
 
 def write_flux(folder: Path) -> None:
-    """The files of FLUX.1 under the names that the recipes use, and T5's tokenizer."""
+    """The files of FLUX.1 and Chroma under the names that people have, and T5's tokenizer."""
     from runner.families.parts.clip import clip_layers, t5_layers
     from runner.families.parts.files import CONFIGS
     from runner.families.parts.layers import parameters
     from runner.families.sd3.tiny import write_t5_tokenizer
 
-    for name in ("flux1-dev", "flux1-kontext-dev"):
-        write_shapes(folder / f"{name}.safetensors", json.loads((DATA / "flux1_dev_bfl_keys.json").read_text()))
+    for name, keys in (("flux1-dev", "flux1_dev"), ("flux1-kontext-dev", "flux1_dev"), ("Chroma1-HD", "chroma")):
+        write_shapes(folder / f"{name}.safetensors", json.loads((DATA / f"{keys}_bfl_keys.json").read_text()))
     write_shapes(folder / "ae.safetensors", json.loads((DATA / "flux_vae_bfl_keys.json").read_text()))
     for part, layers, prefix, file in (
         ("text_encoder", clip_layers, "text_model.", "clip_l"), ("text_encoder_2", t5_layers, "", "t5xxl_fp16"),

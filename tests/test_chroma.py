@@ -31,6 +31,7 @@ from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part, code
 from runner.formats.adapter_read import read_lora
 from runner.formats.adapter_write import diffusers_state, kohya_state
+from runner.inputs import SampleInputs
 from runner.networks.merge import merge_into
 from runner.networks.shapes import adapter_shapes
 from tests.inprocess import applied, prepared
@@ -130,8 +131,8 @@ def test_a_sample_is_that_of_diffusers_pipeline(family_place: Make) -> None:
     }
     place = family_place("chroma", training={"max_train_steps": 1}, sampling=sampling)
     outcome = applied(place.file, until="sample")
-    prompt = outcome.graph.sample.prompts[0]
-    ours = Image.open(prepared(place.file).store.item("samples", outcome.graph.sample.key(prompt, 0, "raw")))
+    prompt = outcome.graph.of(SampleInputs).prompts[0]
+    ours = Image.open(prepared(place.file).store.item("samples", outcome.graph.of(SampleInputs).key(prompt, 0, "raw")))
     theirs = pipeline_of(place)(
         prompt.prompt, negative_prompt="dark and long", width=48, height=32, num_inference_steps=4, guidance_scale=3.0,
         generator=torch.Generator().manual_seed(prompt.seed or 0),

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(made, name)
     write_flux(made)
     (made / "flux1-dev.safetensors").rename(made / "flux1.safetensors")
+    (made / "Chroma1-HD.safetensors").rename(made / "chroma.safetensors")
     (made / "FramePackI2V_HY_bf16.safetensors").rename(made / "framepack.safetensors")
     (made / "hunyuan.safetensors").rename(made / "hunyuan_video.safetensors")
     draw_pictures(made / "images", 6)
@@ -59,11 +60,14 @@ def document(family: str, method: str) -> dict[str, Any]:
         }  # fmt: skip
     if family == "framepack":
         model["image_encoder"] = "sigclip_vision_patch14_384.safetensors"
-    if family == "flux1":
+    if family in ("flux1", "chroma"):
+        number = 2 if family == "flux1" else 1
         model |= {
-            "vae": "ae.safetensors", "text_encoder_1": "clip_l.safetensors", "text_encoder_2": "t5xxl_fp16.safetensors",
-            "tokenizer_2": "t5-tokenizer",
-        }  # fmt: skip
+            "vae": "ae.safetensors",
+            f"text_encoder_{number}": "t5xxl_fp16.safetensors",
+            f"tokenizer_{number}": "t5-tokenizer",
+        }
+        model |= {"text_encoder_1": "clip_l.safetensors"} if family == "flux1" else {}
     found: dict[str, Any] = {
         "schema_version": 1, "run": {"name": "t"}, "model": model, "dataset": {"batch_size": 4, "sources": [source]},
         "training": {"max_train_steps": 10}, "sampling": {"prompts": [{"prompt": "a thing"}], "every_n_steps": 5},
