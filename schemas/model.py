@@ -57,7 +57,7 @@ class CommonModel(Section):
     """Use the text encoders' hidden states this many layers from the end (sd15, sdxl); 1 is the last layer, 2 is common for anime models. Unset: by family (sd15: 1, sdxl: 2)."""
 
     max_token_length: int | None = key(None, effect="trajectory", stage="cache.text", ge=1, le=100_000)
-    """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3, flux1: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256; flux1: 512, schnell 256)."""
+    """Tokens of a caption that are used. sd15, sdxl: 75, 150 or 225; the longer ones encode it in pieces of 75 and join them, as Kohya's tools do. sd3, flux1, chroma: T5's length, 77, 128, 154, 256 or 512. Unset: by family (75; sd3: 256; flux1, chroma: 512, schnell 256)."""
 
     quantization: Literal["none", "fp8", "fp8_scaled", "int8", "nf4"] = key("none", effect="trajectory", stage="train")
     """Holds the denoiser's frozen linear layers in fewer bits, for training an adapter: fp8 (e4m3), fp8_scaled (with a scale for each 64 weights), int8 (a scale for each row), nf4 (4 bits). Computed in the precision of training."""

@@ -142,7 +142,7 @@ class Timesteps(Section):
     sampling: Literal["uniform", "logit_normal", "sigmoid", "shift", "mode", "cosmap", "beta"] | None = key(
         None, effect="trajectory", stage="train"
     )
-    """Density of the noise levels. logit_normal, mode, cosmap: the SD3 paper's. sigmoid and shift: sigmoid of a normal number, as in Kohya's tools and musubi-tuner. Unset: by family (uniform; sd3, flux1: logit_normal)."""
+    """Density of the noise levels. logit_normal, mode, cosmap: the SD3 paper's. sigmoid and shift: sigmoid of a normal number, as in Kohya's tools and musubi-tuner. Unset: by family (uniform; sd3, flux1, chroma: logit_normal)."""
 
     shift: Annotated[float, Field(gt=0, le=100)] | Literal["resolution"] | None = key(
         None, effect="trajectory", stage="train"
@@ -168,7 +168,7 @@ class Timesteps(Section):
     """Second parameter of beta; larger trains less noise."""
 
     weighting: Literal["none", "sigma_sqrt", "cosmap"] = key("none", effect="trajectory", stage="train")
-    """Weight of the loss by noise level (sd3, flux1; the loss target is noise minus data). sigma_sqrt: 1 / sigma². cosmap: 2 / (pi (1 - 2 sigma + 2 sigma²))."""
+    """Weight of the loss by noise level (sd3, flux1, chroma; the loss target is noise minus data). sigma_sqrt: 1 / sigma². cosmap: 2 / (pi (1 - 2 sigma + 2 sigma²))."""
 
     min: int = key(0, effect="trajectory", stage="train", ge=0, le=999)
     """Lowest timestep, included."""

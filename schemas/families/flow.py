@@ -13,7 +13,7 @@ class FlowPrompt(Section):
     """Of families whose sampler moves its noise levels."""
 
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = key(None, effect="trajectory", stage="sample")
-    """Moves the sampler's noise levels towards noise (sd3, flux1, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; flux1, framepack: by the size)."""
+    """Moves the sampler's noise levels towards noise (sd3, flux1, chroma, hunyuan_video, framepack). Unset: by family (hunyuan_video: by the number of steps; flux1, framepack: by the size)."""
 
 
 class GuidancePrompt(Section):
