@@ -10,6 +10,7 @@ from runner.registry import FAMILIES, installed, named
 from schemas import RunConfig
 from schemas.base import Section
 from schemas.join import joined
+from schemas.model import Model
 from schemas.sampling import Prompt
 from schemas.walk import Key, section_of
 from schemas.walk import all_keys as keys_of
@@ -47,6 +48,14 @@ def prompt_class() -> type[Prompt]:
     for name in ("sampling", "prompts"):
         found = section_of(found.model_fields[name].annotation) or found
     assert issubclass(found, Prompt)
+    return found
+
+
+def model_class() -> type[Model]:
+    """The class of [model]."""
+    found = section_of(run_config().model_fields["model"].annotation)
+    assert found is not None
+    assert issubclass(found, Model)
     return found
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from runner.config.schema import model_class, prompt_class
 from runner.families.registry import family_spec, installed
 from runner.families.spec import FamilySpec
 from schemas.base import Section
-from schemas.model import CommonModel, Model
-from schemas.sampling import CommonOptions, PromptOptions
+from schemas.model import CommonModel
+from schemas.sampling import CommonOptions, Prompt, PromptOptions
 
 
 def foreign_prompt_keys(spec: FamilySpec) -> list[str]:
     """The keys of prompts that a family has not, in the order of the schema."""
-    return _others(PromptOptions, (CommonOptions, *spec.prompt_parts))
+    own = set(Prompt.model_fields) - set(PromptOptions.model_fields)
+    return [key for key in _others(prompt_class(), (CommonOptions, *spec.prompt_parts)) if key not in own]
 
 
 def foreign_model_keys(spec: FamilySpec) -> list[str]:
     """The keys of [model] that a family has not."""
-    return _others(Model, (CommonModel, *spec.model_parts))
+    return _others(model_class(), (CommonModel, *spec.model_parts))
 
 
 def whose_prompt_key(key: str) -> str:
