@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,39 @@ def test_without_the_package_it_is_no_family(place: Place) -> None:
     glowing(place)
     with pytest.raises(InvalidConfig, match=r"`model\.family` must be"):
         prepared(place.file)
+
+
+NAMED_ELSEWHERE = {
+    "runner/registry.py": "where they are",
+    "runner/config/prompt_options.py": "FramePack's own program has a dialect of prompts",
+    "runner/config/foreign.py": "flags of other tools' scripts",
+    "runner/cli/sample.py": "the option --one-frame",
+    "runner/dataset/folders.py": "one-frame keys of sources",
+    "runner/dataset/collect.py": "one-frame keys of sources",
+}
+"""File → why a built-in family's name stands in it, outside of families/."""
+
+
+def test_no_family_is_named_outside_its_folder() -> None:
+    found = set()
+    for file in sorted((ROOT / "runner").rglob("*.py")):
+        relative = file.relative_to(ROOT).as_posix()
+        if relative.startswith("runner/families/"):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            words = [node.value] if isinstance(node, ast.Constant) and id(node) not in texts else []
+            words += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for word in words:
+                if isinstance(word, str) and set(re.findall(r"\w+", word)) & set(registry.FAMILIES):
+                    found.add(relative)
+    assert found == set(NAMED_ELSEWHERE)
+
+
+def test_contributing_walks_through_its_files() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = [file.relative_to(ROOT).as_posix() for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".txt")]  # fmt: skip
+    assert [file for file in files if file not in text] == []
+    named = re.findall(r"`((?:runner|schemas|tests|recipes)/[\w/.-]+)`", text)
+    assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
