@@ -28,8 +28,8 @@ from tests.support import ROOT
 
 def finders() -> dict[str, Finder]:
     found = {}
-    for name, addresses in FAMILIES.items():
-        module = code(f"{addresses[0].partition(':')[0]}:__dict__")
+    for name, address in FAMILIES.items():
+        module = code(f"{address.partition(':')[0]}:__dict__")
         found |= {finder.family: finder for finder in module.values() if isinstance(finder, Finder) and finder.family == name}  # fmt: skip
     return found
 
