@@ -27,7 +27,8 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
     run = prepare(load(file), find_store(file.parent), may_defer=False)
     apply = Apply(run, Events(folder / "events.jsonl"), StopFlag(), "train", "")
     inputs = apply.graph.of(TrainInputs)
-    stage = TrainStage(apply.context, inputs, apply.encoders, "0" * 64, lambda _: None, lambda: None)  # type: ignore[arg-type, return-value]
+    encoders = (inputs.latent_encoder, inputs.text_encoder)
+    stage = TrainStage(apply.context, inputs, encoders, "0" * 64, lambda _: None, lambda: None)  # type: ignore[arg-type, return-value]
     loader = StepLoader(inputs, stage._sources()[0], 0)
     tensors: dict[str, torch.Tensor] = {}
     for step, batches in zip(range(steps), loader.steps_from(0), strict=False):

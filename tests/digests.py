@@ -64,8 +64,8 @@ METHODS: dict[str, tuple[dict[str, Any], int | None]] = {
 """Method → changes, and the step after which it is stopped and resumed."""
 
 
-FEW = ("sd15 lora cached", "sdxl full uncached", "sd3 lora uncached", "hunyuan_video full cached")
-"""Each method and most families once."""
+FEW = ("sd15 lora cached", "sd3 full uncached")
+"""Every setting of the methods but block swap."""
 
 
 def found(folder: Path, few: bool) -> dict[str, dict[str, str]]:

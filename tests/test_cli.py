@@ -82,6 +82,7 @@ def test_recipes_are_listed_and_copied(place: Place) -> None:
     assert "did you mean" in place.run("copy", "quikstart", "x").err
 
 
+@pytest.mark.slow
 def test_copied_recipes_run_with_a_step(place: Place) -> None:
     target = place.folder / "mine"
     place.run("copy", "quickstart", str(target), "--set", "training.max_train_steps=2", "--set", "sampling.num_inference_steps=2").ok()  # fmt: skip

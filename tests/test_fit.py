@@ -131,7 +131,7 @@ def test_a_remedy_changes_what_it_says(planned: Planned, family: str, method: st
             if loaded.errors:
                 continue
             alone = make_plan(prepare(loaded, plan.prepared.store))
-            asked = memory_question(alone, trained_numbers(alone)[0], "cuda")
+            asked = memory_question(alone, trained_numbers(alone.prepared)[0], "cuda")
             assert predict(asked).phases == predict(remedy.change(question)).phases, remedy.settings
             names.add(remedy.group)
     video = family == "framepack"

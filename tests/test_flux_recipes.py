@@ -14,6 +14,8 @@ from tests.inprocess import planned, prepared
 from tests.stand_in import write_flux
 from tests.support import ROOT, Place, draw_pictures
 
+pytestmark = pytest.mark.slow
+"""They read the digests of files of full size."""
 RECIPES = {"flux-dev-lora": (494, 0), "flux-dev-full": (0, 11_901_408_320), "flux-kontext-lora": (494, 0)}
 """Recipe → layers with adapters, weights that train whole."""
 

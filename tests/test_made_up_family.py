@@ -34,29 +34,24 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def glowing(place: Place, **prompt: object) -> Path:
     prompts = [{"prompt": "a red circle", "seed": 5, **prompt}]
-    return place.write({"model": {"family": "made_up"}, "sampling": {"prompts": prompts}})
+    training = {"max_train_steps": 2, "checkpoints": {"every_n_steps": 2, "state_every_n_steps": 1}}
+    return place.write({"model": {"family": "made_up"}, "training": training, "sampling": {"prompts": prompts}})
 
 
 @pytest.mark.usefixtures("installed")
 def test_it_trains_resumes_samples_and_is_chosen(place: Place) -> None:
-    calm = trained_bytes(glowing(place, glow=2.0))
-    outcome = applied(place.file)
+    outcome = applied(glowing(place, glow=2.0))
     assert outcome.published
     assert set(actions(planned(place.file)).values()) == {"="}
-    picture = next((place.output / "samples").glob("step-00000006*.png"))
-    first = picture.read_bytes()
-    stopped_anew(place, 3)
-    assert trained_bytes(place.file) == calm
-    applied(glowing(place))
-    assert picture.read_bytes() != first, "the glow shows in the picture"
-
-
-@pytest.mark.usefixtures("installed")
-def test_its_reason_names_its_key(place: Place) -> None:
-    applied(glowing(place, glow=2.0))
     plan = planned(glowing(place, glow=3.0))
     assert plan.actions["sample"].reasons == ["sampling.prompts[0].glow 2.0 → 3.0"]
     assert plan.actions["train"].symbol == "="
+    picture = place.output / "samples" / "step-00000002-prompt-01.png"
+    first, calm = picture.read_bytes(), trained_bytes(place.file)
+    applied(place.file)
+    assert picture.read_bytes() != first, "the glow shows in the picture"
+    stopped_anew(place, 0)
+    assert trained_bytes(place.file) == calm
 
 
 @pytest.mark.usefixtures("installed")

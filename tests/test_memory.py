@@ -196,6 +196,7 @@ def test_bf16_weights_with_stochastic_rounding_learn(family_place: Callable[...,
     assert changed > 100
 
 
+@pytest.mark.slow
 def test_tiles_encode_nearly_the_same(place: Place) -> None:
     """A picture larger than a tile: other latents, near those of the whole; its key is another."""
     from tests.support import draw_pictures

@@ -94,7 +94,7 @@ def test_a_list_of_what_a_run_needs_that_is_none(empty: Place, content: bytes) -
     assert listed.err == "note: run 't' has no list of what it needs; nothing is deleted\nnothing to delete\n"
     items = file.with_suffix(".items.gz")
     items.write_bytes(gzip.compress(content))
-    assert Applied({}, items).items() == {}
+    assert Applied({}, file).items == {}
 
 
 def test_links_in_the_store_go_and_what_they_name_stays(empty: Place) -> None:

@@ -76,8 +76,14 @@ def test_tensor_by_tensor_goes_on_where_it_was(place: Place, kind: str, memory: 
     assert trained_bytes(place.file) == calm
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux1"])
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        pytest.param(name, whole, id=f"{name}-{'full' if whole else 'lora'}", marks=[pytest.mark.slow] * ((name, whole) != ("sd3", False)))
+        for name in ("sdxl", "sd3", "flux1")
+        for whole in (False, True)
+    ],
+)  # fmt: skip
 def test_kills_of_each_family_change_no_byte(family_place: Callable[..., Place], name: str, whole: bool) -> None:
     """Applied through the command line, killed in training and in publishing, and applied again."""
     encoders = {"text_encoder_1": True} if whole else {"text_encoder_1": True, "text_encoder_2": 1e-4}
