@@ -157,6 +157,7 @@ def picture_of(place: Place, folder: Path, *arguments: str) -> NDArray[np.int16]
     return np.asarray(Image.open(made[-1])).astype(np.int16)
 
 
+@pytest.mark.slow
 def test_lora_files_are_merged_for_sampling(finished: Place, tmp_path: Path) -> None:
     """The run's own LoRA merged into the base makes the checkpoint's picture; patterns and factors take from it."""
     kohya, peft = tmp_path / "kohya.safetensors", tmp_path / "peft.safetensors"
