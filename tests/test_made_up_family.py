@@ -34,7 +34,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def glowing(place: Place, **prompt: object) -> Path:
     prompts = [{"prompt": "a red circle", "seed": 5, **prompt}]
-    training = {"max_train_steps": 2, "checkpoints": {"every_n_steps": 2, "state_every_n_steps": 1}}
+    training = {"max_train_steps": 4, "checkpoints": {"every_n_steps": 4, "state_every_n_steps": 1}}
     return place.write({"model": {"family": "made_up"}, "training": training, "sampling": {"prompts": prompts}})
 
 
@@ -46,11 +46,11 @@ def test_it_trains_resumes_samples_and_is_chosen(place: Place) -> None:
     plan = planned(glowing(place, glow=3.0))
     assert plan.actions["sample"].reasons == ["sampling.prompts[0].glow 2.0 → 3.0"]
     assert plan.actions["train"].symbol == "="
-    picture = place.output / "samples" / "step-00000002-prompt-01.png"
+    picture = place.output / "samples" / "step-00000004-prompt-01.png"
     first, calm = picture.read_bytes(), trained_bytes(place.file)
     applied(place.file)
     assert picture.read_bytes() != first, "the glow shows in the picture"
-    stopped_anew(place, 0)
+    stopped_anew(place, 1)
     assert trained_bytes(place.file) == calm
 
 
