@@ -326,6 +326,18 @@ STILLS_REFUSED = {
     "training.raw_embedded_guidance": "its denoiser is told no guidance",
 }
 """Keys that families of stills cannot use."""
+FLOW_REFUSED = dict.fromkeys(
+    (
+        "training.loss.min_snr_gamma", "training.loss.debiased_estimation", "training.loss.zero_terminal_snr",
+        "training.loss.scale_v_pred_loss_like_noise_pred", "training.loss.v_pred_like_loss",
+    ),
+    "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching",
+)  # fmt: skip
+"""Keys that families of flow matching cannot use."""
+TRANSFORMER_REFUSED = dict.fromkeys(
+    ("network.conv_rank", "network.conv_alpha"), "the transformer has no residual convolutions"
+)
+"""Keys that families whose denoiser is a transformer cannot use."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.families.chroma.architecture import chroma_layers, comfyui_layers, fitted
 from runner.families.flux1.architecture import BLOCK
-from runner.families.flux1.spec import ATTENTION, DISCRETE, PLAIN, VAE, comfyui_name, swap_rule
+from runner.families.flux1.spec import ATTENTION, PLAIN, VAE, comfyui_name, swap_rule
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import T5_ENCODER
@@ -16,8 +16,17 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
-from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import (
+    FLOW_REFUSED,
+    STILLS_REFUSED,
+    TRANSFORMER_REFUSED,
+    Defaults,
+    FamilySpec,
+    Model,
+    ModelProblem,
+)
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt
 
@@ -62,12 +71,7 @@ def inspect(config: RunConfig, folder: Path) -> Model:
             f"text_encoder_1 gives {t5['d_model']} numbers a token, the transformer takes {transformer['joint_attention_dim']}",
         )
     tokenizers = FINDER.tokenizers(config, folder, place, components)
-    if tokenizers.places["text_encoder_1"] is None:
-        raise ModelProblem(
-            ("model", "tokenizer_1") if config.model.tokenizer_1 else CHECKPOINT,
-            "the T5 text encoder needs its tokenizer, which no single file holds",
-            "name its folder (tokenizer.json or spiece.model) with model.tokenizer_1",
-        )
+    need_t5(config, tokenizers.places, 1)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return Model(
         family="chroma",
@@ -126,12 +130,11 @@ CHROMA = FamilySpec(
     ),
     refused_keys={
         **STILLS_REFUSED,
-        **DISCRETE,
+        **FLOW_REFUSED,
         "model.prediction_type": "Chroma predicts the flow's velocity",
         "model.clip_skip": "Chroma takes T5's last layer",
         "sampling.prompt_weighting": "T5 reads sentences; weights of words are for CLIP alone",
-        "network.conv_rank": "the transformer has no residual convolutions",
-        "network.conv_alpha": "the transformer has no residual convolutions",
+        **TRANSFORMER_REFUSED,
         **{f"model.{name}_{number}": _ONE for name in ("text_encoder", "tokenizer") for number in (2, 3)},
         **{f"training.components.text_encoder_{number}": _ONE for number in (2, 3)},
     },

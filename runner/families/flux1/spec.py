@@ -19,8 +19,19 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS, read_json
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
-from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem, Stated, SwapRule
+from runner.families.spec import (
+    FLOW_REFUSED,
+    STILLS_REFUSED,
+    TRANSFORMER_REFUSED,
+    Defaults,
+    FamilySpec,
+    Model,
+    ModelProblem,
+    Stated,
+    SwapRule,
+)
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt
 from schemas.families.references import ReferencesPrompt
@@ -86,12 +97,7 @@ def inspect(config: RunConfig, folder: Path) -> Model:
             key: KeyPath = ("model", name) if getattr(config.model, name) else CHECKPOINT
             raise ModelProblem(key, f"{name} gives {own} numbers a token, the transformer takes {wanted}")
     tokenizers = FINDER.tokenizers(config, folder, place, components)
-    if tokenizers.places["text_encoder_2"] is None:
-        raise ModelProblem(
-            ("model", "tokenizer_2") if config.model.tokenizer_2 else CHECKPOINT,
-            "the T5 text encoder needs its tokenizer, which no single file holds",
-            "name its folder (tokenizer.json or spiece.model) with model.tokenizer_2",
-        )
+    need_t5(config, tokenizers.places, 2)
     variant = _variant(config, place, bool(transformer["guidance_embeds"]))
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     scheduler = FINDER.scheduler(place)
@@ -224,27 +230,18 @@ _DEFAULTS = Defaults(
     dtype="bf16", num_inference_steps=28, cfg_scale=1.0, sampler="euler", dialect="musubi", prediction_type="flow",
     max_token_length=512, timestep_sampling="logit_normal", timestep_shift="resolution", embedded_guidance=3.5,
 )  # fmt: skip
-DISCRETE = dict.fromkeys(
-    (
-        "training.loss.min_snr_gamma", "training.loss.debiased_estimation", "training.loss.zero_terminal_snr",
-        "training.loss.scale_v_pred_loss_like_noise_pred", "training.loss.v_pred_like_loss",
-    ),
-    "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching",
-)  # fmt: skip
 _THIRD = "FLUX.1 has two text encoders"
-_RESIDUAL = "the transformer has no residual convolutions"
 _REFUSED = {
     **{name: why for name, why in STILLS_REFUSED.items() if name != "training.embedded_guidance"},
     "training.raw_embedded_guidance": "FLUX.1 is told 1000 times the guidance in every tool",
     "model.prediction_type": "FLUX.1 predicts the flow's velocity",
     "model.clip_skip": "FLUX.1 takes CLIP's pooled output and T5's last layer",
     "sampling.prompt_weighting": "of CLIP only the pooled output is used, and T5 reads sentences",
-    **DISCRETE,
+    **FLOW_REFUSED,
     "model.text_encoder_3": _THIRD,
     "model.tokenizer_3": _THIRD,
     "training.components.text_encoder_3": _THIRD,
-    "network.conv_rank": _RESIDUAL,
-    "network.conv_alpha": _RESIDUAL,
+    **TRANSFORMER_REFUSED,
 }
 
 FLUX1 = FamilySpec(

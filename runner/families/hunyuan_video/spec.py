@@ -20,7 +20,16 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.spec import Component, Defaults, FamilySpec, Model, ModelProblem, SwapRule
+from runner.families.spec import (
+    FLOW_REFUSED,
+    TRANSFORMER_REFUSED,
+    Component,
+    Defaults,
+    FamilySpec,
+    Model,
+    ModelProblem,
+    SwapRule,
+)
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
 from schemas.families.video import VideoPrompt
@@ -116,20 +125,14 @@ def text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
     return "text_encoder_1", TEXT_TOKENS
 
 
-_DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
 REFUSED = {
     "model.prediction_type": "HunyuanVideo predicts the flow's velocity",
     "model.clip_skip": "its texts are LLaMA's last but two layer and CLIP's pooled output",
     "model.max_token_length": "its text is 256 tokens long",
-    "training.loss.min_snr_gamma": _DISCRETE,
-    "training.loss.debiased_estimation": _DISCRETE,
-    "training.loss.zero_terminal_snr": _DISCRETE,
-    "training.loss.scale_v_pred_loss_like_noise_pred": _DISCRETE,
-    "training.loss.v_pred_like_loss": _DISCRETE,
+    **FLOW_REFUSED,
     "training.components.text_encoder_1": "its text encoders do not train, in no tool; only the transformer does",
     "training.components.text_encoder_2": "its text encoders do not train, in no tool; only the transformer does",
-    "network.conv_rank": "the transformer has no residual convolutions",
-    "network.conv_alpha": "the transformer has no residual convolutions",
+    **TRANSFORMER_REFUSED,
     "sampling.prompt_weighting": "LLaMA reads sentences; weights of words are for CLIP alone",
 }
 """Keys that neither HunyuanVideo nor FramePack can use."""

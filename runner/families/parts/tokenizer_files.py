@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from runner.families.locate import KeyPath, locate_model
-from runner.families.parts.files import BUILTIN
+from runner.families.parts.files import BUILTIN, CHECKPOINT
 from runner.families.spec import ModelProblem
 from schemas import RunConfig
 
@@ -34,6 +35,17 @@ def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) ->
         if candidate.is_dir() and tokenizer_files(own):
             return own
     return None
+
+
+def need_t5(config: RunConfig, places: Mapping[str, Path | None], number: int) -> None:
+    """Raises `ModelProblem` where T5 is text encoder `number` and its tokenizer was not found: none is built in."""
+    if places[f"text_encoder_{number}"] is None:
+        key = f"tokenizer_{number}"
+        raise ModelProblem(
+            ("model", key) if getattr(config.model, key) else CHECKPOINT,
+            "the T5 text encoder needs its tokenizer, which no single file holds",
+            f"name its folder (tokenizer.json or spiece.model) with model.{key}",
+        )
 
 
 def tokenizer_files(folder: Path | None) -> tuple[Path, ...]:

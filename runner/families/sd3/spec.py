@@ -15,10 +15,19 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
+from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
 from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.memory import forward, saved
-from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import (
+    FLOW_REFUSED,
+    STILLS_REFUSED,
+    TRANSFORMER_REFUSED,
+    Defaults,
+    FamilySpec,
+    Model,
+    ModelProblem,
+)
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt
 
@@ -66,12 +75,8 @@ def inspect(config: RunConfig, folder: Path) -> Model:
             CHECKPOINT, f"the text encoders give {pooled} pooled numbers, the transformer takes {transformer['pooled_projection_dim']}"
         )  # fmt: skip
     tokenizers = FINDER.tokenizers(config, folder, place, components)
-    if "text_encoder_3" in components and tokenizers.places["text_encoder_3"] is None:
-        raise ModelProblem(
-            ("model", "tokenizer_3") if config.model.tokenizer_3 else CHECKPOINT,
-            "the T5 text encoder needs its tokenizer, which no single file holds",
-            "name its folder (tokenizer.json or spiece.model) with model.tokenizer_3",
-        )
+    if "text_encoder_3" in components:
+        need_t5(config, tokenizers.places, 3)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     patch = int(transformer["patch_size"])
     length = int(clip[0]["max_position_embeddings"]) + (config.model.max_token_length or 256)
@@ -129,8 +134,6 @@ def of_variant(model: Model) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-_DISCRETE = "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching"
-
 SD3 = FamilySpec(
     name="sd3",
     other_names=("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0", "sd3.5", "sd35", "sd3_5", "sd3.5_medium", "sd3.5_large"),
@@ -158,12 +161,7 @@ SD3 = FamilySpec(
         **STILLS_REFUSED,
         "model.prediction_type": "Stable Diffusion 3 predicts the flow's velocity",
         "model.clip_skip": "Stable Diffusion 3 always takes the last but one layer of CLIP",
-        "training.loss.min_snr_gamma": _DISCRETE,
-        "training.loss.debiased_estimation": _DISCRETE,
-        "training.loss.zero_terminal_snr": _DISCRETE,
-        "training.loss.scale_v_pred_loss_like_noise_pred": _DISCRETE,
-        "training.loss.v_pred_like_loss": _DISCRETE,
-        "network.conv_rank": "the transformer has no residual convolutions",
-        "network.conv_alpha": "the transformer has no residual convolutions",
+        **FLOW_REFUSED,
+        **TRANSFORMER_REFUSED,
     },
 )  # fmt: skip
