@@ -6,8 +6,8 @@ A package outside of this one brings a family by an entry point of the group `ru
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Protocol
 
 from schemas.base import Section
@@ -52,11 +52,5 @@ def installed() -> dict[str, str]:
 
 def named(name: str) -> Named:
     """A family's half that needs no torch."""
-    found: Named = at(FAMILIES.get(name) or installed()[name])  # type: ignore[assignment]
+    found: Named = resolve_name(FAMILIES.get(name) or installed()[name])
     return found
-
-
-def at(address: str) -> object:
-    """What "module:NAME" names."""
-    module, _, attribute = address.partition(":")
-    return getattr(import_module(module), attribute)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import diffusers
@@ -28,7 +29,7 @@ from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.layers import count, origins, parameters
 from runner.families.parts.load import from_origin
 from runner.families.parts.modules import make_module
-from runner.families.parts.part import Part, code
+from runner.families.parts.part import Part
 from runner.formats.adapter_read import read_lora
 from runner.formats.adapter_write import diffusers_state, kohya_state
 from runner.inputs import SampleInputs
@@ -86,8 +87,8 @@ def fixture() -> tuple[Any, dict[str, Any], dict[str, Tensor], Callable[[], Tens
     }
     module.load_state_dict(found, strict=True)
     assert DENOISER.module.finish is not None
-    code(DENOISER.module.finish)(module, LoadOptions(torch.float32, torch.device("cpu")))
-    code(DENOISER.module.attention)(module, Attention())
+    resolve_name(DENOISER.module.finish)(module, LoadOptions(torch.float32, torch.device("cpu")))
+    resolve_name(DENOISER.module.attention)(module, Attention())
     rows, columns = (int(file["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
     x = torch.nn.functional.pixel_shuffle(file["packed_input"].transpose(1, 2).unflatten(2, (rows, columns)), 2)
     mask = (torch.arange(file["text"].shape[1]) <= file["token_mask"].sum(1, keepdim=True)).float()

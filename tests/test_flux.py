@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.flux1.architecture import flux_layers
 from runner.families.flux1.model import denoise, packed
@@ -237,3 +238,21 @@ def test_text_is_encoded_as_in_the_pipeline(family_place: Make) -> None:
     hidden, pooled, _ = pipeline.encode_prompt(texts)
     torch.testing.assert_close(ours["hidden"], hidden, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours["pooled"], pooled)
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "why"),
+    [
+        ("kontext", {"control_masks": ["pics/0.png"]}, "`control_masks`: reference pictures are seen whole"),
+        ("dev", {"control_images": ["pics/0.png"]}, "`control_images`: this model sees no reference pictures"),
+        ("kontext", {"control_images": ["pics/0.png"] * 2}, None),
+    ],
+)
+def test_references_that_a_model_cannot_use(
+    family_place: Make, variant: str, given: dict[str, Any], why: str | None
+) -> None:
+    place = family_place("flux1", model={"variant": variant}, sampling={"prompts": [{"prompt": "a", **given}]})
+    with pytest.raises(InvalidConfig) as caught:
+        prepared(place.file)
+    expected = f"prompt 1: family flux1 cannot use {why}" if why else "prompt 1: there are 2 control images; the model takes 1"  # fmt: skip
+    assert [finding.message for finding in caught.value.diagnostics] == [expected]

@@ -6,6 +6,7 @@ import ast
 import re
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from runner.families.parts.files import read_json
 from runner.families.parts.layers import Layer, Origin
 from runner.families.parts.load import load_part
 from runner.families.parts.modules import make_module
-from runner.families.parts.part import ModuleClass, Naming, Part, code
+from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.registry import FAMILIES, family
 from runner.families.spec import Component, Model
 from tests.support import ROOT
@@ -29,7 +30,7 @@ from tests.support import ROOT
 def finders() -> dict[str, Finder]:
     found = {}
     for name, address in FAMILIES.items():
-        module = code(f"{address.partition(':')[0]}:__dict__")
+        module = resolve_name(f"{address.partition(':')[0]}:__dict__")
         found |= {finder.family: finder for finder in module.values() if isinstance(finder, Finder) and finder.family == name}  # fmt: skip
     return found
 
@@ -48,7 +49,7 @@ def test_every_part_has_its_attention_and_its_tiles(name: str, tmp_path: Path) -
     for part in finders()[name].parts:
         with torch.device("meta"):
             module: Any = make_module(part.module, read_json(tmp_path / part.folder / "config.json"))
-        code(part.module.attention)(module, Attention(eager=True))
+        resolve_name(part.module.attention)(module, Attention(eager=True))
         if part.module.model_type is not None:
             assert module.config._attn_implementation == "eager", part.name
             assert module.config_class.model_type == part.module.model_type
@@ -57,9 +58,9 @@ def test_every_part_has_its_attention_and_its_tiles(name: str, tmp_path: Path) -
         left = [type(own).__name__ for own in processors if "2_0" in type(own).__name__]
         assert left == [], part.name
         assert all(own.how.eager for own in processors if hasattr(own, "how")), part.name
-        code(part.module.recompute)
+        resolve_name(part.module.recompute)
         if part.name == "vae":
-            code(part.module.tile)(module, 64, None)
+            resolve_name(part.module.tile)(module, 64, None)
             assert module.use_tiling
 
 

@@ -231,20 +231,20 @@ def stills(readying: Readying, index: int, options: Any) -> tuple[int, PromptPar
     usual = readying.spec.defaults.embedded_guidance
     guidance = usual if usual is None or options.embedded_guidance is None else options.embedded_guidance
     references = _references(readying, options)
-    return 1, StillPart(guidance, shift, references=references) if references else _part(guidance, shift)
-
-
-def _part(guidance: float | None, shift: float | None) -> PromptPart | None:
-    return None if guidance is None and shift is None else PromptPart(guidance, shift)
+    if references:
+        return 1, StillPart(guidance, shift, references=references)
+    return 1, None if guidance is None and shift is None else PromptPart(guidance, shift)
 
 
 def _references(readying: Readying, options: Any) -> tuple[tuple[PromptFile, Size], ...]:
     """The reference pictures, and the sizes that they are resized to."""
     rule = readying.spec.references_of(readying.model)
-    if rule is None or options.control_images is None:
+    if rule is None:
         readying.refuse(options, ("control_images", "control_masks"), "this model sees no reference pictures")
         return ()
     readying.refuse(options, ("control_masks",), "reference pictures are seen whole")
+    if options.control_images is None:
+        return ()
     if len(options.control_images) > rule.most:
         raise PromptProblem("control_images", f"there are {len(options.control_images)} control images; the model takes {rule.most}")  # fmt: skip
     files = [readying.file("control_images", name) for name in options.control_images]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from runner.families.spec import FamilySpec
-from runner.registry import FAMILIES, at, installed, named
+from runner.registry import FAMILIES, installed, named
 
 if TYPE_CHECKING:
     from runner.families.contract import Family
@@ -22,5 +23,5 @@ def family_spec(name: str) -> FamilySpec:
 
 def family(name: str) -> Family:
     """The half with torch."""
-    bundle: Family = at(family_spec(name).implementation)  # type: ignore[assignment]
+    bundle: Family = resolve_name(family_spec(name).implementation)
     return bundle

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -28,9 +29,8 @@ def optimizer_class(kind: str) -> type[torch.optim.Optimizer]:
     known = OPTIMIZERS.get(kind)
     if known is None:
         return _named_class(kind)
-    module, _, name = known.address.partition(":")
     try:
-        found: type[torch.optim.Optimizer] = getattr(import_module(module), name)
+        found: type[torch.optim.Optimizer] = resolve_name(known.address)
     except ImportError:
         raise RunFailed(
             f'optimizer "{kind}" needs the package {known.package}',

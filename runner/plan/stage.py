@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from runner.dataset.buckets import View
@@ -138,6 +138,5 @@ class Stage(ABC, Generic[I]):
 
     def run(self, job: Any, inputs: I) -> None:
         """Does it."""
-        module, _, name = self.address.partition(":")
-        work: Callable[[Any, I], None] = getattr(import_module(module), name)
+        work: Callable[[Any, I], None] = resolve_name(self.address)
         work(job, inputs)

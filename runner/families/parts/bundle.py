@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from runner.families.contract import Family, LoadOptions
 from runner.families.parts.autoencode import decode_latents, encode_images
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.load import load_part
-from runner.families.parts.part import Naming, code
+from runner.families.parts.part import Naming
 from runner.families.parts.save import States, original_component, save_pipeline, single_file
 from runner.families.spec import FamilySpec, Model
 
@@ -28,13 +29,13 @@ def bundle(
         return load_part(parts[name], model, options)
 
     def recompute(name: str, module: nn.Module) -> None:
-        code(parts[name].module.recompute)(module)
+        resolve_name(parts[name].module.recompute)(module)
 
     def tile(vae: nn.Module, side: int | None, strip: int | None) -> None:
         kind = parts["vae"].module
         if side is not None or strip is not None:
             assert kind.tile is not None, f"nothing says how {kind.name} works in tiles"
-            code(kind.tile)(vae, side, strip)
+            resolve_name(kind.tile)(vae, side, strip)
 
     def save(folder: Path, model: Model, states: States, prediction_type: str, zero_terminal_snr: bool) -> None:
         save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type, zero_terminal_snr)

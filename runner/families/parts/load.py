@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from runner.families.contract import LoadOptions
 from runner.families.parts.attention import Attention
 from runner.families.parts.layers import Origin
 from runner.families.parts.modules import make_module
-from runner.families.parts.part import Part, code
+from runner.families.parts.part import Part
 from runner.families.spec import Component, Model
 from runner.formats.tensors import read_tensors
 from runner.networks.quantize import quantize
@@ -101,9 +102,9 @@ def from_origin(tensor: Tensor, origin: Origin) -> Tensor:
 def _finished(module: nn.Module, part: Part, options: LoadOptions) -> nn.Module:
     kind = part.module
     if kind.finish is not None:
-        code(kind.finish)(module, options)
+        resolve_name(kind.finish)(module, options)
     if options.device.type != "meta":
         left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
         assert not left, f"{left[0]} of {kind.name} is in no file, and its `finish` does not make it"
-    code(kind.attention)(module, Attention(options.attention == "eager", options.split_attention))
+    resolve_name(kind.attention)(module, Attention(options.attention == "eager", options.split_attention))
     return module.requires_grad_(False).eval()

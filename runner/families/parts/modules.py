@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import nn
 
 from runner.families.contract import LoadOptions
-from runner.families.parts.part import ModuleClass, code
+from runner.families.parts.part import ModuleClass
 
 
 def make_module(kind: ModuleClass, config: Mapping[str, Any]) -> nn.Module:
     """A module of a class, with weights as it draws them."""
-    module: nn.Module = code(kind.build)(kind, json.loads(json.dumps({**config, **kind.settings})))
+    module: nn.Module = resolve_name(kind.build)(kind, json.loads(json.dumps({**config, **kind.settings})))
     return module
 
 
 def from_diffusers(kind: ModuleClass, config: dict[str, Any]) -> nn.Module:
-    module: nn.Module = code(kind.source or f"diffusers:{kind.name}").from_config(config)
+    module: nn.Module = resolve_name(kind.source or f"diffusers:{kind.name}").from_config(config)
     return module
 
 
 def from_transformers(kind: ModuleClass, config: dict[str, Any]) -> nn.Module:
-    cls = code(kind.source or f"transformers:{kind.name}")
+    cls = resolve_name(kind.source or f"transformers:{kind.name}")
     module: nn.Module = cls(cls.config_class(**config))
     return module
 

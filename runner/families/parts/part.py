@@ -1,6 +1,6 @@
 """A component of a family as data: its class, its files' names, its repeated blocks; torch-free.
 
-Code that needs torch is named by its address ("package.module:name"), which `code` looks up where it is wanted.
+Code that needs torch is named by its address ("package.module:name"), which `pkgutil.resolve_name` looks up where it is wanted.
 """
 
 from __future__ import annotations
@@ -8,18 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from importlib import import_module
 from typing import Any, Literal
 
 from runner.families.locate import KeyPath
 from runner.families.parts.layers import Config, Layer, Layers
 from runner.families.parts.tokenizer_kinds import TokenizerKind
-
-
-def code(address: str) -> Any:
-    """What stands at an address, "package.module:name"."""
-    module, _, name = address.partition(":")
-    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from runner.errors import RunFailed
-from runner.families.parts.part import code
 from runner.families.parts.tokenizer_kinds import TEXT
 from runner.families.parts.weighting import parse_weights
 from runner.families.spec import Model
@@ -57,7 +57,7 @@ def _load_tokenizer(model: Model, name: str, pad: str) -> Any:
     folder, kind = model.tokenizers[name], model.components[name].tokenizer
     assert kind is not None
     try:
-        tokenizer = _builtin_clip(pad) if folder is None else code(kind.load)(folder)
+        tokenizer = _builtin_clip(pad) if folder is None else resolve_name(kind.load)(folder)
         ids = tuple(tokenizer(TEXT).input_ids)
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever a damaged file makes of them
         raise RunFailed(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any
 
 from runner.errors import Invalid
@@ -64,7 +64,6 @@ def _ordered(more: tuple[Stage[Any], ...]) -> tuple[Stage[Any], ...]:
 
 
 def _load(address: str) -> Stage[Any]:
-    module, _, name = address.partition(":")
-    stage = getattr(import_module(module), name)
+    stage = resolve_name(address)
     assert isinstance(stage, Stage)
     return stage
