@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import Protocol
 
+from runner.errors import Invalid
 from schemas.base import Section
 
 GROUP = "runner.families"
@@ -46,8 +47,16 @@ class Named(Protocol):
 
 @cache
 def installed() -> dict[str, str]:
-    """The built-in families, and those of other packages; a built-in name stays the built-in family's."""
-    return {point.name: point.value for point in entry_points(group=GROUP)} | FAMILIES
+    """The built-in families, and those of other packages. Raises `Invalid` where a package's has a name that is taken."""
+    found = dict(FAMILIES)
+    for point in entry_points(group=GROUP):
+        if found.setdefault(point.name, point.value) != point.value:
+            package = point.dist.name if point.dist is not None else point.value
+            raise Invalid(
+                f"the family {point.name!r} of the package {package} has the name of another one",
+                hint=f"uninstall one of them: pip uninstall {package}",
+            )
+    return found
 
 
 def named(name: str) -> Named:

@@ -13,7 +13,7 @@ import pytest
 
 from runner import registry
 from runner.config import schema
-from runner.errors import InvalidConfig
+from runner.errors import Invalid, InvalidConfig
 from tests.inprocess import Verbs, actions, applied, planned, prepared, stopped_anew, trained_bytes, verb  # noqa: F401
 from tests.support import ROOT, Place
 
@@ -59,6 +59,8 @@ def test_its_keys_stand_in_the_schema(place: Place, verb: Verbs) -> None:  # noq
     glowing(place)
     described = json.loads(verb(place, "schema").ok().out)
     assert "made_up" in described["$defs"]["Model"]["properties"]["family"]["enum"]
+    variants = described["$defs"]["Model"]["properties"]["variant"]["anyOf"]
+    assert {"soft", "hard", "dev"} <= {name for part in variants for name in part.get("enum", [])}
     assert described["$defs"]["Prompt"]["properties"]["glow"]["description"].startswith("How much the picture glows")
     assert "How much the picture glows" in verb(place, "explain", "sampling.prompts.glow").ok().out
 
@@ -78,6 +80,29 @@ def test_another_tools_name_of_it_is_a_hint(place: Place) -> None:
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
     assert caught.value.diagnostics[0].hint == 'here: "made_up"'
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_variants_are_its_own(place: Place) -> None:
+    glowing(place)
+    assert prepared(place.file, 'model.variant="soft"').model.variant == "soft"
+    with pytest.raises(InvalidConfig) as caught:
+        prepared(place.file, 'model.variant="kontext"')
+    assert caught.value.diagnostics[0].message == 'family made_up has no variant "kontext"'
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_name_that_is_taken_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "other-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n", encoding="utf-8")
+    (folder / "entry_points.txt").write_text("[runner.families]\nsd15 = other.spec:OTHER\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Invalid) as caught:
+        registry.installed()
+    (finding,) = caught.value.diagnostics
+    assert finding.message == "the family 'sd15' of the package other has the name of another one"
+    assert finding.hint == "uninstall one of them: pip uninstall other"
 
 
 def test_without_the_package_it_is_no_family(place: Place) -> None:

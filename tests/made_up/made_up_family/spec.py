@@ -14,6 +14,7 @@ from runner.families.sd.spec import SD15
 from runner.families.spec import Model
 from schemas import RunConfig
 from schemas.base import Section, key
+from schemas.families.variants import VariantModel
 
 
 class GlowPrompt(Section):
@@ -25,7 +26,7 @@ class GlowPrompt(Section):
 
 def inspect(config: RunConfig, folder: Path) -> Model:
     """A checkpoint of Stable Diffusion 1.5's kind. Raises `ModelProblem`."""
-    return replace(SD15.inspect(config, folder), family="made_up")
+    return replace(SD15.inspect(config, folder), family="made_up", variant=config.model.variant or "")
 
 
 class GlowPart(PromptPart):
@@ -48,6 +49,8 @@ MADE_UP = replace(
     implementation="made_up_family.model:MADE_UP",
     other_names=("glowing",),
     inspect=inspect,
+    variants=("soft", "hard"),
+    model_parts=(VariantModel,),
     prompt_parts=(GlowPrompt,),
     ready=ready,
 )
