@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import tomlkit
 
+from tests.forked import forked
 from tools.draw_shapes import COLOURS, GROUNDS, SHAPES, caption, drawn_at_random
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,19 +117,34 @@ class Place:
         return self.file
 
     def run(
-        self, *arguments: str, kill: str | None = None, env: dict[str, str] | None = None, text: str | None = None
-    ) -> Result:
-        """The command line in this folder. `kill` is a place for tests/faults."""
+        self, *arguments: str, kill: str | None = None, env: dict[str, str] | None = None, text: str | None = None,
+        fresh: bool = False,
+    ) -> Result:  # fmt: skip
+        """The command line in this folder, in a process of its own. `kill` is a place for tests/faults; `fresh` starts
+        Python anew, where what it imports and its hashes count.
+        """
         environment = {**os.environ, "RUNNER_STORE": "", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
         environment.pop("RUNNER_STORE") if not environment["RUNNER_STORE"] else None
         if kill is not None:
             environment["RUNNER_TEST_KILL"] = kill
             environment["PYTHONPATH"] = os.pathsep.join([str(FAULTS), str(ROOT)])
+        if not fresh:
+            return self._forked(arguments, environment, text)
         done = subprocess.run(
             [sys.executable, "-m", "runner", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True,
             timeout=600, check=False, input=text,
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
+
+    def _forked(self, arguments: Sequence[str], environment: dict[str, str], text: str | None) -> Result:
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder, "in"), Path(folder, "out"), Path(folder, "err")
+            for file in files:
+                file.touch()
+            files[0].write_text(text or "", encoding="utf-8")
+            code = forked(arguments, self.folder, environment, files)
+            out, err = (file.read_text(encoding="utf-8") for file in files[1:])
+        return Result(code, out, err)
 
     @property
     def output(self) -> Path:

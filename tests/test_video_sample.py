@@ -64,11 +64,8 @@ def test_i2v_from_the_command_line(done: Callable[[str], Place]) -> None:
     assert first.suffix == ".mp4"
     assert frames_of(first) == 17
     settings = json.loads(first.with_suffix(".json").read_text())
-    assert (settings["seed"], settings["video"]["sections"], settings["video"]["texts"]) == (
-        3,
-        2,
-        ["a thing", "another"],
-    )
+    said = (settings["seed"], settings["sections"], settings["sectioned"])
+    assert said == (3, 2, ["a thing", "another"])
     assert str(place.folder) not in first.with_suffix(".json").read_text(), "no paths of the machine"
     (again,) = sample(place, *common, "--sections", "2", "--out", "b")
     assert again.read_bytes() == first.read_bytes()
@@ -178,7 +175,7 @@ def test_one_frame_from_the_command_line(done: Callable[[str], Place]) -> None:
     assert {file.suffix for file in made.values()} == {".png"}
     assert len({file.read_bytes() for file in made.values()}) == 5
     text = Image.open(made["plain"]).text["runner"]  # type: ignore[attr-defined]
-    assert json.loads(text)["video"]["one_frame"] == [1, [0], False, False, False, 2]
+    assert json.loads(text)["one_frame"] == [1, [0], False, False, False, 2]
 
 
 @pytest.mark.parametrize(
