@@ -20,7 +20,13 @@ def main() -> None:
     from PIL import Image
     from safetensors.torch import save_file
 
-    folder, images, size, batch, out = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])  # fmt: skip
+    folder, images, size, batch, out = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+        Path(sys.argv[5]),
+    )
     out.mkdir(parents=True, exist_ok=True)
     imported = time.perf_counter()
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()

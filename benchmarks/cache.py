@@ -33,7 +33,12 @@ def main(pictures: int, size: int, rounds: int, out: Path | None) -> None:
     try:
         write_folder_model(folder / "sd15")
         draw_pictures(folder / "images", pictures, size=size)
-        changes = {"model": {"checkpoint": "sd15"}, "dataset": {"resolution": size}, "training": {"max_train_steps": 1, "checkpoints": {"every_n_steps": 1}}, "caching": {"latent_batch_size": BATCH}}  # fmt: skip
+        changes = {
+            "model": {"checkpoint": "sd15"},
+            "dataset": {"resolution": size},
+            "training": {"max_train_steps": 1, "checkpoints": {"every_n_steps": 1}},
+            "caching": {"latent_batch_size": BATCH},
+        }
         (folder / "run.toml").write_text(tomlkit.dumps(without_none(merged(BASE, changes))), encoding="utf-8")
         found: dict[str, dict[str, list[float]]] = {side: {"stage": [], "all": []} for side in ("ours", "bare")}
         for _ in range(rounds):
@@ -51,9 +56,14 @@ def main(pictures: int, size: int, rounds: int, out: Path | None) -> None:
             found["ours"]["stage"].append(events[-1]["time"] - events[0]["time"])
             found["ours"]["all"].append(ours.seconds)
         rows: list[dict[str, Any]] = [
-            {"what": f"{label}, {pictures} pictures at {size}²", "ours_s": median(found["ours"][key]), "bare_s": median(found["bare"][key]), "ratio": median(found["ours"][key]) / median(found["bare"][key])}
+            {
+                "what": f"{label}, {pictures} pictures at {size}²",
+                "ours_s": median(found["ours"][key]),
+                "bare_s": median(found["bare"][key]),
+                "ratio": median(found["ours"][key]) / median(found["bare"][key]),
+            }
             for key, label in (("stage", "cache stage, with loading"), ("all", "the whole process"))
-        ]  # fmt: skip
+        ]
         report("Cache stage", rows, out)
     finally:
         shutil.rmtree(folder)

@@ -10,16 +10,16 @@ import torch
 
 from runner.config.load import load
 from runner.core.events import Events
-from runner.data.loader import StepLoader
 from runner.execute.apply import Apply
-from runner.formats.tensors import write_tensors
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.networks.attach import Dropouts, attach
 from runner.optim.build import optimizer_arguments
 from runner.plan.prepare import prepare
+from runner.stages.loader import StepLoader
 from runner.stages.stop import StopFlag
 from runner.stages.train import TrainStage
 from runner.store.store import find_store
+from runner.weights.tensors import write_tensors
 
 
 def hand_over(file: Path, folder: Path, steps: int) -> None:
@@ -46,12 +46,24 @@ def hand_over(file: Path, folder: Path, steps: int) -> None:
         write_tensors(folder / "start.safetensors", {_peft_name(name): value for name, value in start.items()})
     unet = run.model.components["denoiser"].weights[0].parent
     settings: dict[str, Any] = {
-        "unet": str(unet), "class": run.model.components["denoiser"].config["_class_name"], "compile": run.config.training.compile, "layers": [target.name for target in targets], "rank": targets[0].rank if targets else 0,
-        "alpha": targets[0].alpha if targets else 0, "steps": steps, "threads": apply.graph.runtime.threads or torch.get_num_threads(),
+        "unet": str(unet),
+        "class": run.model.components["denoiser"].config["_class_name"],
+        "compile": run.config.training.compile,
+        "layers": [target.name for target in targets],
+        "rank": targets[0].rank if targets else 0,
+        "alpha": targets[0].alpha if targets else 0,
+        "steps": steps,
+        "threads": apply.graph.runtime.threads or torch.get_num_threads(),
         "bf16": inputs.numerics.mixed_precision == "bf16",
-        "scheduler": {**{k: v for k, v in run.model.scheduler.items() if k.startswith(("beta", "num_train"))}, "prediction_type": inputs.numerics.prediction_type},
-        "optimizer": {"lr": inputs.learning_rate, **{k: v for k, v in optimizer_arguments(inputs.optimizer, torch.optim.AdamW).items() if k != "fused"}},
-    }  # fmt: skip
+        "scheduler": {
+            **{k: v for k, v in run.model.scheduler.items() if k.startswith(("beta", "num_train"))},
+            "prediction_type": inputs.numerics.prediction_type,
+        },
+        "optimizer": {
+            "lr": inputs.learning_rate,
+            **{k: v for k, v in optimizer_arguments(inputs.optimizer, torch.optim.AdamW).items() if k != "fused"},
+        },
+    }
     (folder / "settings.json").write_text(json.dumps(settings, indent=2))
 
 

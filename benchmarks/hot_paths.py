@@ -37,10 +37,10 @@ from runner.dataset.probe import probe_video
 from runner.families.parts.classes import AUTOENCODER_KL
 from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.modules import make_module
-from runner.formats.tensors import read_tensors, write_tensors
 from runner.stages.cache import store_encodings
 from runner.stages.context import Context
 from runner.store.store import Store
+from runner.weights.tensors import read_tensors, write_tensors
 from tests.support import draw_clip
 
 Way = Callable[[], object]
@@ -108,7 +108,9 @@ def writing(folder: Path) -> tuple[str, Way, Way]:
     store, rounds = Store(folder / "store"), iter(range(1000))
     weights = torch.randn(700, 700)
     nothing: Any = None
-    context = Context(nothing, store, nothing, nothing, torch.device("cpu"), Events(None))
+    context = Context(
+        family=nothing, store=store, runtime=nothing, numerics=nothing, device=torch.device("cpu"), events=Events(None)
+    )
 
     def encodings() -> Iterator[tuple[str, dict[str, Tensor]]]:
         mark = next(rounds)
@@ -131,7 +133,7 @@ def copying(folder: Path) -> tuple[str, Way, Way]:
     stream = torch.cuda.Stream(device)
 
     def batch() -> Batch:
-        return Batch(0, ("x",), 1.0, {"latents": torch.ones(16, 1024, 1024)})
+        return Batch(step=0, names=("x",), share=1.0, tensors={"latents": torch.ones(16, 1024, 1024)})
 
     def step(own: Batch) -> None:
         own.to(device)
@@ -178,10 +180,15 @@ def main(only: tuple[str, ...], rounds: int, out: Path | None) -> None:
             (old, old_work), (new, new_work) = (tuple(map(median, zip(*taken[way], strict=True))) for way in taken)
             rows.append(
                 {
-                    "what": what, "each time, s": old, "once or beside, s": new, "ratio": new / old,
-                    "work each time, s": old_work, "work once, s": new_work, "ratio of work": new_work / old_work,
+                    "what": what,
+                    "each time, s": old,
+                    "once or beside, s": new,
+                    "ratio": new / old,
+                    "work each time, s": old_work,
+                    "work once, s": new_work,
+                    "ratio of work": new_work / old_work,
                 }
-            )  # fmt: skip
+            )
         finally:
             shutil.rmtree(folder)
     report(f"What is done once or beside (load of the machine {os.getloadavg()[0]:.1f})", rows, out)

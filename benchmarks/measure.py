@@ -82,10 +82,14 @@ def machine() -> dict[str, str]:
         lines = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":", 1)[1].strip() if lines else model
     found = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cpu": model, "cores": str(os.cpu_count()),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": model,
+        "cores": str(os.cpu_count()),
         "memory_gb": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GB:.0f}",
-        "python": platform.python_version(), "torch": version("torch"), "diffusers": version("diffusers"),
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+    }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found

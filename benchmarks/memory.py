@@ -61,17 +61,32 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sd15 LoRA fp32, 256², batch 4": [FP32, LORA, size(256, 4)],
     "sd15 LoRA fp32, 512², batch 1": [FP32, LORA, size(512, 1)],
     "sd15 LoRA fp32, 512², checkpointing": [
-        FP32, LORA, size(512, 1), {"training": {"memory": {"gradient_checkpointing": True}}},
+        FP32,
+        LORA,
+        size(512, 1),
+        {"training": {"memory": {"gradient_checkpointing": True}}},
     ],
     "sd15 LoRA bf16, 256², batch 2": [LORA, {"model": {"dtype": "bf16"}}, size(256, 2)],
-    "sd15 LoRA with text encoder, 256²": [FP32, LORA, size(256, 1), {"training": {"components": {"text_encoder_1": True}}}],
+    "sd15 LoRA with text encoder, 256²": [
+        FP32,
+        LORA,
+        size(256, 1),
+        {"training": {"components": {"text_encoder_1": True}}},
+    ],
     "sd15 full fp32, 256², batch 1": [FP32, size(256, 1)],
     "sd15 full fp32, adamw8bit, 256²": [FP32, size(256, 1), {"training": {"optimizer": {"type": "adamw8bit"}}}],
     "sdxl LoRA bf16, 256², checkpointing": [SDXL, LORA, BF16, CHECKPOINTING, size(256, 1)],
-    "sdxl LoRA on fp8, 256², checkpointing": [SDXL, LORA, BF16, CHECKPOINTING, {"model": {"quantization": "fp8_scaled"}}, size(256, 1)],
+    "sdxl LoRA on fp8, 256², checkpointing": [
+        SDXL,
+        LORA,
+        BF16,
+        CHECKPOINTING,
+        {"model": {"quantization": "fp8_scaled"}},
+        size(256, 1),
+    ],
     "sd3 LoRA bf16, 256², checkpointing": [SD3, LORA, BF16, CHECKPOINTING, size(256, 1)],
     "sd3 full bf16 rounded, adamw8bit, fused, 256²": [SD3, BF16, CHECKPOINTING, LEAN, size(256, 1)],
-}  # fmt: skip
+}
 """Name → changes of `BASE`."""
 PHASES = ("cache.latents", "cache.text", "train", "sample", "select", "publish")
 
@@ -130,10 +145,14 @@ def measure(
     )
     predicted = max(figures["predicted_memory_bytes"].values()) / GB
     setting = {
-        "setting": name, "predicted_gb": predicted, "measured_gb": peak,
-        "ratio": predicted / peak, "predicted_disk_gb": sum(figures["predicted_disk_bytes"].values()) / GB,
-        "measured_disk_gb": disk / GB, "disk_ratio": sum(figures["predicted_disk_bytes"].values()) / disk,
-    }  # fmt: skip
+        "setting": name,
+        "predicted_gb": predicted,
+        "measured_gb": peak,
+        "ratio": predicted / peak,
+        "predicted_disk_gb": sum(figures["predicted_disk_bytes"].values()) / GB,
+        "measured_disk_gb": disk / GB,
+        "disk_ratio": sum(figures["predicted_disk_bytes"].values()) / disk,
+    }
     return rows, setting
 
 

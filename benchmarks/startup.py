@@ -37,8 +37,13 @@ def place(folder: Path, count: int) -> Path:
     write_tiny(folder / "model")
     make_items(folder / "pics", count)
     config: dict[str, Any] = merged(
-        TINY, {"dataset": {"resolution": 16, "held_out": {"count": 2}}, "training": {"max_train_steps": 1, "checkpoints": {"every_n_steps": 1}}, "sampling": {"prompts": []}}
-    )  # fmt: skip
+        TINY,
+        {
+            "dataset": {"resolution": 16, "held_out": {"count": 2}},
+            "training": {"max_train_steps": 1, "checkpoints": {"every_n_steps": 1}},
+            "sampling": {"prompts": []},
+        },
+    )
     (folder / "run.toml").write_text(tomlkit.dumps(without_none(config)), encoding="utf-8")
     return folder
 
@@ -74,9 +79,14 @@ def main(items: int, many: int, repeats: int, out: Path | None) -> None:
             if turn == 0:  # warms the disk's cache
                 seconds = {name: [] for name in seconds}
         rows = [
-            {"command": name, "median_s": median(taken), "least_s": min(taken), "reach_s": commands[name][2] if name in commands else ""}
+            {
+                "command": name,
+                "median_s": median(taken),
+                "least_s": min(taken),
+                "reach_s": commands[name][2] if name in commands else "",
+            }
             for name, taken in seconds.items()
-        ]  # fmt: skip
+        ]
         if cold is not None:
             rows.append(
                 {

@@ -63,14 +63,19 @@ ON_GPU = {
     },
     **{
         f"{family} LoRA, 1024², batch {batch}, bf16, compiled{'' if deterministic else ', not deterministic'}": setting(
-            1024, batch, 30, model={"family": family, "checkpoint": family, "dtype": "bf16"}, network={"targets": "attention"},
-            training={"compile": True}, run={"deterministic": deterministic},
+            1024,
+            batch,
+            30,
+            model={"family": family, "checkpoint": family, "dtype": "bf16"},
+            network={"targets": "attention"},
+            training={"compile": True},
+            run={"deterministic": deterministic},
         )
         for family in ("sdxl", "sd3")
         for batch in (1, 4, 8)
         for deterministic in (True, False)
     },
-}  # fmt: skip
+}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 """bf16 operations a second without sparsity, as the makers say; by part of the device's name."""
 

@@ -88,25 +88,34 @@ print(json.dumps({"seconds": seconds, "peak": peak}))
 def run_toml(tiny: bool, steps: int, way: dict[str, Any]) -> dict[str, Any]:
     """A LoRA of rank 32 at 640x640 as its documentation trains it; of the tiny model at 32x32."""
     files = {
-        "checkpoint": "models/FramePackI2V_HY_bf16.safetensors", "vae": "models/hunyuan-video-vae.safetensors",
-        "text_encoder_1": "models/llava_llama3_fp16.safetensors", "tokenizer_1": "models/llama-tokenizer",
-        "text_encoder_2": "models/clip_l.safetensors", "image_encoder": "models/sigclip_vision_patch14_384.safetensors",
+        "checkpoint": "models/FramePackI2V_HY_bf16.safetensors",
+        "vae": "models/hunyuan-video-vae.safetensors",
+        "text_encoder_1": "models/llava_llama3_fp16.safetensors",
+        "tokenizer_1": "models/llama-tokenizer",
+        "text_encoder_2": "models/clip_l.safetensors",
+        "image_encoder": "models/sigclip_vision_patch14_384.safetensors",
         "text_encoder_quantization": "fp8",
-    }  # fmt: skip
+    }
     model = {"checkpoint": "model", "dtype": "fp32", "latent_window_size": 2} if tiny else files
     content = {
         "schema_version": 1,
         "run": {"name": "video", "device": "cpu" if tiny else "cuda", "deterministic": False},
         "model": {"family": "framepack", **model},
         "network": {"rank": 32, "alpha": 1},
-        "dataset": {"resolution": [32, 32] if tiny else [640, 640], "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}]},
+        "dataset": {
+            "resolution": [32, 32] if tiny else [640, 640],
+            "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}],
+        },
         "caching": {"vae_chunk_size": 32, "vae_tile_size": 128},
         "training": {
-            "max_train_steps": steps, "learning_rate": 2e-4, "optimizer": {"type": "adamw" if tiny else "adamw8bit"},
-            "memory": {"gradient_checkpointing": True}, "logging": {"every_n_steps": 1, "tensorboard": False},
+            "max_train_steps": steps,
+            "learning_rate": 2e-4,
+            "optimizer": {"type": "adamw" if tiny else "adamw8bit"},
+            "memory": {"gradient_checkpointing": True},
+            "logging": {"every_n_steps": 1, "tensorboard": False},
             "checkpoints": {"every_n_steps": steps},
         },
-    }  # fmt: skip
+    }
     if tiny and "training" in way:
         way = {"training": {"memory": {name: min(value, 1) for name, value in way["training"]["memory"].items()}}}
     return merged(content, way)
@@ -134,9 +143,16 @@ def bare(folder: Path, tiny: bool, steps: int) -> tuple[float, float]:
 
         source = CONFIGS / "framepack" / "transformer" / "config.json"
     settings = {
-        "device": "cpu" if tiny else "cuda", "config": json.loads(source.read_text()), "rank": 32, "steps": steps, "text": 20,
-        "window": 2 if tiny else 9, "height": 4 if tiny else 80, "width": 4 if tiny else 80, "image_tokens": 4 if tiny else 729,
-    }  # fmt: skip
+        "device": "cpu" if tiny else "cuda",
+        "config": json.loads(source.read_text()),
+        "rank": 32,
+        "steps": steps,
+        "text": 20,
+        "window": 2 if tiny else 9,
+        "height": 4 if tiny else 80,
+        "width": 4 if tiny else 80,
+        "image_tokens": 4 if tiny else 729,
+    }
     found = json.loads(run([sys.executable, "-c", _BARE, json.dumps(settings)], folder).out.splitlines()[-1])
     return statistics.median(found["seconds"][2:] or found["seconds"]), float(found["peak"])
 
@@ -166,7 +182,9 @@ def main(only: tuple[str, ...], steps: int, rounds: int, tiny: bool, out: Path |
     for _ in range(rounds):  # they take turns
         for name in [BARE, *WAYS]:
             if not only or name in only:
-                found.setdefault(name, []).append(bare(place, tiny, steps) if name == BARE else ours(place, tiny, steps, WAYS[name]))  # fmt: skip
+                found.setdefault(name, []).append(
+                    bare(place, tiny, steps) if name == BARE else ours(place, tiny, steps, WAYS[name])
+                )
                 steps += 1  # another length: trained anew, not extended from what is there
     reference = min(seconds for seconds, _ in found[BARE]) if BARE in found else float("nan")
     rows = []

@@ -55,7 +55,7 @@ def cut(text: str, most: int = LONGEST_LINE) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A line of a file with a part of it marked. `text` is the whole line; line 0 means the file as such."""
 

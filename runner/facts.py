@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runner.plan.fingerprint import fingerprint
+from runner.identity import fingerprint
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class KnownAfter:
     stage: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Fact:
     """A leaf of the tree."""
 
@@ -42,12 +42,12 @@ Tree = Mapping[str, "Fact | Tree"]
 
 def said(value: Any, *origin: str) -> Fact:
     """A value that run.toml says, or that is derived from what it says."""
-    return Fact(value, origin)
+    return Fact(value=value, origin=origin)
 
 
 def content(digest: Any, *keys: str, label: str = "") -> Fact:
     """The digest of files that a key names: the first of `keys` that is given."""
-    return Fact(digest, keys, label)
+    return Fact(value=digest, origin=keys, content=label)
 
 
 def section(model: BaseModel | None, path: str) -> Fact | Tree:

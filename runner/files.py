@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from runner.errors import Invalid
+
 MOST_TEXT_BYTES = 2**19
 """Of a file that people write by hand: run.toml, prompts, a dataset's settings."""
 MOST_JSON_BYTES = 64 * 2**20
@@ -24,9 +26,12 @@ MOST_JSON_BYTES = 64 * 2**20
 _MOST_NAMES = 10_000
 """Of a folder, in which a name like a missing one is looked for."""
 _KINDS = (
-    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
-)  # fmt: skip
+)
 
 
 def open_regular(file: Path | str, most: int | None = None) -> BufferedReader:
@@ -129,7 +134,16 @@ def parsing(problem: Callable[[str], Exception]) -> Iterator[None]:
     """Around the parsing of a text from outside, and nothing else: whatever that raises becomes `problem(reason)`."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError, EOFError) as error:  # fmt: skip
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+        EOFError,
+    ) as error:
         raise problem(reason(error)) from None
 
 
@@ -149,3 +163,13 @@ def reason(error: Exception) -> str:
         return "a number of it has more than 4,300 digits"
     text = text or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def resolve_path(name: str, folder: Path) -> Path:
+    """A path as run.toml means it: `~` is the home folder, relative ones are relative to run.toml's folder. Raises
+    `Invalid` where no file can be called so."""
+    path = os.path.normpath(folder / os.path.expanduser(name))
+    problem = name_problem(path)
+    if problem is not None:
+        raise Invalid(f"{shown_path(name)} is no file: {problem}")
+    return Path(path)

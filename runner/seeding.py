@@ -1,6 +1,6 @@
 """Every random draw is keyed: (run seed, what it is for, which one). No draw depends on another having been made.
 
-Torch-free; core/rng.py makes torch generators of the same keys.
+Torch-free; rng.py makes torch generators of the same keys.
 """
 
 from __future__ import annotations

@@ -13,9 +13,21 @@ from schemas.families.references import ReferencesPrompt
 from schemas.families.video import VideoPrompt
 
 Sampler = Literal[
-    "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "unipc", "dpm2", "dpm2_a",
-    "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
-]  # fmt: skip
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_a",
+    "heun",
+    "lms",
+    "pndm",
+    "unipc",
+    "dpm2",
+    "dpm2_a",
+    "dpm++_2m",
+    "dpm++_2m_karras",
+    "dpm++_sde",
+    "dpm++_sde_karras",
+]
 
 
 class CommonOptions(Section):

@@ -24,7 +24,7 @@ def components(run: Prepared) -> Sequence[str]:
 
 
 def modules_of(run: Prepared) -> dict[str, nn.Module]:
-    options = LoadOptions(torch.float32, torch.device("cpu"))
+    options = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
     return {name: family(run.spec.name).load(run.model, name, options) for name in components(run)}
 
 

@@ -34,12 +34,19 @@ def key_map(family: str, keys: Iterable[str], config: Mapping[str, Any]) -> dict
             if f"{original}.weight" in own:
                 place = Place(f"{original}.weight")
                 found[f"lora_unet_{theirs.replace('.', '_')}"] = found[f"lycoris_{theirs.replace('.', '_')}"] = place
-                processed = theirs.replace(".to_", ".processor.to_").removesuffix(".0" if theirs.endswith("to_out.0") else "")  # fmt: skip
+                processed = theirs.replace(".to_", ".processor.to_").removesuffix(
+                    ".0" if theirs.endswith("to_out.0") else ""
+                )
                 found[processed] = found[f"unet.{processed}"] = place
     if family == "sd3":
         for theirs, place in mmdit_names(config["num_layers"]):
             dashed = theirs.replace(".", "_")
-            for name in (f"transformer.{theirs}", f"base_model.model.{theirs}", f"lora_transformer_{dashed}", f"lycoris_{dashed}"):  # fmt: skip
+            for name in (
+                f"transformer.{theirs}",
+                f"base_model.model.{theirs}",
+                f"lora_transformer_{dashed}",
+                f"lycoris_{dashed}",
+            ):
                 found[name] = place
     if family in ("flux1", "chroma"):
         for theirs, place in flux_names(config):
@@ -58,20 +65,31 @@ def key_map(family: str, keys: Iterable[str], config: Mapping[str, Any]) -> dict
 def hunyuan_name(key: str) -> str:
     """The name of a tensor of HunyuanVideo's file inside ComfyUI."""
     for old, new in (
-        ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."), ("txt_in.t_embedder.mlp.2.", "txt_in.t_embedder.out_layer."),
-        ("txt_in.c_embedder.linear_1.", "txt_in.c_embedder.in_layer."), ("txt_in.c_embedder.linear_2.", "txt_in.c_embedder.out_layer."),
-        ("_mod.linear.", "_mod.lin."), ("_attn_qkv.", "_attn.qkv."), ("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.2."),
-        ("_attn_proj.", "_attn.proj."), (".modulation.linear.", ".modulation.lin."),
-        ("_in.mlp.2.", "_in.out_layer."), ("_in.mlp.0.", "_in.in_layer."),
-    ):  # fmt: skip
+        ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
+        ("txt_in.t_embedder.mlp.2.", "txt_in.t_embedder.out_layer."),
+        ("txt_in.c_embedder.linear_1.", "txt_in.c_embedder.in_layer."),
+        ("txt_in.c_embedder.linear_2.", "txt_in.c_embedder.out_layer."),
+        ("_mod.linear.", "_mod.lin."),
+        ("_attn_qkv.", "_attn.qkv."),
+        ("mlp.fc1.", "mlp.0."),
+        ("mlp.fc2.", "mlp.2."),
+        ("_attn_proj.", "_attn.proj."),
+        (".modulation.linear.", ".modulation.lin."),
+        ("_in.mlp.2.", "_in.out_layer."),
+        ("_in.mlp.0.", "_in.in_layer."),
+    ):
         key = key.replace(old, new)
     return key
 
 
 _RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
 _ATTENTION = ("attn1", "attn2")
 
 
@@ -116,11 +134,15 @@ def unet_names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 _MMDIT = {
-    "context_block.adaLN_modulation.1": "norm1_context.linear", "context_block.attn.proj": "attn.to_add_out",
-    "context_block.mlp.fc1": "ff_context.net.0.proj", "context_block.mlp.fc2": "ff_context.net.2",
-    "x_block.adaLN_modulation.1": "norm1.linear", "x_block.attn.proj": "attn.to_out.0", "x_block.mlp.fc1": "ff.net.0.proj",
+    "context_block.adaLN_modulation.1": "norm1_context.linear",
+    "context_block.attn.proj": "attn.to_add_out",
+    "context_block.mlp.fc1": "ff_context.net.0.proj",
+    "context_block.mlp.fc2": "ff_context.net.2",
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "x_block.attn.proj": "attn.to_out.0",
+    "x_block.mlp.fc1": "ff.net.0.proj",
     "x_block.mlp.fc2": "ff.net.2",
-}  # fmt: skip
+}
 
 
 def mmdit_names(depth: int, width: int = 64) -> Iterator[tuple[str, Place]]:
@@ -144,16 +166,26 @@ def mmdit_names(depth: int, width: int = 64) -> Iterator[tuple[str, Place]]:
 
 
 _FLUX = {
-    "img_attn.proj": "attn.to_out.0", "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2", "img_mod.lin": "norm1.linear",
-    "txt_attn.proj": "attn.to_add_out", "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
+    "img_attn.proj": "attn.to_out.0",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "img_mod.lin": "norm1.linear",
+    "txt_attn.proj": "attn.to_add_out",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
     "txt_mod.lin": "norm1_context.linear",
-}  # fmt: skip
+}
 _FLUX_OUTER = {
-    "final_layer.linear": "proj_out", "img_in": "x_embedder", "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1", "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1", "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1", "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-}  # fmt: skip
+    "final_layer.linear": "proj_out",
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+}
 
 
 def flux_names(config: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
@@ -208,7 +240,14 @@ def applied(
     result = {key: weight.clone() for key, weight in weights.items()}
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in file.items():
-        name = next((module for module in (key.rpartition(".")[0], key.rpartition(".")[0].rpartition(".")[0]) if module in places), None)  # fmt: skip
+        name = next(
+            (
+                module
+                for module in (key.rpartition(".")[0], key.rpartition(".")[0].rpartition(".")[0])
+                if module in places
+            ),
+            None,
+        )
         assert name is not None, f"lora key not loaded: {key}"
         modules.setdefault(name, {})[key.removeprefix(f"{name}.")] = tensor
     for name, tensors in modules.items():

@@ -75,15 +75,85 @@ def found(folder: Path, few: bool) -> dict[str, dict[str, str]]:
 
 
 def probe() -> str:
-    """A digest of a few operations as models make them."""
+    """A digest of what diffusers' and transformers' own classes come to in two steps of training, without code of ours."""
     import torch
-    from torch.nn import functional as F
 
-    draw = torch.Generator().manual_seed(7)
-    x, w = torch.randn(2, 8, 33, 17, generator=draw), torch.randn(16, 8, 3, 3, generator=draw)
-    y = F.silu(F.group_norm(F.conv2d(x, w, padding=1), 4)).flatten(2).transpose(1, 2)
-    z = F.scaled_dot_product_attention(y, y.sin(), y.exp()) @ torch.randn(16, 40, generator=draw)
-    return _digest([F.gelu(F.layer_norm(z, (40,))).softmax(-1).float(), (z.bfloat16() @ z.bfloat16().mT).float()])
+    digests = []
+    with torch.random.fork_rng(devices=[]):
+        for module, inputs in _probed():
+            optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+            for _ in range(2):
+                loss = module(**inputs)[0].square().mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                digests.append(loss.detach().view(1))
+            digests += [parameter.detach() for parameter in module.parameters()]
+    return _digest(digests)
+
+
+def _probed() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Small modules whose operations are those of the runs, with inputs."""
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, SD3Transformer2DModel, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(7)
+    text, t = torch.randn(2, 7, 16), torch.tensor([3, 500])
+    yield (
+        UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+            layers_per_block=1,
+            attention_head_dim=8,
+        ),
+        {"sample": torch.randn(2, 4, 8, 8), "timestep": t, "encoder_hidden_states": text, "return_dict": False},
+    )
+    yield (
+        SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+            out_channels=4,
+            pos_embed_max_size=8,
+        ),
+        {
+            "hidden_states": torch.randn(2, 4, 8, 8),
+            "timestep": t,
+            "encoder_hidden_states": text,
+            "pooled_projections": text[:, 0],
+            "return_dict": False,
+        },
+    )
+    yield (
+        AutoencoderKL(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        ),
+        {"sample": torch.rand(2, 3, 16, 16), "return_dict": False},
+    )
+    yield (
+        AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 32, 32), layers_per_block=1),
+        {"sample": torch.rand(1, 3, 5, 16, 16), "return_dict": False},
+    )
+    config = CLIPTextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=9,
+    )
+    yield CLIPTextModel(config), {"input_ids": torch.arange(18).view(2, 9)}
 
 
 def _run(folder: Path, name: str, method: str) -> dict[str, str]:
@@ -159,7 +229,10 @@ def _frames(file: Path) -> Iterator[Any]:
 
 def _selection(place: Place, record: dict[str, Any]) -> str:
     """Of the chosen step and of each candidate's figures."""
-    rows = [{key: value for key, value in row.items() if isinstance(value, (int, float)) or key == "weights"} for row in record["candidates"]]  # fmt: skip
+    rows = [
+        {key: value for key, value in row.items() if isinstance(value, (int, float)) or key == "weights"}
+        for row in record["candidates"]
+    ]
     chosen = [record["chosen"]["step"], record["chosen"]["weights"]]
     return hashlib.sha256(json.dumps([chosen, rows], sort_keys=True).encode()).hexdigest()
 
@@ -170,28 +243,37 @@ def main(arguments: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
+    recorded = read_recorded()
     with tempfile.TemporaryDirectory() as folder:
         content = {"probe": probe(), "runs": found(Path(folder), "--few" in arguments)}
     if "--print" in arguments:
         print(json.dumps(content))
         return 0
     if "--record" in arguments:
-        RECORD.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        recorded[content["probe"]] = content["runs"]
+        RECORD.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return 0
-    recorded = json.loads(RECORD.read_text(encoding="utf-8"))
-    differing = differences(recorded, content)
+    if content["probe"] not in recorded:
+        print("this kind of processor computes other bits than those that were recorded")
+        return 1
+    differing = differences(recorded[content["probe"]], content["runs"])
     print("\n".join(differing) or "all equal")
     return int(bool(differing))
 
 
+def read_recorded() -> dict[str, Any]:
+    """Probe → run → what it came to; a probe for each kind of processor that they were recorded on."""
+    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
 def differences(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of the runs that were made is not as recorded, by run and name."""
-    pairs = {(run, name) for side in (recorded, now) for run in now["runs"] for name in side["runs"].get(run, {})}
-    differing = [pair for pair in sorted(pairs) if recorded["runs"].get(pair[0], {}).get(pair[1]) != now["runs"].get(pair[0], {}).get(pair[1])]  # fmt: skip
-    return [
-        *(f"{run}: {name}" for run, name in differing),
-        *(["the probe"] if recorded["probe"] != now["probe"] else []),
+    pairs = {(run, name) for side in (recorded, now) for run in now for name in side.get(run, {})}
+    differing = [
+        pair for pair in sorted(pairs) if recorded.get(pair[0], {}).get(pair[1]) != now.get(pair[0], {}).get(pair[1])
     ]
+    return [f"{run}: {name}" for run, name in differing]
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+
 def forked(
-    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], files: tuple[Path, Path, Path],
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    files: tuple[Path, Path, Path],
     seconds: float = 600,
-) -> int:  # fmt: skip
+) -> int:
     """Its exit code, −n where signal n ended it; stdin, stdout and stderr are files. Raises TimeoutError."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
@@ -34,8 +38,9 @@ def _command(arguments: list[str], folder: str, environment: dict[str, str], fil
     """In the child: what a shell gives a program, then the program."""
     for descriptor, (file, flags) in enumerate(zip(files, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
         os.dup2(os.open(file, flags), descriptor)
-    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, encoding="utf-8", closefd=False) for number, mode in enumerate("rww"))  # noqa: SIM115  # fmt: skip
-    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

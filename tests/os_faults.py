@@ -25,9 +25,17 @@ from tests.support import Place, run_bytes
 
 CALLS = ("rename", "mkdir", "fsync", "write", "open", "unlink", "link")
 CODES = (
-    errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.ENOSPC, errno.EDQUOT,
-)  # fmt: skip
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 @dataclass

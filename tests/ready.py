@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from runner.core.events import Events
-from runner.data.loader import Sources, StepLoader
 from runner.families.registry import family
-from runner.inputs import LatentsInputs, SelectInputs, TextsInputs, TrainInputs
+from runner.inputs.cache import LatentsInputs, TextsInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph, compile_graph
 from runner.plan.keys import training_texts, training_views
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context
 from runner.stages.encodings import Latents, Texts
+from runner.stages.loader import Sources, StepLoader
 from runner.stages.modules import Trained, build
 from runner.stages.pictures import Encoded, encode_prompts
 from runner.stages.score import Scorer
@@ -50,14 +52,28 @@ def ready(place: Place, device: torch.device) -> Ready:
     graph = compile_graph(run)
     events = Events(place.folder / "events.jsonl", ())
     own = family(run.spec.name)
-    context = Context(own, run.store, graph.runtime, graph.of(TrainInputs).numerics, torch.device("cpu"), events)
+    context = Context(
+        family=own,
+        store=run.store,
+        runtime=graph.runtime,
+        numerics=graph.of(TrainInputs).numerics,
+        device=torch.device("cpu"),
+        events=events,
+    )
     latents, texts = Latents(context, graph.of(LatentsInputs).encoder), Texts(context, graph.of(TextsInputs).encoder)
     sources = Sources(
-        latents.ready(training_views(graph.of(TrainInputs).items, 42)), latents.key,
-        lambda item: graph.runtime.model.latent_shape(item.fit.bucket, item.latent_frames(graph.runtime.model.frame_factor)),
-        texts.ready(training_texts(graph.of(TrainInputs).items, 42)), texts.key, own.size_conditioning,
-        own.process(graph.of(TrainInputs).numerics).prediction_type != "flow", own.cut, own.spec.shift_points,
-    )  # fmt: skip
+        latents=latents.ready(training_views(graph.of(TrainInputs).items, 42)),
+        latent_key=latents.key,
+        latent_shape=lambda item: graph.runtime.model.latent_shape(
+            item.fit.bucket, item.latent_frames(graph.runtime.model.frame_factor)
+        ),
+        texts=texts.ready(training_texts(graph.of(TrainInputs).items, 42)),
+        text_key=texts.key,
+        sizes=own.size_conditioning,
+        discrete=own.process(graph.of(TrainInputs).numerics).prediction_type != "flow",
+        cut=own.cut,
+        shift_points=own.spec.shift_points,
+    )
     encoded = encode_prompts(context, [replace(prompt, seed=1) for prompt in run.prompts], True)
     scorer = Scorer.prepare(
         context, graph.of(SelectInputs), (graph.of(LatentsInputs).encoder, graph.of(TextsInputs).encoder), False

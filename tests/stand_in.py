@@ -48,8 +48,8 @@ def write_video(folder: Path, family: str) -> None:
     from runner.families.hunyuan_video.tiny import write_llama_tokenizer
     from runner.families.parts.clip import clip_layers
     from runner.families.parts.files import CONFIGS
-    from runner.families.parts.layers import parameters
     from runner.families.parts.llama import llama_layers, siglip_layers
+    from runner.model.layers import parameters
 
     def shapes(part: str, layers: Callable[[Any], list[Any]], prefix: str) -> dict[str, tuple[int, ...]]:
         config = json.loads((CONFIGS / "framepack" / part / "config.json").read_text())
@@ -81,15 +81,16 @@ def write_flux(folder: Path) -> None:
     """The files of FLUX.1 and Chroma under the names that people have, and T5's tokenizer."""
     from runner.families.parts.clip import clip_layers, t5_layers
     from runner.families.parts.files import CONFIGS
-    from runner.families.parts.layers import parameters
     from runner.families.sd3.tiny import write_t5_tokenizer
+    from runner.model.layers import parameters
 
     for name, keys in (("flux1-dev", "flux1_dev"), ("flux1-kontext-dev", "flux1_dev"), ("Chroma1-HD", "chroma")):
         write_shapes(folder / f"{name}.safetensors", json.loads((DATA / f"{keys}_bfl_keys.json").read_text()))
     write_shapes(folder / "ae.safetensors", json.loads((DATA / "flux_vae_bfl_keys.json").read_text()))
     for part, layers, prefix, file in (
-        ("text_encoder", clip_layers, "text_model.", "clip_l"), ("text_encoder_2", t5_layers, "", "t5xxl_fp16"),
-    ):  # fmt: skip
+        ("text_encoder", clip_layers, "text_model.", "clip_l"),
+        ("text_encoder_2", t5_layers, "", "t5xxl_fp16"),
+    ):
         config = json.loads((CONFIGS / "flux1" / part / "config.json").read_text())
         shapes = {prefix + key: shape for key, shape in parameters(layers(config)).items()}
         write_shapes(folder / f"{file}.safetensors", shapes)

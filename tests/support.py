@@ -117,9 +117,13 @@ class Place:
         return self.file
 
     def run(
-        self, *arguments: str, kill: str | None = None, env: dict[str, str] | None = None, text: str | None = None,
+        self,
+        *arguments: str,
+        kill: str | None = None,
+        env: dict[str, str] | None = None,
+        text: str | None = None,
         fresh: bool = False,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """The command line in this folder, in a process of its own. `kill` is a place for tests/faults; `fresh` starts
         Python anew, where what it imports and its hashes count.
         """
@@ -131,9 +135,15 @@ class Place:
         if not fresh:
             return self._forked(arguments, environment, text)
         done = subprocess.run(
-            [sys.executable, "-m", "runner", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True,
-            timeout=600, check=False, input=text,
-        )  # fmt: skip
+            [sys.executable, "-m", "runner", *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            input=text,
+        )
         return Result(done.returncode, done.stdout, done.stderr)
 
     def _forked(self, arguments: Sequence[str], environment: dict[str, str], text: str | None) -> Result:

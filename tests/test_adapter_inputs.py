@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from runner.errors import InvalidConfig
-from runner.formats.tensors import write_tensors
 from runner.plan.adapter_inputs import file_and_multiplier
+from runner.weights.tensors import write_tensors
 from tests.inprocess import prepared
 from tests.support import Place
 
@@ -32,8 +32,12 @@ def test_a_multiplier_that_is_no_finite_number(family_place: Callable[..., Place
 def test_a_colon_in_a_files_name(tmp_path: Path) -> None:
     (tmp_path / "style:0.8").touch()
     for text, expected in {
-        "style:0.8": ("style:0.8", 1.0), "style:0.8:0.5": ("style:0.8", 0.5), "a.safetensors:0.5": ("a.safetensors", 0.5),
-        "a.safetensors:-1": ("a.safetensors", -1.0), "a:b.safetensors": ("a:b.safetensors", 1.0), ":0.5": (":0.5", 1.0),
-    }.items():  # fmt: skip
+        "style:0.8": ("style:0.8", 1.0),
+        "style:0.8:0.5": ("style:0.8", 0.5),
+        "a.safetensors:0.5": ("a.safetensors", 0.5),
+        "a.safetensors:-1": ("a.safetensors", -1.0),
+        "a:b.safetensors": ("a:b.safetensors", 1.0),
+        ":0.5": (":0.5", 1.0),
+    }.items():
         file, multiplier = file_and_multiplier(text, tmp_path)
         assert (os.path.relpath(file, tmp_path), multiplier) == expected

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from runner.errors import Invalid, InvalidConfig
-from runner.families.spec import Target
 from runner.formats.adapter_fit import check_mergeable
 from runner.formats.adapter_names import parse
 from runner.formats.adapter_read import read_lora
 from runner.formats.adapter_start import check_adapter_file
-from runner.formats.headers import Header, read_header
-from runner.formats.tensors import write_tensors
+from runner.model.targets import Target
 from runner.networks.merge import merge_into
 from runner.plan.prepare import Prepared
+from runner.weights.headers import Header, read_header
+from runner.weights.tensors import write_tensors
 from tests.adapters import States, merged_file, modules_of, states
 from tests.inprocess import prepared
 from tests.support import Place
@@ -77,21 +77,57 @@ def kinds(weight: Tensor) -> dict[str, tuple[Tensors, Tensor]]:
         "lora": (one, by_lora),
         "dora": ({**one, "dora_scale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))}, by_row),
         "dora by input": ({**one, "dora_scale": per_input.reshape(1, -1, *[1] * len(kernel))}, by_input),
-        "loha": ({"hada_w1_a": w1a, "hada_w1_b": w1b, "hada_w2_a": w2a, "hada_w2_b": w2b, "alpha": torch.tensor(0.5)}, flat + 0.25 * loha),
-        "lokr": ({"lokr_w1": small, "lokr_w2": large, "alpha": torch.tensor(7.0)}, flat + torch.einsum("ac,bdk->abcdk", small, large.reshape(rows // a, inputs // c, area)).reshape(rows, -1)),
-        "lokr halves": ({"lokr_w1_a": halves[0], "lokr_w1_b": halves[1], "lokr_w2_a": big[0], "lokr_w2_b": big[1], "alpha": torch.tensor(0.5)},
-                        flat + 0.25 * torch.einsum("az,zc,br,rdk->abcdk", *halves, big[0], big[1].reshape(RANK, inputs // c, area)).reshape(rows, -1)),
-        "glora": ({"a1.weight": ga, "a2.weight": gb, "b1.weight": up, "b2.weight": down.reshape(RANK, inputs, *kernel), "alpha": torch.tensor(0.5)},
-                  flat + 0.25 * (torch.einsum("oik,ir,rj->ojk", weight.reshape(rows, inputs, area), ga, gb).reshape(rows, -1) + up @ down)),
+        "loha": (
+            {"hada_w1_a": w1a, "hada_w1_b": w1b, "hada_w2_a": w2a, "hada_w2_b": w2b, "alpha": torch.tensor(0.5)},
+            flat + 0.25 * loha,
+        ),
+        "lokr": (
+            {"lokr_w1": small, "lokr_w2": large, "alpha": torch.tensor(7.0)},
+            flat + torch.einsum("ac,bdk->abcdk", small, large.reshape(rows // a, inputs // c, area)).reshape(rows, -1),
+        ),
+        "lokr halves": (
+            {
+                "lokr_w1_a": halves[0],
+                "lokr_w1_b": halves[1],
+                "lokr_w2_a": big[0],
+                "lokr_w2_b": big[1],
+                "alpha": torch.tensor(0.5),
+            },
+            flat
+            + 0.25
+            * torch.einsum("az,zc,br,rdk->abcdk", *halves, big[0], big[1].reshape(RANK, inputs // c, area)).reshape(
+                rows, -1
+            ),
+        ),
+        "glora": (
+            {
+                "a1.weight": ga,
+                "a2.weight": gb,
+                "b1.weight": up,
+                "b2.weight": down.reshape(RANK, inputs, *kernel),
+                "alpha": torch.tensor(0.5),
+            },
+            flat
+            + 0.25
+            * (
+                torch.einsum("oik,ir,rj->ojk", weight.reshape(rows, inputs, area), ga, gb).reshape(rows, -1) + up @ down
+            ),
+        ),
         "diff": ({"diff": weight * 0.5}, flat * 1.5),
         "oft": ({"oft_blocks": blocks, "alpha": torch.tensor(0.0)}, turned),
-        "oft rescaled": ({"oft_blocks": blocks, "rescale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))}, turned * magnitude[:, None]),
-    }  # fmt: skip
+        "oft rescaled": (
+            {"oft_blocks": blocks, "rescale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))},
+            turned * magnitude[:, None],
+        ),
+    }
     decomposed = {**found["loha"][0], "dora_scale": magnitude.reshape(-1, *[1] * (weight.dim() - 1))}
     both = found["loha"][1]
     found["loha with a magnitude"] = (decomposed, both * (magnitude / both.pow(2).sum(1).sqrt())[:, None])
     kron = found["lokr"][1]
-    found["lokr with a magnitude"] = ({**found["lokr"][0], "dora_scale": decomposed["dora_scale"]}, kron * (magnitude / kron.pow(2).sum(1).sqrt())[:, None])  # fmt: skip
+    found["lokr with a magnitude"] = (
+        {**found["lokr"][0], "dora_scale": decomposed["dora_scale"]},
+        kron * (magnitude / kron.pow(2).sum(1).sqrt())[:, None],
+    )
     if kernel:
         found |= tucker(weight, flat, a, c)
     return {kind: (tensors, new.reshape(weight.shape)) for kind, (tensors, new) in found.items()}
@@ -101,16 +137,45 @@ def tucker(weight: Tensor, flat: Tensor, a: int, c: int) -> dict[str, tuple[Tens
     """The forms with a third factor, of convolutions."""
     rows, inputs, *kernel = weight.shape
     up, down, mid = drawn(rows, 3), drawn(RANK, inputs), drawn(3, RANK, *kernel)
-    w1a, w1b, t1, w2a, w2b, t2 = drawn(3, rows), drawn(RANK, inputs), drawn(3, RANK, *kernel), drawn(3, rows), drawn(RANK, inputs), drawn(3, RANK, *kernel)  # fmt: skip
+    w1a, w1b, t1, w2a, w2b, t2 = (
+        drawn(3, rows),
+        drawn(RANK, inputs),
+        drawn(3, RANK, *kernel),
+        drawn(3, rows),
+        drawn(RANK, inputs),
+        drawn(3, RANK, *kernel),
+    )
     small, k2a, k2b, kt = drawn(a, c), drawn(RANK, rows // a), drawn(RANK, inputs // c), drawn(RANK, RANK, *kernel)
     lora = torch.einsum("om,mnxy,ni->oixy", up, mid, down)
     first, second = torch.einsum("mo,mnxy,ni->oixy", w1a, t1, w1b), torch.einsum("mo,mnxy,ni->oixy", w2a, t2, w2b)
     lokr = torch.einsum("ac,mb,mnxy,nd->abcdxy", small, k2a, kt, k2b)
     return {
-        "lora of three": ({"lora_up.weight": up[..., None, None], "lora_mid.weight": mid, "lora_down.weight": down[..., None, None], "alpha": torch.tensor(0.5)}, flat + 0.25 * lora.reshape(rows, -1)),
-        "loha of three": ({"hada_w1_a": w1a, "hada_w1_b": w1b, "hada_t1": t1, "hada_w2_a": w2a, "hada_w2_b": w2b, "hada_t2": t2, "alpha": torch.tensor(0.5)}, flat + 0.25 * (first * second).reshape(rows, -1)),
-        "lokr of three": ({"lokr_w1": small, "lokr_w2_a": k2a, "lokr_w2_b": k2b, "lokr_t2": kt, "alpha": torch.tensor(0.5)}, flat + 0.25 * lokr.reshape(rows, -1)),
-    }  # fmt: skip
+        "lora of three": (
+            {
+                "lora_up.weight": up[..., None, None],
+                "lora_mid.weight": mid,
+                "lora_down.weight": down[..., None, None],
+                "alpha": torch.tensor(0.5),
+            },
+            flat + 0.25 * lora.reshape(rows, -1),
+        ),
+        "loha of three": (
+            {
+                "hada_w1_a": w1a,
+                "hada_w1_b": w1b,
+                "hada_t1": t1,
+                "hada_w2_a": w2a,
+                "hada_w2_b": w2b,
+                "hada_t2": t2,
+                "alpha": torch.tensor(0.5),
+            },
+            flat + 0.25 * (first * second).reshape(rows, -1),
+        ),
+        "lokr of three": (
+            {"lokr_w1": small, "lokr_w2_a": k2a, "lokr_w2_b": k2b, "lokr_t2": kt, "alpha": torch.tensor(0.5)},
+            flat + 0.25 * lokr.reshape(rows, -1),
+        ),
+    }
 
 
 def rotated(blocks: Tensor, flat: Tensor) -> Tensor:
@@ -123,12 +188,18 @@ def rotated(blocks: Tensor, flat: Tensor) -> Tensor:
 
 
 def of_module(found: States, layers: list[str], swapped: bool, parameter: str = "weight") -> Tensor:
-    rows = torch.cat([next(own[f"{name}.{parameter}"] for own in found.values() if f"{name}.{parameter}" in own) for name in layers])  # fmt: skip
+    rows = torch.cat(
+        [next(own[f"{name}.{parameter}"] for own in found.values() if f"{name}.{parameter}" in own) for name in layers]
+    )
     return torch.cat(rows.chunk(2)[::-1]) if swapped else rows
 
 
-@pytest.mark.parametrize(("name", "module"), [*(("sd3", module) for module in (*MODULES, *SWAPPED)), *(("sd15", module) for module in UNET)])  # fmt: skip
-def test_each_kind_does_what_its_formula_says(runs: Callable[[str], Prepared], tmp_path: Path, name: str, module: str) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "module"), [*(("sd3", module) for module in (*MODULES, *SWAPPED)), *(("sd15", module) for module in UNET)]
+)
+def test_each_kind_does_what_its_formula_says(
+    runs: Callable[[str], Prepared], tmp_path: Path, name: str, module: str
+) -> None:
     """On the rows of the file's own module, with multipliers: W + m (W' - W)."""
     torch.manual_seed(3)
     run, layers = runs(name), {**MODULES, **SWAPPED, **UNET}[module]
@@ -141,8 +212,12 @@ def test_each_kind_does_what_its_formula_says(runs: Callable[[str], Prepared], t
             merge_into(modules, read_lora(tmp_path / "x.safetensors", run.spec.layers(run.model), multiplier).changes)
             after = states(modules)
             found = of_module(after, layers, module in SWAPPED)
-            torch.testing.assert_close(found, weight + multiplier * (expected - weight), rtol=2e-4, atol=2e-5, msg=f"{kind} x {multiplier}")  # fmt: skip
-            changed = {key for part, own in after.items() for key, x in own.items() if not torch.equal(x, before[part][key])}  # fmt: skip
+            torch.testing.assert_close(
+                found, weight + multiplier * (expected - weight), rtol=2e-4, atol=2e-5, msg=f"{kind} x {multiplier}"
+            )
+            changed = {
+                key for part, own in after.items() for key, x in own.items() if not torch.equal(x, before[part][key])
+            }
             assert changed == {f"{layer}.weight" for layer in layers}, kind
             assert float((expected - weight).abs().max()) > 0.02, kind
             for part, own in before.items():
@@ -162,7 +237,12 @@ def test_butterfly_rotations(runs: Callable[[str], Prepared], tmp_path: Path) ->
     expected = flat
     for number, own in enumerate(skew):
         apart = 2 * 2**number
-        order = [start + pair * apart + step for start in range(0, len(flat), 2 * apart) for step in range(apart) for pair in range(2)]  # fmt: skip
+        order = [
+            start + pair * apart + step
+            for start in range(0, len(flat), 2 * apart)
+            for step in range(apart)
+            for pair in range(2)
+        ]
         parts = []
         for block, rows in zip(own, expected[order].split(4), strict=True):
             parts.append((torch.eye(4) + block) @ torch.linalg.inv(torch.eye(4) - block) @ rows)
@@ -188,18 +268,24 @@ def test_biases_norms_and_embeddings_change_too(runs: Callable[[str], Prepared],
     write_tensors(
         tmp_path / "x.safetensors",
         {
-            f"{qkv}.diff_b": bias, f"lora_te1_{norm.replace('.', '_')}.w_norm": w,
-            f"lora_te1_{norm.replace('.', '_')}.b_norm": b, "text_encoders.t5xxl.transformer.shared.diff": shared,
+            f"{qkv}.diff_b": bias,
+            f"lora_te1_{norm.replace('.', '_')}.w_norm": w,
+            f"lora_te1_{norm.replace('.', '_')}.b_norm": b,
+            "text_encoders.t5xxl.transformer.shared.diff": shared,
         },
-    )  # fmt: skip
+    )
     after = merged_file(run, tmp_path / "x.safetensors", 0.5)
-    torch.testing.assert_close(of_module(after, MODULES[qkv], False, "bias"), of_module(before, MODULES[qkv], False, "bias") + 0.5 * bias)  # fmt: skip
+    torch.testing.assert_close(
+        of_module(after, MODULES[qkv], False, "bias"), of_module(before, MODULES[qkv], False, "bias") + 0.5 * bias
+    )
     first, own = before["text_encoder_1"], after["text_encoder_1"]
     torch.testing.assert_close(own[f"{norm}.weight"], first[f"{norm}.weight"] + 0.5 * w)
     torch.testing.assert_close(own[f"{norm}.bias"], first[f"{norm}.bias"] + 0.5 * b)
     for key in ("shared.weight", "encoder.embed_tokens.weight"):
         if key in after["text_encoder_3"]:
-            torch.testing.assert_close(after["text_encoder_3"][key], before["text_encoder_3"]["shared.weight"] + 0.5 * shared)  # fmt: skip
+            torch.testing.assert_close(
+                after["text_encoder_3"][key], before["text_encoder_3"]["shared.weight"] + 0.5 * shared
+            )
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -262,7 +348,29 @@ def test_every_single_fault_of_a_header_is_found(ground: Ground, tmp_path: Path)
                     assert not answered(ground, wrong, tmp_path), wrong
 
 
-NAMES = ["lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_magnitude_vector", "hada_w1_a", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_b", "lokr_t2", "oft_R.weight", "oft_blocks", "rescale", "diff", "diff_b", "w_norm", "b_norm"]  # fmt: skip
+NAMES = [
+    "lora_up.weight",
+    "lora_down.weight",
+    "lora_mid.weight",
+    "alpha",
+    "dora_scale",
+    "lora_magnitude_vector",
+    "hada_w1_a",
+    "hada_t1",
+    "hada_t2",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w2",
+    "lokr_w2_b",
+    "lokr_t2",
+    "oft_R.weight",
+    "oft_blocks",
+    "rescale",
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+]
 SIDES = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 16, 32, 48, 64, 96])
 
 
@@ -317,31 +425,55 @@ QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
 BAD = {
     f"{QKV} has no lora_B": {"lora_down.weight": (2, 16)},
     f"{QKV} has lora_B [16, 2], which must be [48, 2]": {"lora_down.weight": (2, 16), "lora_up.weight": (16, 2)},
-    f"{QKV} has hada_w2_a [47, 2], which must be [48, 2]": {"hada_w1_a": (48, 2), "hada_w1_b": (2, 16), "hada_w2_a": (47, 2), "hada_w2_b": (2, 16)},
+    f"{QKV} has hada_w2_a [47, 2], which must be [48, 2]": {
+        "hada_w1_a": (48, 2),
+        "hada_w1_b": (2, 16),
+        "hada_w2_a": (47, 2),
+        "hada_w2_b": (2, 16),
+    },
     f"{QKV} has lokr_w1 [5, 4], which does not divide 48 x 16": {"lokr_w1": (5, 4), "lokr_w2": (12, 4)},
     f"{QKV} has no lokr_w2": {"lokr_w1": (4, 4)},
     f"{QKV} has diff [16, 48], which must be [48, 16]": {"diff": (16, 48)},
     f"{QKV} has diff_b [16], which must be [48]": {"diff_b": (16,)},
-    f"{QKV} is of several kinds (diff, lora)": {"diff": (48, 16), "lora_down.weight": (2, 16), "lora_up.weight": (48, 2)},
-    f"{QKV} has dora_scale [1, 12], which is of neither the 48 rows nor the 16 inputs": {"lora_down.weight": (2, 16), "lora_up.weight": (48, 2), "dora_scale": (1, 12)},
+    f"{QKV} is of several kinds (diff, lora)": {
+        "diff": (48, 16),
+        "lora_down.weight": (2, 16),
+        "lora_up.weight": (48, 2),
+    },
+    f"{QKV} has dora_scale [1, 12], which is of neither the 48 rows nor the 16 inputs": {
+        "lora_down.weight": (2, 16),
+        "lora_up.weight": (48, 2),
+        "dora_scale": (1, 12),
+    },
     f"{QKV} has oft_blocks [5, 4, 4], which are no rotations of 48 rows": {"oft_blocks": (5, 4, 4)},
     f"{QKV} has nothing beside alpha": {"alpha": ()},
-    f"{QKV} has hada_t1, which is for convolutions": {"hada_w1_a": (2, 48), "hada_w1_b": (2, 16), "hada_w2_a": (2, 48), "hada_w2_b": (2, 16), "hada_t1": (2, 2), "hada_t2": (2, 2)},
-}  # fmt: skip
+    f"{QKV} has hada_t1, which is for convolutions": {
+        "hada_w1_a": (2, 48),
+        "hada_w1_b": (2, 16),
+        "hada_w2_a": (2, 48),
+        "hada_w2_b": (2, 16),
+        "hada_t1": (2, 2),
+        "hada_t2": (2, 2),
+    },
+}
 
 
 def test_a_plan_names_what_does_not_fit(family_place: Make) -> None:
     """network.base_weights: found when planning, with the module and both shapes."""
     place = family_place("sd3")
     for message, shapes in BAD.items():
-        write_tensors(place.folder / "bad.safetensors", {f"{QKV}.{key}": torch.zeros(shape) for key, shape in shapes.items()})  # fmt: skip
+        write_tensors(
+            place.folder / "bad.safetensors", {f"{QKV}.{key}": torch.zeros(shape) for key, shape in shapes.items()}
+        )
         place.write({"network": {"base_weights": ["bad.safetensors:0.5"]}})
         with pytest.raises(InvalidConfig) as caught:
             prepared(place.file)
         own = [item for item in caught.value.diagnostics if "bad.safetensors" in item.message]
         assert [item.message for item in own] == [f"bad.safetensors does not fit: {message}"]
         assert own[0].hint == "name an adapter for Stable Diffusion 3 Medium"
-    write_tensors(place.folder / "bad.safetensors", {f"{QKV}.diff": torch.zeros(48, 16), "bundle_emb.a.b": torch.zeros(2)})  # fmt: skip
+    write_tensors(
+        place.folder / "bad.safetensors", {f"{QKV}.diff": torch.zeros(48, 16), "bundle_emb.a.b": torch.zeros(2)}
+    )
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
     assert [(item.message, item.hint) for item in caught.value.diagnostics] == [
@@ -363,8 +495,12 @@ def test_what_no_shape_tells(ground: Ground) -> None:
     on_norm = {f"{NORM}.lora_down.weight": ("F32", (2, 1)), f"{NORM}.lora_up.weight": ("F32", (16, 2))}
     cases = [
         (partly, pair, f"{QKV} has 3 parts, of which the model has 2"),
-        (ground.layers, {**pair, "lora_up.weight": ("I8", (48, 2))}, f"{QKV}.lora_up.weight is of type I8, not one of floating point"),
-    ]  # fmt: skip
+        (
+            ground.layers,
+            {**pair, "lora_up.weight": ("I8", (48, 2))},
+            f"{QKV}.lora_up.weight is of type I8, not one of floating point",
+        ),
+    ]
     for layers, own, message in cases:
         header = Header({f"{QKV}.{key}": entry for key, entry in own.items()})
         assert check_mergeable(header, layers).problem == message
@@ -374,7 +510,14 @@ def test_what_no_shape_tells(ground: Ground) -> None:
 
 def test_a_number_that_is_none_is_refused(runs: Callable[[str], Prepared], tmp_path: Path) -> None:
     run = runs("sd3")
-    write_tensors(tmp_path / "x.safetensors", {f"{QKV}.lora_down.weight": torch.zeros(2, 16), f"{QKV}.lora_up.weight": torch.zeros(48, 2), f"{QKV}.alpha": torch.tensor(float("nan"))})  # fmt: skip
+    write_tensors(
+        tmp_path / "x.safetensors",
+        {
+            f"{QKV}.lora_down.weight": torch.zeros(2, 16),
+            f"{QKV}.lora_up.weight": torch.zeros(48, 2),
+            f"{QKV}.alpha": torch.tensor(float("nan")),
+        },
+    )
     assert check_mergeable(read_header(tmp_path / "x.safetensors"), run.spec.layers(run.model)).problem is None
     with pytest.raises(Invalid, match=r"attn_qkv\.alpha holds NaN or infinite numbers"):
         read_lora(tmp_path / "x.safetensors", run.spec.layers(run.model), 1.0)

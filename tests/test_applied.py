@@ -59,9 +59,11 @@ def test_export_takes_what_was_applied(done: Place, verb: Verbs) -> None:
 def test_another_set_is_refused_by_every_verb(done: Place, verb: Verbs) -> None:
     other = ("--set", "training.learning_rate=0.5")
     for arguments in (
-        ("export", *other, "--format", "kohya", "--to", "a.safetensors"), ("select", *other), ("report", *other),
+        ("export", *other, "--format", "kohya", "--to", "a.safetensors"),
+        ("select", *other),
+        ("report", *other),
         ("sample", *other),
-    ):  # fmt: skip
+    ):
         result = verb(done, arguments[0], "run.toml", *arguments[1:])
         assert result.code == 3
         assert result.err == (

@@ -64,8 +64,14 @@ def test_every_key_has_bounds() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": {"max_train_steps": 10**12}}, "`training.max_train_steps` must be an integer from 1 to 10,000,000"),
-        ({"dataset": {"sources": [{"path": "pics", "repeats": 2**31}]}}, "`dataset.sources.repeats` must be an integer from 1 to 1,000,000"),
+        (
+            {"training": {"max_train_steps": 10**12}},
+            "`training.max_train_steps` must be an integer from 1 to 10,000,000",
+        ),
+        (
+            {"dataset": {"sources": [{"path": "pics", "repeats": 2**31}]}},
+            "`dataset.sources.repeats` must be an integer from 1 to 1,000,000",
+        ),
         (
             {"dataset": {"sources": [{"path": "pics", "repeats": 1_000_000}]}},
             f"an epoch would use its items 8,000,000 times; {MOST_USES:,} are the most",
@@ -79,12 +85,14 @@ def test_every_key_has_bounds() -> None:
             f"this would save 10,000,000 checkpoints; {MOST_CHECKPOINTS:,} are the most",
         ),
         (
-            {"training": {"max_train_steps": 10_000_000, "checkpoints": {"every_n_steps": 1000}},
-             "sampling": {"prompts": [{"prompt": str(n)} for n in range(11)]}},
+            {
+                "training": {"max_train_steps": 10_000_000, "checkpoints": {"every_n_steps": 1000}},
+                "sampling": {"prompts": [{"prompt": str(n)} for n in range(11)]},
+            },
             f"10,000 checkpoints of 11 prompts would make 110,000 samples; {MOST_SAMPLES:,} are the most",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_run_without_end_is_refused(place: Place, changes: dict[str, Any], message: str) -> None:
     with bounded(10):
         assert message in prepared_errors(place, place.write(changes).read_text(encoding="utf-8"))
@@ -146,9 +154,18 @@ def test_names_of_published_files_that_are_right(place: Place) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": {"output_dir": "pics/out"}}, "~/pics/out lies in the source ~/pics: what is written there would be read by the next plan"),
-        ({"run": {"output_dir": "pics"}}, "~/pics lies in the source ~/pics: what is written there would be read by the next plan"),
-        ({"run": {"output_dir": "link/out"}}, "~/link/out lies in the source ~/pics: what is written there would be read by the next plan"),
+        (
+            {"run": {"output_dir": "pics/out"}},
+            "~/pics/out lies in the source ~/pics: what is written there would be read by the next plan",
+        ),
+        (
+            {"run": {"output_dir": "pics"}},
+            "~/pics lies in the source ~/pics: what is written there would be read by the next plan",
+        ),
+        (
+            {"run": {"output_dir": "link/out"}},
+            "~/link/out lies in the source ~/pics: what is written there would be read by the next plan",
+        ),
         ({"run": {"output_dir": "."}}, "the source ~/pics lies in the run's folder ~"),
         ({"run": {"output_dir": ".runner/runs"}}, "~/.runner/runs lies in the store ~/.runner"),
         ({"run": {"output_dir": ".runner"}}, "~/.runner lies in the store ~/.runner"),
@@ -163,7 +180,7 @@ def test_names_of_published_files_that_are_right(place: Place) -> None:
             "~/apart/out lies in the source ~/apart: what is written there would be read by the next plan",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_run_writes_does_not_lie_among_what_it_reads(
     place: Place, changes: dict[str, Any], message: str
 ) -> None:

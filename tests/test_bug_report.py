@@ -28,22 +28,34 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (CannotWrite(errno.EIO, "Input/output error", "/a/b"),
-         "error: /a/b cannot be written: Input/output error\nhint: apply again once that is mended: the state is kept\n\n"),
-        (CannotWrite(errno.EISDIR, "Is a directory", "/a/b"),
-         "error: /a/b cannot be written: Is a directory\nhint: something else is in its place: move or delete it\n\n"),
-        (CannotWrite(errno.ENOSPC, "No space left on device", "/a/b"),
-         "error: the disk is full: /a/b cannot be written\nhint: free some space and apply again: the state is kept\n\n"),
-        (CannotWrite(errno.EDQUOT, "Disk quota exceeded", "/a/b"),
-         "error: the disk quota is used up: /a/b cannot be written\n"
-         "hint: free some space and apply again: the state is kept\n\n"),
-        (OSError(errno.EMFILE, "Too many open files", "/a/b"),
-         "error: /a/b cannot be read or written: Too many open files\n"
-         "hint: allow more open files (ulimit -n) and apply again: the state is kept\n\n"),
-        (OSError(errno.ENOSPC, "No space left on device"),
-         "error: the disk is full: a file cannot be written\nhint: free some space and apply again: the state is kept\n\n"),
+        (
+            CannotWrite(errno.EIO, "Input/output error", "/a/b"),
+            "error: /a/b cannot be written: Input/output error\nhint: apply again once that is mended: the state is kept\n\n",
+        ),
+        (
+            CannotWrite(errno.EISDIR, "Is a directory", "/a/b"),
+            "error: /a/b cannot be written: Is a directory\nhint: something else is in its place: move or delete it\n\n",
+        ),
+        (
+            CannotWrite(errno.ENOSPC, "No space left on device", "/a/b"),
+            "error: the disk is full: /a/b cannot be written\nhint: free some space and apply again: the state is kept\n\n",
+        ),
+        (
+            CannotWrite(errno.EDQUOT, "Disk quota exceeded", "/a/b"),
+            "error: the disk quota is used up: /a/b cannot be written\n"
+            "hint: free some space and apply again: the state is kept\n\n",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/a/b"),
+            "error: /a/b cannot be read or written: Too many open files\n"
+            "hint: allow more open files (ulimit -n) and apply again: the state is kept\n\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: the disk is full: a file cannot be written\nhint: free some space and apply again: the state is kept\n\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_system_refused_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, message: str
 ) -> None:

@@ -48,7 +48,9 @@ def problems_of(place: Place, *sources: dict[str, Any], **dataset: Any) -> list[
 def test_endings_of_another_case_and_unicode_forms_are_used(place: Place) -> None:
     folder = place.folder / "10_cat"
     composed, decomposed = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
-    for shade, (name, text) in enumerate({"a": "a.TXT", composed: f"{decomposed}.txt", f"{decomposed}2": f"{composed}2.Txt", "d": "d.txt"}.items()):  # fmt: skip
+    for shade, (name, text) in enumerate(
+        {"a": "a.TXT", composed: f"{decomposed}.txt", f"{decomposed}2": f"{composed}2.Txt", "d": "d.txt"}.items()
+    ):
         picture(folder / f"{name}.png", shade * 9)
         (folder / text).write_text(f"of {shade}")
     assert notes_of(place, {"path": "10_cat"}) == []
@@ -119,7 +121,9 @@ def test_one_line_or_the_whole_text() -> None:
         "only \\r and \\n end a line"
     )
     assert caption("one\ntwo", whole=True, caption_prefix="x") == "x one\ntwo"
-    assert {render("one\ntwo", CaptionRule.of(ItemOptions(enable_wildcard=True), True), rng(n, "x")) for n in range(20)} == {"one", "two"}  # fmt: skip
+    assert {
+        render("one\ntwo", CaptionRule.of(ItemOptions(enable_wildcard=True), True), rng(n, "x")) for n in range(20)
+    } == {"one", "two"}
 
 
 def test_captions_of_several_lines(place: Place, family_place: Callable[..., Place]) -> None:
@@ -176,8 +180,13 @@ def test_other_files_and_folders_are_counted(place: Place) -> None:
     draw_pictures(pics / "more", 1)
     found = notes_of(place, {"path": "pics"})
     assert len(found) == 3
-    assert found[0] == '1 video lies among pictures and is not used (pics/clip.mp4); name the folder again as a source of kind = "video"'  # fmt: skip
-    assert found[1].startswith("2 files are neither pictures nor captions and are not used (pics/0.npz, pics/notes.pdf); pictures end in ")  # fmt: skip
+    assert (
+        found[0]
+        == '1 video lies among pictures and is not used (pics/clip.mp4); name the folder again as a source of kind = "video"'
+    )
+    assert found[1].startswith(
+        "2 files are neither pictures nor captions and are not used (pics/0.npz, pics/notes.pdf); pictures end in "
+    )
     assert found[2] == "1 folder lies among pictures and is not read (pics/more); name each as a source of its own"
 
 
@@ -195,10 +204,18 @@ def test_a_stray_picture_does_not_hide_the_numbered_folders(place: Place) -> Non
         "(tree/preview.png); move it into a folder such as 1_name"
     ]
     run = prepared(place.file)
-    assert sorted({(item.name.split("/")[0], item.repeats) for item in run.collection.items}) == [("10_cat", 10), ("2_dog", 2)]  # fmt: skip
+    assert sorted({(item.name.split("/")[0], item.repeats) for item in run.collection.items}) == [
+        ("10_cat", 10),
+        ("2_dog", 2),
+    ]
     # A folder with a number of its own is one of pictures.
     shutil.move(place.folder / "tree", place.folder / "3_both")
-    assert {item.repeats for item in prepared(place.write({"dataset": {"held_out": None, "sources": [{"path": "3_both", "class_tokens": "x"}]}})).collection.items} == {3}  # fmt: skip
+    assert {
+        item.repeats
+        for item in prepared(
+            place.write({"dataset": {"held_out": None, "sources": [{"path": "3_both", "class_tokens": "x"}]}})
+        ).collection.items
+    } == {3}
 
 
 def test_no_repeats_and_no_number(place: Place) -> None:

@@ -26,13 +26,13 @@ from runner.families.flux1.model import packed
 from runner.families.parts.attention import Attention
 from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
-from runner.families.parts.layers import count, origins, parameters
 from runner.families.parts.load import from_origin
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
 from runner.formats.adapter_read import read_lora
 from runner.formats.adapter_write import diffusers_state, kohya_state
-from runner.inputs import SampleInputs
+from runner.inputs.sample import SampleInputs
+from runner.model.layers import count, origins, parameters
 from runner.networks.merge import merge_into
 from runner.networks.shapes import adapter_shapes
 from tests.inprocess import applied, prepared
@@ -87,7 +87,7 @@ def fixture() -> tuple[Any, dict[str, Any], dict[str, Tensor], Callable[[], Tens
     }
     module.load_state_dict(found, strict=True)
     assert DENOISER.module.finish is not None
-    resolve_name(DENOISER.module.finish)(module, LoadOptions(torch.float32, torch.device("cpu")))
+    resolve_name(DENOISER.module.finish)(module, LoadOptions(dtype=torch.float32, device=torch.device("cpu")))
     resolve_name(DENOISER.module.attention)(module, Attention())
     rows, columns = (int(file["img_ids"][:, axis].max()) + 1 for axis in (1, 2))
     x = torch.nn.functional.pixel_shuffle(file["packed_input"].transpose(1, 2).unflatten(2, (rows, columns)), 2)
@@ -106,7 +106,9 @@ def test_the_denoiser_and_its_lora_answer_as_the_original_model(family_place: Ma
     torch.testing.assert_close(answer(), file["output"], rtol=1e-4, atol=5e-5)
     run = prepared(family_place("chroma").file)
     model = replace(run.model, components={"denoiser": replace(run.model.components["denoiser"], config=config)})
-    save_file({key.removeprefix("lora."): x for key, x in file.items() if key.startswith("lora.")}, tmp_path / "l.safetensors")  # fmt: skip
+    save_file(
+        {key.removeprefix("lora."): x for key, x in file.items() if key.startswith("lora.")}, tmp_path / "l.safetensors"
+    )
     lora = read_lora(tmp_path / "l.safetensors", run.spec.layers(model), 1.0)
     assert not lora.left_out
     merge_into({"denoiser": module}, lora.changes)
@@ -135,9 +137,14 @@ def test_a_sample_is_that_of_diffusers_pipeline(family_place: Make) -> None:
     prompt = outcome.graph.of(SampleInputs).prompts[0]
     ours = Image.open(prepared(place.file).store.item("samples", outcome.graph.of(SampleInputs).key(prompt, 0, "raw")))
     theirs = pipeline_of(place)(
-        prompt.prompt, negative_prompt="dark and long", width=48, height=32, num_inference_steps=4, guidance_scale=3.0,
+        prompt.prompt,
+        negative_prompt="dark and long",
+        width=48,
+        height=32,
+        num_inference_steps=4,
+        guidance_scale=3.0,
         generator=torch.Generator().manual_seed(prompt.seed or 0),
-    ).images[0]  # fmt: skip
+    ).images[0]
     assert max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)) <= 1
 
 
@@ -165,9 +172,14 @@ def test_the_first_loss_is_that_of_a_bare_computation(family_place: Make, checkp
         )
         seen = torch.cat([mask.bool(), torch.ones(2, tokens.shape[1], dtype=torch.bool)], dim=1)
         answer = pipeline.transformer(
-            hidden_states=tokens, timestep=sigma.flatten(), encoder_hidden_states=hidden, txt_ids=text_ids, img_ids=where,
-            attention_mask=seen, return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states=tokens,
+            timestep=sigma.flatten(),
+            encoder_hidden_states=hidden,
+            txt_ids=text_ids,
+            img_ids=where,
+            attention_mask=seen,
+            return_dict=False,
+        )[0]
         target = pipeline._pack_latents(noise - latents, *latents.shape)
     assert ours == pytest.approx(float(((answer - target) ** 2).mean()), rel=1e-5)
 
@@ -175,10 +187,24 @@ def test_the_first_loss_is_that_of_a_bare_computation(family_place: Make, checkp
 @pytest.mark.parametrize(("fixture", "form"), [("kohya_lora_chroma", "kohya"), ("peft_lora_chroma", "diffusers")])
 def test_adapters_keys(family_place: Make, fixture: str, form: str) -> None:
     """The keys and shapes of sd-scripts' and peft's own files of the full-size model."""
-    names = [r"^transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$", r"^single_transformer_blocks\.\d+\.attn\.to_[qkv]$"]  # fmt: skip
+    names = [
+        r"^transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$",
+        r"^single_transformer_blocks\.\d+\.attn\.to_[qkv]$",
+    ]
     run = prepared(family_place("chroma", network={"rank": 4, "targets": "default" if form == "kohya" else names}).file)
-    full = {name: replace(part, config=shipped(next(own for own in FINDER.parts if own.name == name))) for name, part in run.model.components.items()}  # fmt: skip
+    full = {
+        name: replace(part, config=shipped(next(own for own in FINDER.parts if own.name == name)))
+        for name, part in run.model.components.items()
+    }
     targets = run.spec.targets(run.config, replace(run.model, components=full))
-    state = {f"{target.full_name}.{name}": torch.zeros(shape) for target in targets for name, shape in adapter_shapes(target).items()}  # fmt: skip
-    written = kohya_state(targets, state, torch.float16) if form == "kohya" else diffusers_state(targets, state, torch.float16)[0]  # fmt: skip
+    state = {
+        f"{target.full_name}.{name}": torch.zeros(shape)
+        for target in targets
+        for name, shape in adapter_shapes(target).items()
+    }
+    written = (
+        kohya_state(targets, state, torch.float16)
+        if form == "kohya"
+        else diffusers_state(targets, state, torch.float16)[0]
+    )
     assert {key: tuple(x.shape) for key, x in written.items()} == listed(fixture)

@@ -13,8 +13,24 @@ import tomli
 
 from tests.support import ROOT, Place
 
-VERBS = ("apply", "copy", "diff", "doctor", "explain", "export", "fmt", "gc", "plan", "recipes", "report", "sample",
-         "schema", "select", "status", "validate")  # fmt: skip
+VERBS = (
+    "apply",
+    "copy",
+    "diff",
+    "doctor",
+    "explain",
+    "export",
+    "fmt",
+    "gc",
+    "plan",
+    "recipes",
+    "report",
+    "sample",
+    "schema",
+    "select",
+    "status",
+    "validate",
+)
 
 
 def test_help_lists_every_verb_and_each_has_help(place: Place) -> None:
@@ -25,14 +41,21 @@ def test_help_lists_every_verb_and_each_has_help(place: Place) -> None:
 
 
 def test_usage_errors_are_64(place: Place) -> None:
-    for arguments, part in ((("aply",), "did you mean 'apply'?"), (("plan", "--nope"), "--nope"), (("plan", "--target", "trian"), "trian"), (("export", "run.toml"), "--format")):  # fmt: skip
+    for arguments, part in (
+        (("aply",), "did you mean 'apply'?"),
+        (("plan", "--nope"), "--nope"),
+        (("plan", "--target", "trian"), "trian"),
+        (("export", "run.toml"), "--format"),
+    ):
         result = place.run(*arguments)
         assert result.code == 64, result.err
         assert part in result.err
 
 
 def test_validate_lists_all_errors_at_once(place: Place) -> None:
-    place.text('schema_version = 1\n[run]\nname = "t"\n[model]\nfamily = "sd15"\nchekpoint = "model"\n[[dataset.sources]]\npath = "gone"\n[training]\nmax_train_steps = "lots"\n')  # fmt: skip
+    place.text(
+        'schema_version = 1\n[run]\nname = "t"\n[model]\nfamily = "sd15"\nchekpoint = "model"\n[[dataset.sources]]\npath = "gone"\n[training]\nmax_train_steps = "lots"\n'
+    )
     result = place.run("validate")
     assert result.code == 3
     assert result.out == ""
@@ -85,7 +108,15 @@ def test_recipes_are_listed_and_copied(place: Place) -> None:
 @pytest.mark.slow
 def test_copied_recipes_run_with_a_step(place: Place) -> None:
     target = place.folder / "mine"
-    place.run("copy", "quickstart", str(target), "--set", "training.max_train_steps=2", "--set", "sampling.num_inference_steps=2").ok()  # fmt: skip
+    place.run(
+        "copy",
+        "quickstart",
+        str(target),
+        "--set",
+        "training.max_train_steps=2",
+        "--set",
+        "sampling.num_inference_steps=2",
+    ).ok()
     place.run("apply", str(target / "run.toml")).ok()
     assert (target / "published" / "hearts.safetensors").exists()
     assert (target / "runs" / "hearts" / "report.html").exists()
@@ -155,7 +186,23 @@ def test_shipped_files_are_found(target: str, tmp_path: Path) -> None:
     """One function finds recipes and templates in an installed wheel and in a checkout."""
     code = "from runner.shipped import shipped; print(shipped('recipes')); print(shipped('templates'))"
     if target == "wheel":
-        done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "wheel",
+                "--no-deps",
+                "--no-build-isolation",
+                "-q",
+                "-w",
+                str(tmp_path),
+                str(ROOT),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         wheel = next(tmp_path.glob("*.whl"))
         names = zipfile.ZipFile(wheel).namelist()
@@ -166,7 +213,9 @@ def test_shipped_files_are_found(target: str, tmp_path: Path) -> None:
         code = "import runner; assert 'site' in runner.__file__; " + code
     else:
         environment = {"PATH": "/usr/bin"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     recipes, templates = (Path(line) for line in done.stdout.splitlines())
     assert (recipes / "quickstart" / "run.toml").is_file()

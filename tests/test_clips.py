@@ -41,21 +41,40 @@ QUICK = {
     "mpeg4": {"bf": "2"},
 }
 HEALTHY = [
-    ("libx264", "mp4", {}), ("libx264", "mp4", {"movflags": "faststart"}),
-    ("libx264", "mp4", {"movflags": "frag_keyframe+empty_moov"}), ("libx264", "mov", {}), ("libx264", "matroska", {}),
-    ("libx264", "flv", {}), ("libx264", "avi", {}), ("libx265", "mp4", {"movflags": "faststart"}),
-    ("libx265", "matroska", {}), ("libvpx-vp9", "webm", {}), ("libvpx-vp9", "mp4", {"movflags": "faststart"}),
-    ("libsvtav1", "webm", {}), ("libsvtav1", "mp4", {"movflags": "faststart"}), ("mpeg4", "avi", {}),
-    ("mpeg4", "mov", {"movflags": "faststart"}), ("mjpeg", "avi", {}), ("wmv2", "asf", {}),
-]  # fmt: skip
+    ("libx264", "mp4", {}),
+    ("libx264", "mp4", {"movflags": "faststart"}),
+    ("libx264", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
+    ("libx264", "mov", {}),
+    ("libx264", "matroska", {}),
+    ("libx264", "flv", {}),
+    ("libx264", "avi", {}),
+    ("libx265", "mp4", {"movflags": "faststart"}),
+    ("libx265", "matroska", {}),
+    ("libvpx-vp9", "webm", {}),
+    ("libvpx-vp9", "mp4", {"movflags": "faststart"}),
+    ("libsvtav1", "webm", {}),
+    ("libsvtav1", "mp4", {"movflags": "faststart"}),
+    ("mpeg4", "avi", {}),
+    ("mpeg4", "mov", {"movflags": "faststart"}),
+    ("mjpeg", "avi", {}),
+    ("wmv2", "asf", {}),
+]
 NAMES = [f"{codec}-{form}{'-' + options['movflags'][:4] if options else ''}" for codec, form, options in HEALTHY]
 
 
 def clip(
-    codec: str = "libx264", form: str = "mp4", options: dict[str, str] | None = None, frames: int = 20, rate: int = 24,
-    gaps: tuple[int, ...] = (), late: int = 0, sound: bool = False, turn: tuple[int, bool] = (0, False),
-    pictures: list[Image.Image] | None = None, layout: str = "yuv420p",
-) -> bytes:  # fmt: skip
+    codec: str = "libx264",
+    form: str = "mp4",
+    options: dict[str, str] | None = None,
+    frames: int = 20,
+    rate: int = 24,
+    gaps: tuple[int, ...] = (),
+    late: int = 0,
+    sound: bool = False,
+    turn: tuple[int, bool] = (0, False),
+    pictures: list[Image.Image] | None = None,
+    layout: str = "yuv420p",
+) -> bytes:
     """A video that PyAV makes; `gaps`: milliseconds between frames, in turn; `late`: its first frame, in seconds."""
     file = Path(tempfile.mkdtemp(), "clip")  # an mp4 is read again to bring its index to the front
     with av.open(str(file), "w", format=form, options=options or {}) as container:
@@ -138,12 +157,16 @@ def test_odd_but_whole_clips_are_taken(tmp_path: Path) -> None:
     box = healthy(1)
     place = box.index(b"mdat") - 4
     cases = {
-        "sound": clip(options=fast, sound=True), "sound in mkv": clip(form="matroska", sound=True),
-        "late": clip(options=fast, late=3), "late mkv": clip(form="matroska", late=3),
+        "sound": clip(options=fast, sound=True),
+        "sound in mkv": clip(form="matroska", sound=True),
+        "late": clip(options=fast, late=3),
+        "late mkv": clip(form="matroska", late=3),
         "live": clip(form="matroska", options={"live": "1"}),
         "to the end": box[:place] + bytes(4) + box[place + 4 :],
-        "one frame": clip(frames=1), "transport stream": clip(form="mpegts"), "program stream": clip("mpeg2video", "mpeg"),
-    }  # fmt: skip
+        "one frame": clip(frames=1),
+        "transport stream": clip(form="mpegts"),
+        "program stream": clip("mpeg2video", "mpeg"),
+    }
     for name, content in cases.items():
         found = probed(tmp_path, content)
         assert (found.problem, found.text) == (None, "1" if name == "one frame" else "20"), name
@@ -189,10 +212,11 @@ def test_damage_inside_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n", b"ffconcat version 1.0\nfile 'a.mp4'\n",
+        b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile 'a.mp4'\n",
         b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
     ],
-)  # fmt: skip
+)
 def test_a_playlist_is_no_video(tmp_path: Path, content: bytes) -> None:
     """It would make FFmpeg read other files and addresses."""
     (tmp_path / "a.mp4").write_bytes(healthy(0))
@@ -205,7 +229,10 @@ def test_a_pipe_is_no_video(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "f.mp4"
     os.mkfifo(file) if kind == "fifo" else file.symlink_to("/dev/zero")
     with bounded(2):
-        assert probe_video(file).problem == f"cannot be read: it is a {'named pipe' if kind == 'fifo' else 'device'}, not a file"  # fmt: skip
+        assert (
+            probe_video(file).problem
+            == f"cannot be read: it is a {'named pipe' if kind == 'fifo' else 'device'}, not a file"
+        )
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
@@ -315,7 +342,10 @@ def test_transparency_of_clips_stands_on_white(tmp_path: Path, codec: str, form:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("interlaced", "1 video is interlaced: each frame has lines of two moments (clips/a.mp4); ffmpeg -i IN -vf yadif OUT"),
+        (
+            "interlaced",
+            "1 video is interlaced: each frame has lines of two moments (clips/a.mp4); ffmpeg -i IN -vf yadif OUT",
+        ),
         (
             "oblong",
             "1 video has pixels that are not square, and is trained as stored (clips/a.mp4); ffmpeg -i IN -vf "
@@ -327,14 +357,18 @@ def test_transparency_of_clips_stands_on_white(tmp_path: Path, codec: str, form:
             "zscale and tonemap",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_screen_would_show_otherwise_is_said(
     tmp_path: Path, rated: Callable[..., list[str]], word: str, said: str
 ) -> None:
     file = tmp_path / "made.mp4"
     with av.open(str(file), "w") as container:
         interlaced = {"flags": "+ilme+ildct"}
-        video = container.add_stream("mpeg2video" if word == "interlaced" else "libx264", rate=24, options=interlaced if word == "interlaced" else {})  # fmt: skip
+        video = container.add_stream(
+            "mpeg2video" if word == "interlaced" else "libx264",
+            rate=24,
+            options=interlaced if word == "interlaced" else {},
+        )
         video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
         if word == "oblong":
             video.codec_context.sample_aspect_ratio = Fraction(4, 3)
@@ -359,10 +393,14 @@ def frames_place(family_place: Make, names: list[str], sizes: dict[str, tuple[in
     (folder / "list.jsonl").write_text(json.dumps({"video_path": "frames", "caption": "a thing"}))
     place.write(
         {
-            "network": {"rank": 2}, "training": {"max_train_steps": 4},
-            "dataset": {"held_out": None, "sources": [{"path": "listed/list.jsonl", "kind": "video", "frame_extraction": "full"}]},
+            "network": {"rank": 2},
+            "training": {"max_train_steps": 4},
+            "dataset": {
+                "held_out": None,
+                "sources": [{"path": "listed/list.jsonl", "kind": "video", "frame_extraction": "full"}],
+            },
         }
-    )  # fmt: skip
+    )
     return place
 
 
@@ -414,7 +452,9 @@ def test_frames_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     names = frame_names(str(folder))
     import hashlib
 
-    digest = hashlib.sha256("\n".join(hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names).encode()).hexdigest()  # fmt: skip
+    digest = hashlib.sha256(
+        "\n".join(hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names).encode()
+    ).hexdigest()
     opened = []
     real = videos.pictures.read_picture
     monkeypatch.setattr(videos.pictures, "read_picture", lambda file: opened.append(file) or real(file))

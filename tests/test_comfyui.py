@@ -14,11 +14,11 @@ from torch import Tensor
 from runner.families.contract import LoadOptions
 from runner.families.parts.clip import t5_layers
 from runner.families.parts.files import CONFIGS, read_json
-from runner.families.parts.layers import parameters
 from runner.families.registry import family, family_spec
-from runner.families.spec import Target
 from runner.formats.adapter_modules import file_modules, needs_base
 from runner.formats.adapter_write import Base, kohya_state
+from runner.model.layers import parameters
+from runner.model.targets import Target
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.plan.prepare import Prepared
@@ -28,12 +28,17 @@ from tests.support import DATA, Place, family_changes
 
 FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"]
 KINDS = ["lora", "dora", "loha", "lokr", "oft"]
-OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
+OPTIONS = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
 ENCODERS = {"sd15": 1, "sdxl": 2, "sd3": 3, "flux1": 2, "chroma": 1}
 KEY_LISTS = {
-    "sd15": "checkpoint_sd15_keys", "sdxl": "checkpoint_sdxl_keys", "sd3": "checkpoint_sd3_medium_keys",
-    "hunyuan_video": "hunyuan_dit_keys", "framepack": "framepack_dit_keys", "flux1": "flux1_dev_bfl_keys", "chroma": "chroma_bfl_keys",
-}  # fmt: skip
+    "sd15": "checkpoint_sd15_keys",
+    "sdxl": "checkpoint_sdxl_keys",
+    "sd3": "checkpoint_sd3_medium_keys",
+    "hunyuan_video": "hunyuan_dit_keys",
+    "framepack": "framepack_dit_keys",
+    "flux1": "flux1_dev_bfl_keys",
+    "chroma": "chroma_bfl_keys",
+}
 
 
 def configured(place: Place, name: str, **network: Any) -> Prepared:
@@ -43,7 +48,9 @@ def configured(place: Place, name: str, **network: Any) -> Prepared:
     return prepared(place.file)
 
 
-def written(place: Place, name: str, form: Any = "comfyui", **network: Any) -> tuple[Prepared, dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:  # fmt: skip
+def written(
+    place: Place, name: str, form: Any = "comfyui", **network: Any
+) -> tuple[Prepared, dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
     """(run, an export of random adapters, the weights, the weights with the adapters merged)."""
     run = configured(place, name, **network)
     bundle = family(name)
@@ -65,10 +72,15 @@ def assert_comfyui_agrees(name: str, run: Prepared, file: dict[str, Tensor], bas
     for key, own in encoders.items():
         weights |= {f"{key}.{k}": x for k, x in own.items()}
         wanted |= {f"{key}.{k}": x for k, x in expected[key].items()}
-    places = key_map(name, [key for key in weights if not key.startswith("text_encoder")], run.model.components["denoiser"].config)  # fmt: skip
+    places = key_map(
+        name, [key for key in weights if not key.startswith("text_encoder")], run.model.components["denoiser"].config
+    )
     if name == "sd3":  # the tiny model's width is not 64 times its depth
         width = bundle_width(run)
-        places = {key: (place if place.rows is None else place._replace(rows=(place.rows[0] // place.rows[1] * width, width))) for key, place in places.items()}  # fmt: skip
+        places = {
+            key: (place if place.rows is None else place._replace(rows=(place.rows[0] // place.rows[1] * width, width)))
+            for key, place in places.items()
+        }
     found = applied(file, {**places, **text_key_map(name, encoders)}, weights)
     changed = 0
     for key, tensor in wanted.items():
@@ -145,7 +157,11 @@ def full_targets(place: Place, name: str, **network: Any) -> tuple[list[Target],
     run = configured(place, name, **network)
     folders = {"denoiser": "unet" if name in ("sd15", "sdxl") else "transformer"}
     folders |= {f"text_encoder_{n}": "text_encoder" if n == 1 else f"text_encoder_{n}" for n in range(1, 4)}
-    configs = {key: json.loads((CONFIGS / name / folder / "config.json").read_text()) for key, folder in folders.items() if key in run.model.components and key in ("denoiser", *run.model.text_encoders)}  # fmt: skip
+    configs = {
+        key: json.loads((CONFIGS / name / folder / "config.json").read_text())
+        for key, folder in folders.items()
+        if key in run.model.components and key in ("denoiser", *run.model.text_encoders)
+    }
     parts = {key: replace(part, config=configs.get(key, part.config)) for key, part in run.model.components.items()}
     return run.spec.targets(run.config, replace(run.model, components=parts)), configs["denoiser"]
 
@@ -160,19 +176,32 @@ def test_every_module_of_the_full_size_model_is_known(
     listed = json.loads((DATA / f"{KEY_LISTS[name]}.json").read_text())
     listed = listed.get("keys", listed)
     prefix = "model.diffusion_model."
-    keys = [key.removeprefix(prefix) for key in listed if key.startswith(prefix) or name in ("hunyuan_video", "framepack", "flux1", "chroma")]  # fmt: skip
+    keys = [
+        key.removeprefix(prefix)
+        for key in listed
+        if key.startswith(prefix) or name in ("hunyuan_video", "framepack", "flux1", "chroma")
+    ]
     known = set(key_map(name, keys, config))
     modules = file_modules(targets, "comfyui")
     unknown = [module.name for module in modules if not module.name.startswith("lora_te") and module.name not in known]
     assert not unknown
     assert len([module for module in modules if not module.name.startswith("lora_te")]) >= 40
-    layers = {f"text_encoder_{n}": [f"encoder.layers.{i}.{part}.weight" for i in range(32) for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")))] for n in (1, 2)}  # fmt: skip
+    layers = {
+        f"text_encoder_{n}": [
+            f"encoder.layers.{i}.{part}.weight"
+            for i in range(32)
+            for part in ("mlp.fc1", "mlp.fc2", *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")))
+        ]
+        for n in (1, 2)
+    }
     if name in ("flux1", "chroma"):
         layers[f"text_encoder_{ENCODERS[name]}"] = list(
             parameters(t5_layers(read_json(CONFIGS / "flux1" / "text_encoder_2" / "config.json")))
         )
     if name == "sd3":
-        layers["text_encoder_3"] = [key.removeprefix("text_encoders.t5xxl.transformer.") for key in listed if ".t5xxl." in key]  # fmt: skip
+        layers["text_encoder_3"] = [
+            key.removeprefix("text_encoders.t5xxl.transformer.") for key in listed if ".t5xxl." in key
+        ]
     texts = set(text_key_map(name, layers))
     assert not [module.name for module in modules if module.name.startswith("lora_te") and module.name not in texts]
 

@@ -292,7 +292,10 @@ def test_conflicts_show_both_places(place: Place) -> None:
     ("lines", "part"),
     [
         ("[model.x]\n", "unknown key `x`"),
-        ('[training.scheduler]\ntype = "linear"\nargs = { power = 2 }\n', 'the schedule "linear" has no argument `power`'),
+        (
+            '[training.scheduler]\ntype = "linear"\nargs = { power = 2 }\n',
+            'the schedule "linear" has no argument `power`',
+        ),
         ("[training.optimizer]\nargs = { betas2 = 2 }\n", 'the optimizer "adamw" has no argument `betas2`'),
         ("[training.optimizer]\nargs = { amsgrad = 2 }\n", "`amsgrad` of the optimizer must be true or false, not 2"),
         ("[training.scheduler]\nwarmup_steps = 9\n", "the warm-up of 9 steps is longer than the run of 4"),
@@ -302,15 +305,21 @@ def test_conflicts_show_both_places(place: Place) -> None:
         ('[selection]\nstrategy = "manual"\n', 'strategy = "manual" needs `step`'),
         ("[selection]\nstep = 3\n", '`step` is for strategy = "manual"'),
         ('[[selection.publish]]\ndirectory = "p"\nformat = "kohya"\n', "this is a full fine-tune"),
-        ('[[selection.publish]]\ndirectory = "p"\nformat = "comfyui"\nwhich = "all"\nname = "x"\n', "the name needs {step}"),
+        (
+            '[[selection.publish]]\ndirectory = "p"\nformat = "comfyui"\nwhich = "all"\nname = "x"\n',
+            "the name needs {step}",
+        ),
         ('[[selection.publish]]\ndirectory = "p"\nformat = "comfyui"\nname = "{x}"\n', "has a field that is not known"),
         ("[training.components]\ndenoiser = false\n", "nothing trains"),
         ("[dataset.buckets]\nmin_size = 64\nmax_size = 32\n", "`min_size` 64 is above `max_size` 32"),
         ("[dataset.held_out]\n", "[dataset.held_out] is empty"),
         ("[training.loss]\nmin_snr_gamma = 5\ndebiased_estimation = true\n", "two weightings of the same loss"),
-        ('[sampling]\nsampler = "pndm"\n[training.loss]\nzero_terminal_snr = true\n', 'the sampler "pndm" cannot start from pure noise'),
+        (
+            '[sampling]\nsampler = "pndm"\n[training.loss]\nzero_terminal_snr = true\n',
+            'the sampler "pndm" cannot start from pure noise',
+        ),
     ],
-)  # fmt: skip
+)
 def test_more_findings(place: Place, lines: str, part: str) -> None:
     assert part in rendered(place.text(MINIMAL + lines))
 

@@ -108,7 +108,10 @@ def test_nothing_damaged_is_exported(place: Place) -> None:
     assert plan.code == 2
     assert "make the checkpoint of step 2 again: 2 steps" in plan.out
     assert said(place, "apply", "--yes").code == 0
-    assert said(place, "export", "run.toml", "--checkpoint", "2", "--format", "diffusers", "--to", "out.safetensors").code == 0  # fmt: skip
+    assert (
+        said(place, "export", "run.toml", "--checkpoint", "2", "--format", "diffusers", "--to", "out.safetensors").code
+        == 0
+    )
 
 
 def test_a_lost_checkpoint_of_a_training_that_keeps_some(tmp_path: Path, tiny_model: Path) -> None:
@@ -130,7 +133,11 @@ def test_leftovers_of_a_kill_go_where_nothing_else_is_to_do(place: Place) -> Non
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     store, published = place.folder / ".runner", place.folder / "published"
-    left = [store / "exports" / f".tmp-{dead.pid}-key", store / "items" / "text" / f".tmp-{dead.pid}-x", place.output / f".tmp-{dead.pid}-y"]  # fmt: skip
+    left = [
+        store / "exports" / f".tmp-{dead.pid}-key",
+        store / "items" / "text" / f".tmp-{dead.pid}-x",
+        place.output / f".tmp-{dead.pid}-y",
+    ]
     own, foreign = published / f".tmp-{dead.pid}-u.safetensors", published / f".tmp-{dead.pid}-v.safetensors"
     for path in (*left, own, foreign):
         path.write_bytes(b"x")
@@ -196,19 +203,44 @@ def test_what_was_published_is_not_known(place: Place) -> None:
     ("name", "content", "reason", "way_out"),
     [
         ("pin.json", "[]", "it is no JSON object", "choose again with `runner select --step`"),
-        ("pin.json", '{"step": "2", "weights": "raw"}', "step has another type", "choose again with `runner select --step`"),
-        ("pin.json", '{"step": 0, "weights": "raw"}', "no checkpoint is called so", "choose again with `runner select --step`"),
-        ("pin.json", '{"step": 2, "weights": "../x"}', "no checkpoint is called so", "choose again with `runner select --step`"),
-        ("pin.json", '{"step": 2, "weights": "raw", "train": 5}', "train has another type", "choose again with `runner select --step`"),
+        (
+            "pin.json",
+            '{"step": "2", "weights": "raw"}',
+            "step has another type",
+            "choose again with `runner select --step`",
+        ),
+        (
+            "pin.json",
+            '{"step": 0, "weights": "raw"}',
+            "no checkpoint is called so",
+            "choose again with `runner select --step`",
+        ),
+        (
+            "pin.json",
+            '{"step": 2, "weights": "../x"}',
+            "no checkpoint is called so",
+            "choose again with `runner select --step`",
+        ),
+        (
+            "pin.json",
+            '{"step": 2, "weights": "raw", "train": 5}',
+            "train has another type",
+            "choose again with `runner select --step`",
+        ),
         ("pin.json", "", "it is empty", "choose again with `runner select --step`"),
         ("seeds.json", "{}", "seeds is missing", "new seeds are drawn at the next apply"),
         ("seeds.json", '{"seeds": {"0": -5}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
         ("seeds.json", '{"seeds": {"0": 1e999}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
-        ("seeds.json", '{"seeds": {"0": 4294967296}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
+        (
+            "seeds.json",
+            '{"seeds": {"0": 4294967296}}',
+            "its seeds are no numbers",
+            "new seeds are drawn at the next apply",
+        ),
         ("seeds.json", '{"seeds": {"-1": 5}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
         ("seeds.json", '{"seeds": {"a": 1}}', "its seeds are no numbers", "new seeds are drawn at the next apply"),
     ],
-)  # fmt: skip
+)
 def test_what_nothing_else_knows_is_named(place: Place, name: str, content: str, reason: str, way_out: str) -> None:
     file = place.output / name
     file.write_text(content)

@@ -28,7 +28,12 @@ REFERENCE = json.loads((DATA / "kohya_buckets.json").read_text())["settings"]
 def rule_of(setting: dict[str, Any]) -> BucketRule:
     width, height = setting["resolution"]
     return BucketRule(
-        (width, height), True, setting["min_size"], setting["max_size"], setting["step"], setting["no_upscale"]
+        resolution=(width, height),
+        enabled=True,
+        min_size=setting["min_size"],
+        max_size=setting["max_size"],
+        step=setting["step"],
+        no_upscale=setting["no_upscale"],
     )
 
 
@@ -44,14 +49,37 @@ def test_buckets_are_those_of_kohya(setting: dict[str, Any]) -> None:
 
 
 def test_the_numbers_of_buckets_that_people_know() -> None:
-    assert len(bucket_sizes(BucketRule((512, 512), True, 256, 1024, 64, False))) == 17
-    assert len(bucket_sizes(BucketRule((1024, 1024), True, 256, 2048, 64, False))) == 41
+    assert (
+        len(
+            bucket_sizes(
+                BucketRule(resolution=(512, 512), enabled=True, min_size=256, max_size=1024, step=64, no_upscale=False)
+            )
+        )
+        == 17
+    )
+    assert (
+        len(
+            bucket_sizes(
+                BucketRule(
+                    resolution=(1024, 1024), enabled=True, min_size=256, max_size=2048, step=64, no_upscale=False
+                )
+            )
+        )
+        == 41
+    )
 
 
-@given(width=st.integers(1, 6000), height=st.integers(1, 6000), no_upscale=st.booleans(), side=st.sampled_from([256, 512, 768]))  # fmt: skip
+@given(
+    width=st.integers(1, 6000),
+    height=st.integers(1, 6000),
+    no_upscale=st.booleans(),
+    side=st.sampled_from([256, 512, 768]),
+)
 @settings(max_examples=300, deadline=None)
 def test_a_fit_covers_its_bucket_and_crops_one_side(width: int, height: int, no_upscale: bool, side: int) -> None:
-    rule = BucketRule((side, side), True, 128, 2 * side, 64, no_upscale)
+    rule = BucketRule(
+        resolution=(side, side), enabled=True, min_size=128, max_size=2 * side, step=64, no_upscale=no_upscale
+    )
     fit = Bucketing(rule).fit((width, height))
     left, top = fit.centre.left, fit.centre.top
     assert fit.resized[0] >= fit.bucket[0]
@@ -114,7 +142,9 @@ def test_separators() -> None:
 
 
 def test_tag_dropout_spares_the_kept() -> None:
-    counts = Counter(len(one("a, b, c, d, e", seed=s, caption_tag_dropout_rate=0.5, keep_tokens=1).split(", ")) for s in range(300))  # fmt: skip
+    counts = Counter(
+        len(one("a, b, c, d, e", seed=s, caption_tag_dropout_rate=0.5, keep_tokens=1).split(", ")) for s in range(300)
+    )
     assert min(counts) == 1
     assert 2.5 < sum(size * times for size, times in counts.items()) / 300 < 3.5
     assert all(one("a, b", seed=s, caption_tag_dropout_rate=1.0, keep_tokens=1) == "a" for s in range(5))
@@ -133,8 +163,10 @@ def test_the_warm_up_truncates_before_shuffling() -> None:
 
 @given(
     tags=st.lists(st.text("abcxyz 0123", min_size=1, max_size=6).map(str.strip).filter(bool), min_size=1, max_size=12),
-    keep=st.integers(0, 4), shuffle=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
+    keep=st.integers(0, 4),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=200, deadline=None)
 def test_shuffling_loses_nothing_and_depends_on_the_seed_alone(
     tags: list[str], keep: int, shuffle: bool, seed: int
@@ -166,7 +198,11 @@ def test_476_pictures_ten_times_at_batch_six_are_794_steps() -> None:
 def test_an_epoch_uses_everything_once_in_batches_of_one_group(sizes: list[tuple[int, int]], epoch: int) -> None:
     groups, first = [], 0
     for number, (count, batch) in enumerate(sizes):
-        groups.append(Group((64 + number, 64), batch, tuple(Use(first + index, 0) for index in range(count))))
+        groups.append(
+            Group(
+                bucket=(64 + number, 64), batch_size=batch, uses=tuple(Use(first + index, 0) for index in range(count))
+            )
+        )
         first += count
     batches = epoch_batches(groups, 7, epoch)
     assert len(batches) == batches_per_epoch(sizes)
@@ -192,9 +228,11 @@ def test_folders_with_repeats_class_tokens_and_nested_parents(place: Place) -> N
     run = prepared(place.file)
     found = sorted((item.name, item.repeats, item.text) for item in run.collection.items)
     assert found == [
-        ("2_dog/2_dog0.png", 2, "dog"), ("2_dog/2_dog1.png", 2, "dog"),
-        ("3_cat/3_cat0.png", 3, "a cat, sitting"), ("3_cat/3_cat1.png", 3, "cat"),
-    ]  # fmt: skip
+        ("2_dog/2_dog0.png", 2, "dog"),
+        ("2_dog/2_dog1.png", 2, "dog"),
+        ("3_cat/3_cat0.png", 3, "a cat, sitting"),
+        ("3_cat/3_cat1.png", 3, "cat"),
+    ]
     assert run.length.batches_per_epoch == 5
 
 
@@ -239,7 +277,9 @@ def test_pictures_of_any_mode_are_read(tmp_path: Path) -> None:
         file = tmp_path / f"{mode.replace(';', '')}.{'tiff' if mode == 'CMYK' else 'png'}"
         picture.save(file)
         request = PictureRequest(
-            str(file), hashlib.sha256(file.read_bytes()).hexdigest(), View((16, 16), 0, 0, (16, 16), False)
+            str(file),
+            hashlib.sha256(file.read_bytes()).hexdigest(),
+            View(resized=(16, 16), left=0, top=0, bucket=(16, 16), flip=False),
         )
         pixels = request.pixels()
         assert pixels.shape == (3, 16, 16)

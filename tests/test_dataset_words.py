@@ -46,7 +46,11 @@ def test_one_and_many() -> None:
 
 
 def test_every_marked_word_is_known() -> None:
-    marked = {word for file in (ROOT / "runner").rglob("*.py") for word in re.findall(r'[" ]~([a-z]+)', file.read_text("utf-8"))}  # fmt: skip
+    marked = {
+        word
+        for file in (ROOT / "runner").rglob("*.py")
+        for word in re.findall(r'[" ]~([a-z]+)', file.read_text("utf-8"))
+    }
     assert {"pictures", "are"} < marked
     assert marked <= set(_FOR_ONE)
 
@@ -71,7 +75,7 @@ def test_masks_that_nothing_uses(place: Place) -> None:
     assert notes_of(place, {"path": "pics", "mask_path": "masks"}, {"path": "pics", "mask_path": "masks"}) == [
         "1 mask has the name of another with another ending, and is not used (masks/1.jpg); keep one of each name",
         "1 of 12 masks belongs to nothing that is trained on, and is not used (masks/other.png); give each the name of its picture or video",
-    ]  # fmt: skip
+    ]
 
 
 def test_names_of_masks_in_another_unicode_form(place: Place) -> None:
@@ -97,13 +101,19 @@ def test_what_lies_beside_numbered_folders(place: Place) -> None:
 @pytest.mark.parametrize(
     ("line", "message", "hint"),
     [
-        ('{"file_name": "a.png", "text": "x"}', "m.jsonl, line 1: it has no `image_path`",
-         'a line is {"image_path": "a.png", "caption": "a cat"}; `file_name` and `text` are the names of other tools'),
-        ('{"video_path": "a.mp4", "caption": "x"}', "m.jsonl, line 1: it has no `image_path`",
-         '`video_path` is for a source of kind = "video"; make a list for each kind'),
+        (
+            '{"file_name": "a.png", "text": "x"}',
+            "m.jsonl, line 1: it has no `image_path`",
+            'a line is {"image_path": "a.png", "caption": "a cat"}; `file_name` and `text` are the names of other tools',
+        ),
+        (
+            '{"video_path": "a.mp4", "caption": "x"}',
+            "m.jsonl, line 1: it has no `image_path`",
+            '`video_path` is for a source of kind = "video"; make a list for each kind',
+        ),
         ('["a.png"]', "m.jsonl, line 1: it is no table", 'a line is {"image_path": "a.png", "caption": "a cat"}'),
     ],
-)  # fmt: skip
+)
 def test_lines_that_name_no_picture(place: Place, line: str, message: str, hint: str) -> None:
     (place.folder / "m.jsonl").write_text(line)
     assert problem_of(place, {"sources": [{"path": "m.jsonl"}]}) == (message, hint)
@@ -122,8 +132,14 @@ def test_what_a_list_says_and_nothing_reads(place: Place) -> None:
         "1 picture is listed more than once in m.jsonl, and only the last line counts (pics/0.png); list each once",
     ]
     (place.folder / "m.jsonl").write_text(json.dumps({"image_path": "pics\\0.png", "caption": "x"}))
-    assert "is listed with backslashes, as Windows writes paths; write it with /" in problem_of(place, {"sources": [{"path": "m.jsonl"}]})[0]  # fmt: skip
-    assert problem_of(place, {"sources": [{"path": "m.json"}]}) == ("there is no list $/m.json", "did you mean " + str(place.folder / "m.jsonl") + "?")  # fmt: skip
+    assert (
+        "is listed with backslashes, as Windows writes paths; write it with /"
+        in problem_of(place, {"sources": [{"path": "m.jsonl"}]})[0]
+    )
+    assert problem_of(place, {"sources": [{"path": "m.json"}]}) == (
+        "there is no list $/m.json",
+        "did you mean " + str(place.folder / "m.jsonl") + "?",
+    )
 
 
 def test_numbers_of_frames() -> None:
@@ -147,7 +163,10 @@ def test_each_dataset_holds_out_its_own_share(place: Place) -> None:
     draw_pictures(place.folder / "b", 6, seed=2)
     parts = [f'[[datasets]]\n{HEAD}%s[[datasets.subsets]]\nimage_dir = "{name}"\n' for name in "ab"]
     for shares, held in ((("0.5", "0.0"), {"a": 2}), (("0.5", "0.3"), {"a": 2, "b": 2}), (("0.25", "0.25"), None)):
-        (place.folder / "d.toml").write_text("[general]\nvalidation_split = 0.9\n" + "".join(part % f"validation_split = {share}\n" for part, share in zip(parts, shares, strict=True)))  # fmt: skip
+        (place.folder / "d.toml").write_text(
+            "[general]\nvalidation_split = 0.9\n"
+            + "".join(part % f"validation_split = {share}\n" for part, share in zip(parts, shares, strict=True))
+        )
         place.write(WITH_FILE)
         names = [item.name.split("/")[0] for item in prepared(place.file).collection.held_out]
         if held is None:
@@ -159,17 +178,28 @@ def test_each_dataset_holds_out_its_own_share(place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ('[datasets.subsets]\nimage_dir = "pics"\n', "`subsets` must be an array of tables", "write [[datasets.subsets]], in two pairs of brackets"),
-        ('image_dir = "pics"\nimage_directory = "other"\n', "`image_directory` and `image_dir` of one dataset name its files twice", "make a dataset of each"),
+        (
+            '[datasets.subsets]\nimage_dir = "pics"\n',
+            "`subsets` must be an array of tables",
+            "write [[datasets.subsets]], in two pairs of brackets",
+        ),
+        (
+            'image_dir = "pics"\nimage_directory = "other"\n',
+            "`image_directory` and `image_dir` of one dataset name its files twice",
+            "make a dataset of each",
+        ),
         ('image_dir = "pics"\nnum_repeat = 2\n', "unknown key `num_repeat`", "did you mean `num_repeats`?"),
         ('image_dir = "pics"\nnum_repeats = 0\n', "`num_repeats`: must be at least 1, not 0", None),
     ],
-)  # fmt: skip
+)
 def test_dataset_files_that_would_leave_something_out(place: Place, text: str, message: str, hint: str | None) -> None:
     (place.folder / "d.toml").write_text(f"[[datasets]]\n{HEAD}{text}")
     place.write(WITH_FILE)
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
     found = caught.value.diagnostics[0]
-    assert {found.message} & {message, message.replace("`image_directory` and `image_dir`", "`image_dir` and `image_directory`")}  # fmt: skip
+    assert {found.message} & {
+        message,
+        message.replace("`image_directory` and `image_dir`", "`image_dir` and `image_directory`"),
+    }
     assert found.hint == hint

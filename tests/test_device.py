@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from runner.core.task import Batch, moved
 from runner.families.registry import FAMILIES, family
-from runner.inputs import SelectInputs
+from runner.inputs.select import SelectInputs
 from runner.optim.build import build_optimizer
 from runner.optim.single import SingleOptimizers, SingleOptions
 from runner.stages.pictures import make_latents
@@ -99,6 +99,8 @@ def test_conditioning_that_python_reads_stays_on_the_host() -> None:
         "mask": "cpu",
         "text": "meta",
     }
-    batch = Batch(0, ("a",), 1.0, {"cond.mask": torch.ones(1, 4), "mask": torch.ones(1, 1, 4, 4)})
+    batch = Batch(
+        step=0, names=("a",), share=1.0, tensors={"cond.mask": torch.ones(1, 4), "mask": torch.ones(1, 1, 4, 4)}
+    )
     found = {name: tensor.device.type for name, tensor in batch.to(META).tensors.items()}
     assert found == {"cond.mask": "cpu", "mask": "meta"}, "the mask of a masked loss is a picture, and goes"

@@ -33,54 +33,134 @@ BASE: dict[str, Any] = {
     "selection": {"publish": [{"directory": "published"}]},
 }
 FLIPS: dict[str, Any] = {
-    "run.name": "other", "run.output_dir": "elsewhere", "run.device": "cpu",
-    "model.checkpoint": "copy", "model.vae": "copy/vae", "model.text_encoder_1": "copy", "model.tokenizer_1": "copy/tokenizer",
-    "model.revision": "main", "model.dtype": "bf16", "model.prediction_type": "v_prediction", "model.clip_skip": 2,
-    "network.alpha": 2.0, "network.conv_alpha": 1.0, "network.targets": "attention", "network.rank_pattern": {"attn2": 2},
-    "model.text_encoder_2": "sdxl_copy", "model.text_encoder_3": "sd3_copy", "model.tokenizer_2": "sdxl_copy/tokenizer_2",
-    "model.tokenizer_3": "sd3_copy/tokenizer_3", "model.max_token_length": 150, "model.family": "sdxl",
-    "network.alpha_pattern": {"attn2": 2.0}, "network.init_from": None, "network.base_weights": ["lora.safetensors:0.5"],
-    "network.lora_plus_ratio": 16.0, "network.scale_weight_norms": 0.001, "network.decompose_factor": 4,
-    "training.optimizer.type": "lion", "training.optimizer.weight_decay": 0.5, "training.optimizer.eps": 1e-2,
-    "training.timesteps.sampling": "logit_normal", "training.timesteps.shift": 3.0, "training.components.text_encoder_2": True,
-    "training.components.text_encoder_3": True, "training.loss.v_pred_like_loss": 0.5, "network.dropout": 0.2, "network.conv_rank": 3,
-    "dataset.resolution": 16, "dataset.batch_size": 4, "training.max_train_steps": 8, "training.timesteps.max": 500, "training.checkpoints.every_n_steps": 3, "dataset.caption_extension": ".caption", "dataset.caption_separator": " ", "dataset.keep_tokens_separator": "|||",
-    "dataset.secondary_separator": ";;;", "dataset.caption_prefix": "p", "dataset.caption_suffix": "s",
-    "dataset.sources.path": "copied_pics", "dataset.sources.repeats": 3, "dataset.sources.class_tokens": "thing",
-    "dataset.buckets.min_size": 12, "dataset.buckets.max_size": 40, "dataset.buckets.step": 8,
-    "dataset.held_out.fraction": 0.3, "dataset.held_out.resolution": 16, "dataset.held_out.caption_extension": ".caption",
-    "dataset.held_out.path": "copied_apart", "dataset.held_out.count": 3,
-    "dataset.crop_style": "corner", "dataset.crop_aspect": "square", "dataset.face_crop_aug_range": [1.0, 2.0],
-    "dataset.sources.mask_path": "masks", "training.loss.masked": False, "training.loss.zero_terminal_snr": True, "dataset.config_file": "dataset.toml",
-    "caching.vae_tile_size": 64, "sampling.vae_tile_size": 64, "training.memory.blocks_to_swap": 1,
-    "caching.latents": "memory", "caching.text": "memory", "caching.dtype": "bf16",
-    "training.max_train_epochs": 3, "training.mixed_precision": "bf16",
-    "training.optimizer.betas": [0.8, 0.99], "training.optimizer.args": {"amsgrad": True}, "training.scheduler.warmup_steps": 2,
-    "training.scheduler.warmup_ratio": 0.5, "training.scheduler.args": {"num_cycles": 2},
-    "training.loss.min_snr_gamma": 5.0, "training.components.denoiser": 5e-4, "training.components.text_encoder_1": 5e-4,
-    "training.checkpoints.every_n_epochs": 1, "training.checkpoints.keep": 1, "training.checkpoints.state_every_n_steps": 1,
-    "sampling.every_n_steps": 3, "sampling.every_n_epochs": 1, "sampling.prompt_file": "copied_prompts.txt", "sampling.dialect": "kohya",
-    "sampling.negative_prompt": "n", "sampling.width": 16, "sampling.height": 16, "sampling.num_inference_steps": 3, "sampling.cfg_scale": 2.0,
-    "sampling.sampler": "euler", "sampling.prompts.prompt": "other", "sampling.prompts.seed": 5,
-    "selection.strategy": "last", "selection.metrics": [], "selection.step": 2, "selection.veto.max_loss_above_base": 0.5,
-    "selection.veto.max_similarity": 0.5, "selection.publish.name": "x", "selection.publish.directory": "elsewhere",
-}  # fmt: skip
+    "run.name": "other",
+    "run.output_dir": "elsewhere",
+    "run.device": "cpu",
+    "model.checkpoint": "copy",
+    "model.vae": "copy/vae",
+    "model.text_encoder_1": "copy",
+    "model.tokenizer_1": "copy/tokenizer",
+    "model.revision": "main",
+    "model.dtype": "bf16",
+    "model.prediction_type": "v_prediction",
+    "model.clip_skip": 2,
+    "network.alpha": 2.0,
+    "network.conv_alpha": 1.0,
+    "network.targets": "attention",
+    "network.rank_pattern": {"attn2": 2},
+    "model.text_encoder_2": "sdxl_copy",
+    "model.text_encoder_3": "sd3_copy",
+    "model.tokenizer_2": "sdxl_copy/tokenizer_2",
+    "model.tokenizer_3": "sd3_copy/tokenizer_3",
+    "model.max_token_length": 150,
+    "model.family": "sdxl",
+    "network.alpha_pattern": {"attn2": 2.0},
+    "network.init_from": None,
+    "network.base_weights": ["lora.safetensors:0.5"],
+    "network.lora_plus_ratio": 16.0,
+    "network.scale_weight_norms": 0.001,
+    "network.decompose_factor": 4,
+    "training.optimizer.type": "lion",
+    "training.optimizer.weight_decay": 0.5,
+    "training.optimizer.eps": 1e-2,
+    "training.timesteps.sampling": "logit_normal",
+    "training.timesteps.shift": 3.0,
+    "training.components.text_encoder_2": True,
+    "training.components.text_encoder_3": True,
+    "training.loss.v_pred_like_loss": 0.5,
+    "network.dropout": 0.2,
+    "network.conv_rank": 3,
+    "dataset.resolution": 16,
+    "dataset.batch_size": 4,
+    "training.max_train_steps": 8,
+    "training.timesteps.max": 500,
+    "training.checkpoints.every_n_steps": 3,
+    "dataset.caption_extension": ".caption",
+    "dataset.caption_separator": " ",
+    "dataset.keep_tokens_separator": "|||",
+    "dataset.secondary_separator": ";;;",
+    "dataset.caption_prefix": "p",
+    "dataset.caption_suffix": "s",
+    "dataset.sources.path": "copied_pics",
+    "dataset.sources.repeats": 3,
+    "dataset.sources.class_tokens": "thing",
+    "dataset.buckets.min_size": 12,
+    "dataset.buckets.max_size": 40,
+    "dataset.buckets.step": 8,
+    "dataset.held_out.fraction": 0.3,
+    "dataset.held_out.resolution": 16,
+    "dataset.held_out.caption_extension": ".caption",
+    "dataset.held_out.path": "copied_apart",
+    "dataset.held_out.count": 3,
+    "dataset.crop_style": "corner",
+    "dataset.crop_aspect": "square",
+    "dataset.face_crop_aug_range": [1.0, 2.0],
+    "dataset.sources.mask_path": "masks",
+    "training.loss.masked": False,
+    "training.loss.zero_terminal_snr": True,
+    "dataset.config_file": "dataset.toml",
+    "caching.vae_tile_size": 64,
+    "sampling.vae_tile_size": 64,
+    "training.memory.blocks_to_swap": 1,
+    "caching.latents": "memory",
+    "caching.text": "memory",
+    "caching.dtype": "bf16",
+    "training.max_train_epochs": 3,
+    "training.mixed_precision": "bf16",
+    "training.optimizer.betas": [0.8, 0.99],
+    "training.optimizer.args": {"amsgrad": True},
+    "training.scheduler.warmup_steps": 2,
+    "training.scheduler.warmup_ratio": 0.5,
+    "training.scheduler.args": {"num_cycles": 2},
+    "training.loss.min_snr_gamma": 5.0,
+    "training.components.denoiser": 5e-4,
+    "training.components.text_encoder_1": 5e-4,
+    "training.checkpoints.every_n_epochs": 1,
+    "training.checkpoints.keep": 1,
+    "training.checkpoints.state_every_n_steps": 1,
+    "sampling.every_n_steps": 3,
+    "sampling.every_n_epochs": 1,
+    "sampling.prompt_file": "copied_prompts.txt",
+    "sampling.dialect": "kohya",
+    "sampling.negative_prompt": "n",
+    "sampling.width": 16,
+    "sampling.height": 16,
+    "sampling.num_inference_steps": 3,
+    "sampling.cfg_scale": 2.0,
+    "sampling.sampler": "euler",
+    "sampling.prompts.prompt": "other",
+    "sampling.prompts.seed": 5,
+    "selection.strategy": "last",
+    "selection.metrics": [],
+    "selection.step": 2,
+    "selection.veto.max_loss_above_base": 0.5,
+    "selection.veto.max_similarity": 0.5,
+    "selection.publish.name": "x",
+    "selection.publish.directory": "elsewhere",
+}
 SDXL: dict[str, Any] = {"model": {"family": "sdxl", "checkpoint": "sdxl"}}
 SD3: dict[str, Any] = {"model": {"family": "sd3", "checkpoint": "sd3"}, "network": {"conv_rank": None}}
 WHOLE: dict[str, Any] = {"network": None, "selection": {"publish": []}}
 # What a key needs beside it to make a difference, or to be valid at all.
 BESIDE: dict[str, dict[str, Any]] = {
-    "network.conv_alpha": {}, "network.conv_rank": {},
-    "model.text_encoder_2": SDXL, "model.tokenizer_2": SDXL, "training.components.text_encoder_2": SDXL,
-    "model.text_encoder_3": SD3, "model.tokenizer_3": SD3, "training.components.text_encoder_3": SD3,
-    "training.timesteps.weighting": SD3, "training.timesteps.mean": {"training": {"timesteps": {"sampling": "logit_normal"}}},
+    "network.conv_alpha": {},
+    "network.conv_rank": {},
+    "model.text_encoder_2": SDXL,
+    "model.tokenizer_2": SDXL,
+    "training.components.text_encoder_2": SDXL,
+    "model.text_encoder_3": SD3,
+    "model.tokenizer_3": SD3,
+    "training.components.text_encoder_3": SD3,
+    "training.timesteps.weighting": SD3,
+    "training.timesteps.mean": {"training": {"timesteps": {"sampling": "logit_normal"}}},
     "training.timesteps.std": {"training": {"timesteps": {"sampling": "logit_normal"}}},
     "training.timesteps.sigmoid_scale": {"training": {"timesteps": {"sampling": "sigmoid"}}},
     "training.timesteps.mode_scale": {"training": {"timesteps": {"sampling": "mode"}}},
     "training.timesteps.beta_alpha": {"training": {"timesteps": {"sampling": "beta"}}},
     "training.timesteps.beta_beta": {"training": {"timesteps": {"sampling": "beta"}}},
     "network.decompose_factor": {"network": {"type": "lokr", "rank": 2, "conv_rank": None}},
-    "training.optimizer.stochastic_rounding": WHOLE, "training.loss.scale_v_pred_loss_like_noise_pred": {"model": {"prediction_type": "v_prediction"}},
+    "training.optimizer.stochastic_rounding": WHOLE,
+    "training.loss.scale_v_pred_loss_like_noise_pred": {"model": {"prediction_type": "v_prediction"}},
     "training.memory.fused_backward": {**WHOLE, "training": {"max_grad_norm": 0.0}},
     "caching.vae_tile_size": {"dataset": {"resolution": 128}, "training": {"components": {"text_encoder_1": False}}},
     "training.loss.masked": {"dataset": {"alpha_mask": True}},
@@ -108,7 +188,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "training.loss.zero_terminal_snr": {"model": {"prediction_type": "v_prediction"}},
     "selection.step": {"selection": {"strategy": "manual", "step": 4}},
     "selection.metrics": {"selection": {"strategy": "last"}},
-}  # fmt: skip
+}
 ONE_VALUE = {
     "schema_version",
     "model.family",
@@ -205,7 +285,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
 def write_lora(place: Place) -> None:
     """lora.safetensors: an adapter of the tiny model in Kohya's format."""
     from runner.formats.adapter_write import kohya_state
-    from runner.formats.tensors import write_tensors
+    from runner.weights.tensors import write_tensors
 
     run = prepared(place.write(BASE))
     targets = run.targets
@@ -245,17 +325,29 @@ def test_declared_effect(key: Key, ground: Place) -> None:
 
 
 TRAINED = [
-    key for key in KEYS
-    if set(key.stages) & {"train", "cache.latents", "cache.text"} and key.path[:2] != ("dataset", "sources")
-    and key.dotted not in {"training.max_train_epochs", "run.deterministic", "model.max_token_length", "dataset.buckets.max_size",
-                           "dataset.buckets.min_size", "dataset.token_warmup_min"}
-]  # fmt: skip
+    key
+    for key in KEYS
+    if set(key.stages) & {"train", "cache.latents", "cache.text"}
+    and key.path[:2] != ("dataset", "sources")
+    and key.dotted
+    not in {
+        "training.max_train_epochs",
+        "run.deterministic",
+        "model.max_token_length",
+        "dataset.buckets.max_size",
+        "dataset.buckets.min_size",
+        "dataset.token_warmup_min",
+    }
+]
 """Keys whose flip must show in the trained weights. Left out: keys that need another picture or a longer text to show;
 they have tests of their own."""
 TAGS = {
-    "dataset.token_warmup_step", "dataset.shuffle_caption", "dataset.keep_tokens_separator", "dataset.secondary_separator",
+    "dataset.token_warmup_step",
+    "dataset.shuffle_caption",
+    "dataset.keep_tokens_separator",
+    "dataset.secondary_separator",
     "dataset.enable_wildcard",
-}  # fmt: skip
+}
 """Keys that show only on captions made of tags."""
 
 
@@ -282,14 +374,28 @@ def test_training_shows_it(key: Key, ground: Place) -> None:
 def _visible(key: Key) -> Any:
     """A value whose effect shows within four steps."""
     return {
-        "training.optimizer.eps": 1e-2, "dataset.keep_tokens": 3, "dataset.caption_tag_dropout_rate": 0.6,
-        "dataset.caption_dropout_every_n_epochs": 1, "dataset.token_warmup_step": 4, "training.max_grad_norm": 1e-3,
-        "training.max_train_steps": 3, "training.timesteps.min": 500, "training.timesteps.max": 500, "dataset.buckets.enabled": False,
-        "training.optimizer.stochastic_rounding": True, "network.lora_plus_ratio": 16.0, "training.timesteps.mode_scale": -1.0,
+        "training.optimizer.eps": 1e-2,
+        "dataset.keep_tokens": 3,
+        "dataset.caption_tag_dropout_rate": 0.6,
+        "dataset.caption_dropout_every_n_epochs": 1,
+        "dataset.token_warmup_step": 4,
+        "training.max_grad_norm": 1e-3,
+        "training.max_train_steps": 3,
+        "training.timesteps.min": 500,
+        "training.timesteps.max": 500,
+        "dataset.buckets.enabled": False,
+        "training.optimizer.stochastic_rounding": True,
+        "network.lora_plus_ratio": 16.0,
+        "training.timesteps.mode_scale": -1.0,
         "training.loss.multires_noise.iterations": 1,
-        "dataset.buckets.no_upscale": True, "dataset.buckets.step": 12, "dataset.random_crop": True,
-        "training.loss.prior_loss_weight": 0.1, "training.loss.min_snr_gamma": 0.3, "training.ema.decay": 0.05, "dataset.caption_dropout_rate": 0.9,
-    }.get(key.dotted, flipped(key))  # fmt: skip
+        "dataset.buckets.no_upscale": True,
+        "dataset.buckets.step": 12,
+        "dataset.random_crop": True,
+        "training.loss.prior_loss_weight": 0.1,
+        "training.loss.min_snr_gamma": 0.3,
+        "training.ema.decay": 0.05,
+        "dataset.caption_dropout_rate": 0.9,
+    }.get(key.dotted, flipped(key))
 
 
 def _distance(first: bytes, second: bytes) -> float:

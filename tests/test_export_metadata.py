@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from runner.formats.metadata import publish_metadata
+from runner.execute.metadata import publish_metadata
 from tests.inprocess import prepared
 from tests.support import Place
 

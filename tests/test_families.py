@@ -13,7 +13,8 @@ from runner.config.schema import all_keys
 from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import FAMILIES, family, family_spec
-from runner.inputs import Numerics, TrainInputs
+from runner.inputs.train import TrainInputs
+from runner.model.numerics import Numerics
 from runner.plan.compile import compile_graph
 from tests.inprocess import planned, prepared
 from tests.support import Place, family_changes, new_place
@@ -38,7 +39,7 @@ def text_encoders(run: Any, bundle: Any) -> dict[str, Any]:
     return {name: bundle.load(run.model, name, OPTIONS) for name in run.model.text_encoders}
 
 
-OPTIONS = LoadOptions(torch.float32, torch.device("cpu"), "sdpa", None)
+OPTIONS = LoadOptions(dtype=torch.float32, device=torch.device("cpu"), attention="sdpa", scratch_seed=None)
 
 
 def test_components_are_those_of_the_spec(tiny: Place) -> None:
@@ -49,7 +50,11 @@ def test_components_are_those_of_the_spec(tiny: Place) -> None:
         assert sum(parameter.numel() for parameter in module.parameters()) == component.parameters
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
-        half = bundle.load(run.model, name, LoadOptions(torch.float16, torch.device("cpu"), "sdpa", None))
+        half = bundle.load(
+            run.model,
+            name,
+            LoadOptions(dtype=torch.float16, device=torch.device("cpu"), attention="sdpa", scratch_seed=None),
+        )
         assert next(half.parameters()).dtype == torch.float16
 
 
@@ -154,7 +159,14 @@ def test_a_model_is_saved_and_read_again(tiny: Place, tmp_path: Path) -> None:
 def test_weights_from_scratch_come_from_the_seed(tiny: Place) -> None:
     run, bundle, _ = parts(tiny)
     torch.manual_seed(99)
-    one, two, other = (bundle.load(run.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu"), "sdpa", seed)) for seed in (1, 1, 2))  # fmt: skip
+    one, two, other = (
+        bundle.load(
+            run.model,
+            "denoiser",
+            LoadOptions(dtype=torch.float32, device=torch.device("cpu"), attention="sdpa", scratch_seed=seed),
+        )
+        for seed in (1, 1, 2)
+    )
     states = [module.state_dict() for module in (one, two, other)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])

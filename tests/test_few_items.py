@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner.inputs import LEAST_FOR_ERROR, SelectInputs
+from runner.inputs.select import LEAST_FOR_ERROR, SelectInputs
 from runner.plan.compile import compile_graph
 from runner.plan.render import render_plan
 from runner.report.page import selection_note
@@ -31,10 +31,15 @@ def chosen(inputs: SelectInputs, count: int, errors: float) -> dict[str, Any]:
     error = math.sqrt(sum(value**2 for value in spread) / (count - 1)) / math.sqrt(count)
     best = [float(index) for index in range(1, count + 1)]
     losses = {
-        0: [loss + 9 for loss in best], 4: best, 6: [loss + 1 for loss in best],
+        0: [loss + 9 for loss in best],
+        4: best,
+        6: [loss + 1 for loss in best],
         2: [loss + errors * error + more for loss, more in zip(best, spread, strict=True)],
-    }  # fmt: skip
-    scores = {(step, "raw"): {"levels": [1], "held_out": [[x] for x in row], "compared": [[x] for x in row]} for step, row in losses.items()}  # fmt: skip
+    }
+    scores = {
+        (step, "raw"): {"levels": [1], "held_out": [[x] for x in row], "compared": [[x] for x in row]}
+        for step, row in losses.items()
+    }
     return judge(inputs, [(2, "raw"), (4, "raw"), (6, "raw")], scores, {})
 
 

@@ -55,9 +55,11 @@ def document(family: str, method: str) -> dict[str, Any]:
     if family in ("hunyuan_video", "framepack"):
         source = {"path": "clips", "kind": "video", "frame_extraction": "full"}
         model |= {
-            "vae": "hunyuan-video-vae.safetensors", "text_encoder_1": "llava_llama3_fp16.safetensors",
-            "tokenizer_1": "llama-tokenizer", "text_encoder_2": "clip_l.safetensors",
-        }  # fmt: skip
+            "vae": "hunyuan-video-vae.safetensors",
+            "text_encoder_1": "llava_llama3_fp16.safetensors",
+            "tokenizer_1": "llama-tokenizer",
+            "text_encoder_2": "clip_l.safetensors",
+        }
     if family == "framepack":
         model["image_encoder"] = "sigclip_vision_patch14_384.safetensors"
     if family in ("flux1", "chroma"):
@@ -69,9 +71,13 @@ def document(family: str, method: str) -> dict[str, Any]:
         }
         model |= {"text_encoder_1": "clip_l.safetensors"} if family == "flux1" else {}
     found: dict[str, Any] = {
-        "schema_version": 1, "run": {"name": "t"}, "model": model, "dataset": {"batch_size": 4, "sources": [source]},
-        "training": {"max_train_steps": 10}, "sampling": {"prompts": [{"prompt": "a thing"}], "every_n_steps": 5},
-    }  # fmt: skip
+        "schema_version": 1,
+        "run": {"name": "t"},
+        "model": model,
+        "dataset": {"batch_size": 4, "sources": [source]},
+        "training": {"max_train_steps": 10},
+        "sampling": {"prompts": [{"prompt": "a thing"}], "every_n_steps": 5},
+    }
     if family == "framepack":
         found["sampling"] = {}  # its prompts name pictures
     if method == "lora":
@@ -151,8 +157,9 @@ def test_blocks_to_swap_is_the_users_number(planned: Planned) -> None:
 def test_a_file_with_checkpointing_can_still_move_activations(planned: Planned) -> None:
     memory = {"gradient_checkpointing": True, "blocks_to_swap": 36}
     content = merged(
-        document("framepack", "lora"), {"model": {"quantization": "nf4"}, "training": {"memory": memory}, "dataset": {"batch_size": 1}}
-    )  # fmt: skip
+        document("framepack", "lora"),
+        {"model": {"quantization": "nf4"}, "training": {"memory": memory}, "dataset": {"batch_size": 1}},
+    )
     plan = planned(content)
     found = fit(plan, 12 * GB)
     assert found.fits
@@ -219,7 +226,15 @@ def test_a_tile_is_one_of_each_picture_of_the_batch(planned: Planned) -> None:
 
 
 def test_sizes_of_memory() -> None:
-    accepted = {"12": 12 * GB, "12GB": 12 * GB, "11.5 GiB": int(11.5 * 2**30), "8000MB": 8 * GB, "8g": 8 * GB, " 24 gb ": 24 * GB, "1TB": 1000 * GB}  # fmt: skip
+    accepted = {
+        "12": 12 * GB,
+        "12GB": 12 * GB,
+        "11.5 GiB": int(11.5 * 2**30),
+        "8000MB": 8 * GB,
+        "8g": 8 * GB,
+        " 24 gb ": 24 * GB,
+        "1TB": 1000 * GB,
+    }
     assert {text: parse_memory(text) for text in accepted} == accepted
     for text in (
         "",
@@ -242,7 +257,10 @@ def test_sizes_of_memory() -> None:
 
 
 def test_a_size_that_is_none(place: Place) -> None:
-    for verb in (["plan", "--fit", "12 parsecs"], ["new", "--model", "m", "--images", "i", "--memory", "12 parsecs", "--out", "new.toml"]):  # fmt: skip
+    for verb in (
+        ["plan", "--fit", "12 parsecs"],
+        ["new", "--model", "m", "--images", "i", "--memory", "12 parsecs", "--out", "new.toml"],
+    ):
         result = place.run(*verb)
         assert result.code == 64
         option = "--fit" if verb[0] == "plan" else "--memory"

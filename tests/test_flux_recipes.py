@@ -57,7 +57,12 @@ def test_new_knows_a_bare_transformer(models: Path, tmp_path: Path) -> None:
     assert missing.code == 3
     assert "has no vae (vae)" in missing.err
     assert "model.vae" in missing.err
-    others = {"vae": "ae.safetensors", "text_encoder_1": "clip_l.safetensors", "text_encoder_2": "t5xxl_fp16.safetensors", "tokenizer_2": "t5-tokenizer"}  # fmt: skip
+    others = {
+        "vae": "ae.safetensors",
+        "text_encoder_1": "clip_l.safetensors",
+        "text_encoder_2": "t5xxl_fp16.safetensors",
+        "tokenizer_2": "t5-tokenizer",
+    }
     sets = [part for key, file in others.items() for part in ("--set", f'model.{key}="{models / "models" / file}"')]
     place.run("new", "--model", str(transformer), "--images", str(models / "images"), "--memory", "24GB", *sets).ok()
     run = prepared(place.file)

@@ -15,20 +15,20 @@ from runner.errors import Invalid, RunFailed
 from runner.families.contract import LoadOptions
 from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
-from runner.families.parts.layers import count, original_parameters, parameters
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
 from runner.families.registry import family
 from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
 from runner.families.sd3.spec import FINDER as SD3_FINDER
-from runner.families.spec import Target
 from runner.formats.adapter_read import read_adapters
 from runner.formats.adapter_write import diffusers_state, kohya_state
-from runner.formats.headers import read_header
-from runner.formats.tensors import read_tensors, write_hashed_tensors, write_tensors
+from runner.model.layers import count, original_parameters, parameters
+from runner.model.targets import Target
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.networks.shapes import adapter_shapes, count_parameters
+from runner.weights.headers import read_header
+from runner.weights.tensors import read_tensors, write_hashed_tensors, write_tensors
 from tests.full_size import sd15_state
 from tests.inprocess import applied, prepared
 from tests.support import DATA, Place
@@ -75,7 +75,13 @@ def full_targets(place: Place, name: str, network: dict[str, Any], encoders: int
     """The targets of a full-size model, from the description alone."""
     family(name).tiny(place.folder / name)
     components = {f"text_encoder_{number + 1}": True for number in range(encoders)}
-    place.write({"model": {"family": name, "checkpoint": name}, "network": {"rank": 4, **network}, "training": {"components": components}})  # fmt: skip
+    place.write(
+        {
+            "model": {"family": name, "checkpoint": name},
+            "network": {"rank": 4, **network},
+            "training": {"components": components},
+        }
+    )
     run = prepared(place.file)
     parts = {part.name: part for part in FINDERS[name].parts}
     full = {key: replace(part, config=shipped(name, parts[key])) for key, part in run.model.components.items()}
@@ -125,9 +131,16 @@ def test_diffusers_targets_of_sd3(place: Place) -> None:
 # --- LoRA files -------------------------------------------------------------------------------------------------------
 
 ADAPTED = {
-    "network": {"rank": 4, "alpha": 2.0, "conv_rank": 3, "conv_alpha": 1.5, "rank_pattern": {"attn2": 2}, "alpha_pattern": {r"ff\.net": 1.0}},
+    "network": {
+        "rank": 4,
+        "alpha": 2.0,
+        "conv_rank": 3,
+        "conv_alpha": 1.5,
+        "rank_pattern": {"attn2": 2},
+        "alpha_pattern": {r"ff\.net": 1.0},
+    },
     "training": {"components": {"text_encoder_1": True}},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -146,7 +159,11 @@ def adapters(place: Place) -> tuple[Place, list[Target], dict[str, Tensor]]:
 
 
 def load_module(run: Any, name: str) -> nn.Module:
-    return family("sd15").load(run.model, name, LoadOptions(torch.float32, torch.device("cpu"), "sdpa", None))
+    return family("sd15").load(
+        run.model,
+        name,
+        LoadOptions(dtype=torch.float32, device=torch.device("cpu"), attention="sdpa", scratch_seed=None),
+    )
 
 
 def merged_by_us(
@@ -241,7 +258,14 @@ def test_a_run_starts_from_either_format(adapters: Any, tmp_path: Path) -> None:
     losses = {}
     for name in ("k.safetensors", "d.safetensors", None):
         network = {**ADAPTED["network"], **({"init_from": name} if name else {})}
-        place.write({**ADAPTED, "network": network, "training": {**ADAPTED["training"], "max_train_steps": 1}, "run": {"name": str(name)}})  # fmt: skip
+        place.write(
+            {
+                **ADAPTED,
+                "network": network,
+                "training": {**ADAPTED["training"], "max_train_steps": 1},
+                "run": {"name": str(name)},
+            }
+        )
         applied(place.file, until="train")
         events = (place.folder / "runs" / str(name) / "logs" / "events.jsonl").read_text().splitlines()
         losses[name] = next(json.loads(line)["loss"] for line in events if '"step"' in line and '"loss"' in line)
@@ -255,13 +279,21 @@ def test_adapter_files_that_do_not_fit_are_refused(adapters: Any, tmp_path: Path
     first = targets[0].kohya
     cases = {
         "it holds no LoRA layers": {"weight": torch.zeros(2)},
-        "of its layers get no adapter here (lora_unet_other)": {**good, "lora_unet_other.lora_down.weight": torch.zeros(4, 4)},
-        "layers that get adapters are not in it": {key: value for key, value in good.items() if not key.startswith(first)},
-        f"{first}.lora_down.weight has rank 5, [network] gives this layer 3": {**good, f"{first}.lora_down.weight": torch.zeros(5, targets[0].inputs, 1, 1)},
+        "of its layers get no adapter here (lora_unet_other)": {
+            **good,
+            "lora_unet_other.lora_down.weight": torch.zeros(4, 4),
+        },
+        "layers that get adapters are not in it": {
+            key: value for key, value in good.items() if not key.startswith(first)
+        },
+        f"{first}.lora_down.weight has rank 5, [network] gives this layer 3": {
+            **good,
+            f"{first}.lora_down.weight": torch.zeros(5, targets[0].inputs, 1, 1),
+        },
         "1 of its tensors are not known here (x.glora_a)": {**good, "x.glora_a": torch.zeros(3)},
         "has lora_B [7, 4, 1, 1], which must be [16, 3]": {**good, f"{first}.lora_up.weight": torch.zeros(7, 4, 1, 1)},
         f"{first} has no lora_B": {key: value for key, value in good.items() if key != f"{first}.lora_up.weight"},
-    }  # fmt: skip
+    }
     for message, tensors in cases.items():
         write_tensors(tmp_path / "bad.safetensors", tensors)
         with pytest.raises(Invalid) as caught:
@@ -276,19 +308,32 @@ def test_a_full_fine_tune_is_written_in_every_layout_and_read_back(place: Place)
     """diffusers' own loader and ours give the trained weights again from the directory and from the single file."""
     from diffusers import UNet2DConditionModel
 
-    publish = [{"format": form, "directory": f"out/{form}", "mode": "copy"} for form in ("diffusers", "single_file", "comfyui")]  # fmt: skip
-    place.write({"network": None, "training": {"max_train_steps": 2, "checkpoints": {"every_n_steps": 2, "dtype": "fp32"}}, "selection": {"strategy": "last", "publish": publish}})  # fmt: skip
+    publish = [
+        {"format": form, "directory": f"out/{form}", "mode": "copy"} for form in ("diffusers", "single_file", "comfyui")
+    ]
+    place.write(
+        {
+            "network": None,
+            "training": {"max_train_steps": 2, "checkpoints": {"every_n_steps": 2, "dtype": "fp32"}},
+            "selection": {"strategy": "last", "publish": publish},
+        }
+    )
     outcome = applied(place.file)
     run = prepared(place.file)
     checkpoint = run.store.artifact("train", outcome.graph.fingerprint("train")) / "checkpoints" / "step-00000002"
-    trained = read_tensors(checkpoint / "raw.safetensors", {k: k for k in read_header(checkpoint / "raw.safetensors").tensors}, None)  # fmt: skip
+    trained = read_tensors(
+        checkpoint / "raw.safetensors", {k: k for k in read_header(checkpoint / "raw.safetensors").tensors}, None
+    )
     folder = next((place.folder / "out" / "diffusers").iterdir())
     theirs = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True).state_dict()
     assert {f"denoiser.{key}" for key in theirs} == set(trained)
     assert all(torch.equal(trained[f"denoiser.{key}"], tensor) for key, tensor in theirs.items())
     single = next((place.folder / "out" / "single_file").glob("*.safetensors"))
     denoiser = SD15_FINDER.parts[0]
-    for file, prefix in ((single, "model.diffusion_model."), (next((place.folder / "out" / "comfyui").glob("*.safetensors")), "")):  # fmt: skip
+    for file, prefix in (
+        (single, "model.diffusion_model."),
+        (next((place.folder / "out" / "comfyui").glob("*.safetensors")), ""),
+    ):
         header = read_header(file)
         assert all(key.startswith(prefix) for key in header.tensors if "time_embed" in key)
         match = match_part(denoiser, run.model.components["denoiser"].config, header.tensors)
@@ -315,7 +360,11 @@ def test_safetensors_that_lie_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(Invalid, match=part):
             read_header(write(header, b"0" * 16))
-    for content, part in ((b"abc", "it has 3 bytes"), (b"\xff" * 64, "its header would have"), (struct.pack("<Q", 4) + b"nope", "is not JSON")):  # fmt: skip
+    for content, part in (
+        (b"abc", "it has 3 bytes"),
+        (b"\xff" * 64, "its header would have"),
+        (struct.pack("<Q", 4) + b"nope", "is not JSON"),
+    ):
         (tmp_path / "x.safetensors").write_bytes(content)
         with pytest.raises(Invalid, match=part):
             read_header(tmp_path / "x.safetensors")

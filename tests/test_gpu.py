@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.data.loader import StepLoader
+from runner.stages.loader import StepLoader
 from tests.inprocess import applied, stopped_anew, trained_bytes
 from tests.ready import ready
 from tests.support import Place
@@ -27,7 +27,9 @@ def test_two_trainings_on_a_gpu_are_equal_to_the_byte(place: Place, dtype: str) 
 
 
 def test_a_stopped_training_on_a_gpu_goes_on_where_it_was(place: Place) -> None:
-    place.write({"model": {"dtype": "bf16"}, "run": {"device": "cuda"}, "training": {"optimizer": {"type": "adamw8bit"}}})  # fmt: skip
+    place.write(
+        {"model": {"dtype": "bf16"}, "run": {"device": "cuda"}, "training": {"optimizer": {"type": "adamw8bit"}}}
+    )
     calm = trained_bytes(place.file)
     stopped_anew(place, 3)
     assert trained_bytes(place.file) == calm
@@ -68,7 +70,9 @@ def test_memory_settings_on_a_gpu_train_the_same(
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8_scaled", "int8", "nf4"])
 def test_packed_weights_on_a_gpu(family_place: Callable[..., Place], kind: str) -> None:
-    place = family_place("sd3", run={"device": "cuda"}, model={"dtype": "bf16", "quantization": kind, "text_encoder_quantization": kind})  # fmt: skip
+    place = family_place(
+        "sd3", run={"device": "cuda"}, model={"dtype": "bf16", "quantization": kind, "text_encoder_quantization": kind}
+    )
     assert trained_bytes(place.file)
 
 
@@ -76,7 +80,14 @@ def test_packed_weights_on_a_gpu(family_place: Callable[..., Place], kind: str) 
 def test_lean_full_fine_tunes_on_a_gpu(family_place: Callable[..., Place], kind: str) -> None:
     memory = {"fused_backward": True, "optimizer_offload": kind == "muon", "gradient_checkpointing": True}
     training = {"clip_grad": "per_tensor", "memory": memory, "optimizer": {"type": kind, "stochastic_rounding": True}}
-    place = family_place("sd3", run={"device": "cuda"}, model={"dtype": "bf16"}, network=None, training=training, selection={"publish": []})  # fmt: skip
+    place = family_place(
+        "sd3",
+        run={"device": "cuda"},
+        model={"dtype": "bf16"},
+        network=None,
+        training=training,
+        selection={"publish": []},
+    )
     assert trained_bytes(place.file)
 
 

@@ -76,7 +76,10 @@ def test_a_plan_is_not_written_over_its_run(tmp_path: Path) -> None:
     for name in ("run.toml", "./run.toml", str(place.file)):
         refused = said(place, "plan", "run.toml", "--out", name)
         assert refused.code == 64
-        assert refused.err == f"error: --out {Path(name)} is the run itself\nhint: name another file, plan.json for instance\n\n"  # fmt: skip
+        assert (
+            refused.err
+            == f"error: --out {Path(name)} is the run itself\nhint: name another file, plan.json for instance\n\n"
+        )
     assert place.file.read_text() == "mine"
 
 

@@ -65,7 +65,9 @@ def test_one_frame_with_controls_and_keys_of_its_own(family_place: Make) -> None
     source = {"path": "pics", "control_path": "pics", "one_frame": {"target_index": 3, "no_post": True}}
     found = held_out(place, {"path": "apart", "control_path": "apart"}, sources=[source])
     assert [(item.one_frame.target_index, len(item.controls)) for item in found] == [(3, 1)] * 2
-    found = held_out(place, {"path": "apart", "control_path": "apart", "one_frame": {"target_index": 1}}, sources=[source])  # fmt: skip
+    found = held_out(
+        place, {"path": "apart", "control_path": "apart", "one_frame": {"target_index": 1}}, sources=[source]
+    )
     assert [item.one_frame.target_index for item in found] == [1] * 2
     with pytest.raises(InvalidConfig, match="one-frame training needs control images, and this source has none"):
         held_out(place, {"path": "apart"}, sources=[source])
@@ -77,7 +79,9 @@ def test_options_masks_and_words(place: Place) -> None:
     for file in (place.folder / "apart").glob("*.txt"):
         file.rename(file.with_suffix(".caption"))
     source = {"path": "pics", "resolution": 16, "caption_prefix": "by me", "class_tokens": "thing"}
-    with_words = held_out(place, {"path": "apart", "caption_extension": ".caption", "mask_path": "masks"}, sources=[source])  # fmt: skip
+    with_words = held_out(
+        place, {"path": "apart", "caption_extension": ".caption", "mask_path": "masks"}, sources=[source]
+    )
     assert {item.fit.bucket for item in with_words} == {(16, 16)}
     assert {item.settings.captions.prefix for item in with_words} == {"by me"}
     assert all(item.mask is not None for item in with_words)
@@ -89,7 +93,12 @@ def test_a_dataset_files_settings(place: Place) -> None:
     draw_pictures(place.folder / "apart", 2, seed=5)
     text = '[general]\ncaption_extension = ".txt"\n[[datasets]]\nresolution = 16\nbucket_reso_steps = 8\nvalidation_split = 0.2\n'
     (place.folder / "d.toml").write_text(text + '[[datasets.subsets]]\nimage_dir = "pics"\n')
-    changes = {"batch_size": None, "sources": None, "config_file": "d.toml", "held_out": {"count": None, "path": "apart"}}  # fmt: skip
+    changes = {
+        "batch_size": None,
+        "sources": None,
+        "config_file": "d.toml",
+        "held_out": {"count": None, "path": "apart"},
+    }
     run = prepared(place.write({"dataset": changes}))
     assert {item.fit.bucket for item in run.collection.held_out} == {(16, 16)}
     assert [warning.message for warning in run.warnings if "split" in warning.message] == [
@@ -100,5 +109,6 @@ def test_a_dataset_files_settings(place: Place) -> None:
 def test_keys_that_need_a_path(place: Place) -> None:
     file = place.write({"dataset": {"held_out": {"count": 2, "kind": "image", "one_frame": {"no_post": True}}}})
     assert [finding.message for finding in load(file).diagnostics] == [
-        "`kind` of [dataset.held_out] goes with `path`", "`one_frame` of [dataset.held_out] goes with `path`",
-    ]  # fmt: skip
+        "`kind` of [dataset.held_out] goes with `path`",
+        "`one_frame` of [dataset.held_out] goes with `path`",
+    ]

@@ -45,14 +45,38 @@ def first(text: str) -> str:
 DEEP = "run.toml cannot be read: it is nested too deeply"
 TEXTS = {
     "a header without an end of line": (MINIMAL + "[a.b]", "unknown key `a`"),
-    "a table that is a number": (MINIMAL + "[network]\nrank_pattern = 5", "`network.rank_pattern` must be a table of names"),
-    "no home folder": (MINIMAL.replace('"pics"', '"~nobody-here/x"'), "`dataset.sources.path`: there is no home folder ~nobody-here on this machine"),
-    "a NUL": (MINIMAL.replace('"pics"', '"a\\u0000"'), "`dataset.sources.path`: no file has a NUL character or half a character in its name"),
-    "a long path": (MINIMAL.replace('"pics"', f'"{"x" * 256}"'), "`dataset.sources.path`: a path has at most 4,000 bytes, and 255 in each of its parts"),
-    "5,000 digits": (MINIMAL + "x = " + "9" * 5000, "run.toml cannot be read: a number of it has more than 4,300 digits"),
-    "5,000 hexadecimal digits": (MINIMAL + "gradient_accumulation_steps = 0x" + "f" * 5000, "`training.gradient_accumulation_steps` is too large: an integer of TOML has 64 bits"),
-    "an infinite number": (MINIMAL + "learning_rate = 1e999", "`training.learning_rate` is inf; numbers must be finite"),
-    "a date in a list": (MINIMAL + "[network]\ntargets = [1979-05-27]", "`network.targets[0]` is a date; no key takes one"),
+    "a table that is a number": (
+        MINIMAL + "[network]\nrank_pattern = 5",
+        "`network.rank_pattern` must be a table of names",
+    ),
+    "no home folder": (
+        MINIMAL.replace('"pics"', '"~nobody-here/x"'),
+        "`dataset.sources.path`: there is no home folder ~nobody-here on this machine",
+    ),
+    "a NUL": (
+        MINIMAL.replace('"pics"', '"a\\u0000"'),
+        "`dataset.sources.path`: no file has a NUL character or half a character in its name",
+    ),
+    "a long path": (
+        MINIMAL.replace('"pics"', f'"{"x" * 256}"'),
+        "`dataset.sources.path`: a path has at most 4,000 bytes, and 255 in each of its parts",
+    ),
+    "5,000 digits": (
+        MINIMAL + "x = " + "9" * 5000,
+        "run.toml cannot be read: a number of it has more than 4,300 digits",
+    ),
+    "5,000 hexadecimal digits": (
+        MINIMAL + "gradient_accumulation_steps = 0x" + "f" * 5000,
+        "`training.gradient_accumulation_steps` is too large: an integer of TOML has 64 bits",
+    ),
+    "an infinite number": (
+        MINIMAL + "learning_rate = 1e999",
+        "`training.learning_rate` is inf; numbers must be finite",
+    ),
+    "a date in a list": (
+        MINIMAL + "[network]\ntargets = [1979-05-27]",
+        "`network.targets[0]` is a date; no key takes one",
+    ),
     "990 parts": (MINIMAL + ".".join("a" * 990) + " = 1", "a key has more than 50 parts"),
     "990 quoted parts": (MINIMAL + " . ".join(['"a"', "'b'"] * 495) + " = 1", "a key has more than 50 parts"),
     "990 parts of a header": (MINIMAL + "[" + ".".join("a" * 990) + "]", "a key has more than 50 parts"),
@@ -61,17 +85,26 @@ TEXTS = {
     "200 lists": (MINIMAL + "x = " + "[" * 200 + "]" * 200, DEEP),
     "200 tables": (MINIMAL + "x = " + "{a=" * 200 + "1" + "}" * 200, DEEP),
     "a list for a table": (MINIMAL.replace("[training]", "training = [1]\n[other]"), "unknown key `other`"),
-    "a table for a list": (MINIMAL.replace("[[dataset.sources]]", "[dataset.sources]"), "`dataset.sources` must be an array of tables, not the table"),
-    "numbers for tables": (MINIMAL + "[sampling]\nprompts = [1]", "`sampling.prompts` must be an array of tables, not 1"),
+    "a table for a list": (
+        MINIMAL.replace("[[dataset.sources]]", "[dataset.sources]"),
+        "`dataset.sources` must be an array of tables, not the table",
+    ),
+    "numbers for tables": (
+        MINIMAL + "[sampling]\nprompts = [1]",
+        "`sampling.prompts` must be an array of tables, not 1",
+    ),
     "half a megabyte": (MINIMAL + 'x = "' + "y" * 2**19 + '"', "~/run.toml cannot be read: it has 524,4"),
     "numbers for everything": ("\n".join(f"{name} = 1" for name in ("schema_version", *list(TINY)[1:])), "`"),
     "lists for everything": ("\n".join(f"{name} = [[]]" for name in TINY), "`"),
     "40,000 unknown keys": (MINIMAL + "\n".join(f"k{n} = 1" for n in range(40_000)), "unknown key `k0` in [training]"),
-    "20,000 wrong tables": (MINIMAL + "[[sampling.prompts]]\nx=1\n" * 15_000, "`sampling.prompts` has 15,000 entries; 10,000 are the most"),
+    "20,000 wrong tables": (
+        MINIMAL + "[[sampling.prompts]]\nx=1\n" * 15_000,
+        "`sampling.prompts` has 15,000 entries; 10,000 are the most",
+    ),
     "200,000 numbers": (MINIMAL + "x = [" + "1," * 200_000 + "]", "unknown key `x` in [training]"),
     "100,000 texts": (MINIMAL + "[network]\ntargets = [" + '"",' * 100_000 + "]", "`network.targets` "),
     "100,000 wrong texts": (MINIMAL + "[network]\ntargets = [" + "1," * 100_000 + "]", "`network.targets` "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -122,7 +155,7 @@ def test_a_run_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
 
 def test_control_characters_are_shown_not_sent() -> None:
     assert visible("a\x1b[2Jb\x07\u202ec\ud800\udce4\u0085\td\n") == "a\\x1b[2Jb\\x07\\u202ec\\ud800\\xe4\\x85\td\n"
-    place = Place("f\x1b", 3, 5, 4, 'a = "\x1bx\x07"')
+    place = Place(file="f\x1b", line=3, column=5, length=4, text='a = "\x1bx\x07"')
     assert Diagnostic("m\x1b", (place,), "h\x07").render() == (
         'error: m\\x1b\n ┌ f\\x1b:3:5\n3│ a = "\\x1bx\\x07"\n │     ^^^^^^^^^^\nhint: h\\x07'
     )
@@ -131,12 +164,12 @@ def test_control_characters_are_shown_not_sent() -> None:
 def test_long_lines_are_cut() -> None:
     assert cut("a" * 1005 + "\nb") == "a" * 1000 + "… (5 more characters)\nb"
     text = "x" * 300 + "HERE" + "y" * 300
-    lines = Diagnostic("m", (Place("f", 1, 301, 4, text),)).render().split("\n")
+    lines = Diagnostic("m", (Place(file="f", line=1, column=301, length=4, text=text),)).render().split("\n")
     assert lines[2] == "1│ …" + "x" * 40 + "HERE" + "y" * 116 + "…"
     assert lines[3] == " │ " + " " * 41 + "^^^^"
-    whole = Diagnostic("m", (Place("f", 1, 301, 304, text),)).render().split("\n")
+    whole = Diagnostic("m", (Place(file="f", line=1, column=301, length=304, text=text),)).render().split("\n")
     assert whole[3] == " │ " + " " * 41 + "^" * 121
-    end = Diagnostic("m", (Place("f", 1, 600, 5, text),)).render().split("\n")
+    end = Diagnostic("m", (Place(file="f", line=1, column=600, length=5, text=text),)).render().split("\n")
     assert end[2] == "1│ …" + "y" * 160
     assert end[3].rstrip("^") == " │ " + " " * 156
 
@@ -181,7 +214,12 @@ def test_expressions_that_python_cannot_finish(pattern: str) -> None:
 
 def test_expressions_mean_what_python_says() -> None:
     found = Search([r"attn1\.to_[qk]$", "^(?!.*norm).*proj", r"(\d)\.attn(?=2)"])
-    assert [found.any(name) for name in (NAME, NAME + "_norm", "mid.proj_in", "mid.norm.proj")] == [True, False, True, False]  # fmt: skip
+    assert [found.any(name) for name in (NAME, NAME + "_norm", "mid.proj_in", "mid.norm.proj")] == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert found.matches(r"(\d)\.attn(?=2)", "x.0.attn2.to_q")
     assert pattern_problem("(") == "missing ), unterminated subpattern at position 0"
     assert pattern_problem("a{1,99999999999}") == "the repetition number is too large"
@@ -229,7 +267,9 @@ PROMPTS = {
         '[1, "x", {"prompt": "a"}]': "prompt 1 must be a table with the key `prompt`",
         '{"prompts": 5}': "a.json must be a list of objects",
         "[" * 100_000: "a.json cannot be read: it is nested too deeply",
-        '[{"prompt": "a", "width": ' + "9" * 5000 + "}]": "a.json cannot be read: a number of it has more than 4,300 digits",
+        '[{"prompt": "a", "width": '
+        + "9" * 5000
+        + "}]": "a.json cannot be read: a number of it has more than 4,300 digits",
         '[{"prompt": "\\ud800"}]': "prompt 1 cannot be read: it holds half a character (a lone surrogate)",
         '[{"prompt": "' + "x" * 20_001 + '"}]': "prompt 1: `prompt` has 20,001 characters; 20,000 are the most",
         "[\n": "not valid JSON: Expecting value",
@@ -249,7 +289,7 @@ PROMPTS = {
         "x --l nan": "option `--l` (cfg_scale): ",
         "x --s y\n" * 200: "option `--s` (num_inference_steps): must be an integer, not 'y'",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in PROMPTS.items() for text in texts])
@@ -295,8 +335,10 @@ PLANS: dict[str, str] = {
     json.dumps({**PLAN, "target": []}): "`target` is missing or of another kind",
     json.dumps({**PLAN, "target": "x"}): "`target` is missing or of another kind",
     json.dumps({**PLAN, "actions": {}}): "`actions` is missing or of another kind",
-    json.dumps({**PLAN, "actions": [{"stage": "train", "fingerprint": 5, "symbol": "+"}]}): "`actions` is missing or of another kind",
-}  # fmt: skip
+    json.dumps(
+        {**PLAN, "actions": [{"stage": "train", "fingerprint": 5, "symbol": "+"}]}
+    ): "`actions` is missing or of another kind",
+}
 
 
 @pytest.mark.parametrize("text", PLANS)
@@ -338,8 +380,10 @@ SCALARS = st.one_of(
     st.integers(-(2**70), 2**70), st.booleans(), st.floats(), st.text(max_size=12), st.dates(), st.just("x" * 300)
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8
-)  # fmt: skip
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @st.composite
@@ -378,9 +422,38 @@ def test_any_run(tmp_path: Path, document: dict[str, Any]) -> None:
 
 
 PIECES = st.sampled_from(
-    ["[", "]", "[[", "]]", "a", "b.c", '"q"', " = ", "1", '"x"', "'''", '"""', "\n", "#", "{", "}", ",", ".", "\\", "\r\n", "é",
-     "1979-05-27", "inf", "0x1f", "\t", "\0", "training", "schema_version = 1\n", " "]
-)  # fmt: skip
+    [
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "a",
+        "b.c",
+        '"q"',
+        " = ",
+        "1",
+        '"x"',
+        "'''",
+        '"""',
+        "\n",
+        "#",
+        "{",
+        "}",
+        ",",
+        ".",
+        "\\",
+        "\r\n",
+        "é",
+        "1979-05-27",
+        "inf",
+        "0x1f",
+        "\t",
+        "\0",
+        "training",
+        "schema_version = 1\n",
+        " ",
+    ]
+)
 
 
 @fuzz(200)

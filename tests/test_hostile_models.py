@@ -15,12 +15,18 @@ from runner.config.load import load
 from runner.families.locate import locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT
 from runner.families.registry import family_spec
-from runner.families.spec import ModelProblem
+from runner.model.model import ModelProblem
 from tests.fuzzing import bounded, fuzz, read_or_refused
 from tests.support import Place
 from tests.test_files import special
 
-CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json", "model_index.json")  # fmt: skip
+CONFIGS = (
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+)
 
 
 def inspected(place: Place) -> Any:
@@ -53,21 +59,51 @@ def test_configurations_that_are_none(place: Place, name: str, content: bytes, w
 @pytest.mark.parametrize(
     ("name", "key", "value", "words"),
     [
-        ("unet", "layers_per_block", 10**9, "the unet is not one of Stable Diffusion 1.5 (layers_per_block is 1000000000)"),
+        (
+            "unet",
+            "layers_per_block",
+            10**9,
+            "the unet is not one of Stable Diffusion 1.5 (layers_per_block is 1000000000)",
+        ),
         ("unet", "layers_per_block", 1e999, "the unet is not one of Stable Diffusion 1.5 (layers_per_block is inf)"),
-        ("unet", "block_out_channels", [10**10], "the unet is not one of Stable Diffusion 1.5 (block_out_channels is [10000000000])"),
+        (
+            "unet",
+            "block_out_channels",
+            [10**10],
+            "the unet is not one of Stable Diffusion 1.5 (block_out_channels is [10000000000])",
+        ),
         ("unet", "block_out_channels", 5, "the unet is not one of Stable Diffusion 1.5 ("),
         ("unet", "down_block_types", {"a": 1}, "the unet is not one of Stable Diffusion 1.5 ("),
-        ("text_encoder", "num_hidden_layers", 10**9, "the text_encoder is not one of Stable Diffusion 1.5 (num_hidden_layers is 1000000000)"),
-        ("scheduler", "num_train_timesteps", 10**12, "`num_train_timesteps` must be an integer from 2 to 100,000, not 1000000000000"),
-        ("scheduler", "num_train_timesteps", True, "`num_train_timesteps` must be an integer from 2 to 100,000, not True"),
+        (
+            "text_encoder",
+            "num_hidden_layers",
+            10**9,
+            "the text_encoder is not one of Stable Diffusion 1.5 (num_hidden_layers is 1000000000)",
+        ),
+        (
+            "scheduler",
+            "num_train_timesteps",
+            10**12,
+            "`num_train_timesteps` must be an integer from 2 to 100,000, not 1000000000000",
+        ),
+        (
+            "scheduler",
+            "num_train_timesteps",
+            True,
+            "`num_train_timesteps` must be an integer from 2 to 100,000, not True",
+        ),
         ("scheduler", "beta_start", "x", "`beta_start` must be a number between 0 and 1, not x"),
         ("scheduler", "beta_end", 1e999, "`beta_end` must be a number between 0 and 1, not inf"),
         ("scheduler", "beta_schedule", [1], "`beta_schedule` must be linear or scaled_linear, not [1]"),
         ("scheduler", "prediction_type", "sample", "`prediction_type` must be epsilon or v_prediction, not sample"),
-        ("scheduler", "trained_betas", [0.1, "x"], "`trained_betas` must be a list of numbers between 0 and 1, not [0.1, 'x']"),
+        (
+            "scheduler",
+            "trained_betas",
+            [0.1, "x"],
+            "`trained_betas` must be a list of numbers between 0 and 1, not [0.1, 'x']",
+        ),
     ],
-)  # fmt: skip
+)
 def test_configurations_with_values_that_no_model_has(
     place: Place, name: str, key: str, value: Any, words: str
 ) -> None:

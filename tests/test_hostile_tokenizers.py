@@ -21,8 +21,8 @@ from runner.families.parts.tiny import write_clip_tokenizer
 from runner.families.parts.tokenizer_fit import misfit
 from runner.families.parts.tokenizer_kinds import clip_tokenizer, llama_3_tokenizer, t5_tokenizer
 from runner.families.sd3.tiny import write_t5_tokenizer
-from runner.families.spec import Model, ModelProblem
 from runner.families.token_counts import NoTokenizer, count_tokens
+from runner.model.model import Model, ModelProblem
 from tests.fuzzing import bounded, fuzz, read_or_refused
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
@@ -53,7 +53,11 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 def loaded(folder: Path, kind: str) -> Any:
     component = SimpleNamespace(tokenizer=KINDS[kind])
-    model = SimpleNamespace(text_encoders=("text_encoder_1",), tokenizers={"text_encoder_1": folder}, components={"text_encoder_1": component})  # fmt: skip
+    model = SimpleNamespace(
+        text_encoders=("text_encoder_1",),
+        tokenizers={"text_encoder_1": folder},
+        components={"text_encoder_1": component},
+    )
     return load_tokenizers(cast(Model, model), {})
 
 
@@ -114,8 +118,7 @@ def test_merges_of_what_is_no_vocabulary(tmp_path: Path, content: bytes) -> None
 
 
 @pytest.mark.parametrize(
-    "vocabulary",
-    [{"a": 1e999}, {"a": []}, {"a": "x"}, 5, [[]], [5], {"a": 10**5000}, {"a": None}],
+    "vocabulary", [{"a": 1e999}, {"a": []}, {"a": "x"}, 5, [[]], [5], {"a": 10**5000}, {"a": None}]
 )
 def test_a_vocabulary_of_no_numbers(folder: Path, vocabulary: Any) -> None:
     file = folder / "t5" / "tokenizer.json"

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import Invalid, RunFailed
-from runner.formats.headers import Header, read_header
-from runner.formats.tensors import read_tensors
+from runner.weights.headers import Header, read_header
+from runner.weights.tensors import read_tensors
 from tests.fuzzing import bounded, fuzz, read_or_refused
 
 ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
@@ -53,8 +53,14 @@ def entries(**changes: Any) -> bytes:
 
 DIGITS = "7" * 4000
 SAFETENSORS = {
-    "digits of a shape": (entries(shape=[0]).replace(b"[0]", b"[" + ", ".join([DIGITS] * 370).encode() + b"]"), "malformed"),
-    "an integer of 5,000 digits": (entries(shape=[0]).replace(b"[0]", b"[" + b"1" * 5000 + b"]"), "more than 4,300 digits"),
+    "digits of a shape": (
+        entries(shape=[0]).replace(b"[0]", b"[" + ", ".join([DIGITS] * 370).encode() + b"]"),
+        "malformed",
+    ),
+    "an integer of 5,000 digits": (
+        entries(shape=[0]).replace(b"[0]", b"[" + b"1" * 5000 + b"]"),
+        "more than 4,300 digits",
+    ),
     "an infinite side": (entries(shape=[0]).replace(b"[0]", b"[1e999]"), "malformed"),
     "a side that is no number": (entries(shape=[0]).replace(b"[0]", b"[NaN]"), "malformed"),
     "a true side": (entries(shape=[True, 4]), "malformed"),
@@ -81,7 +87,7 @@ SAFETENSORS = {
         json.dumps({str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}).encode(),
         "F: the header names 100,001 tensors; at most 100,000 are read",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
@@ -103,7 +109,12 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 def tensor_pickle(size: bytes, stride: bytes = b"K\x01\x85", numbers: int = 16, offset: bytes = b"K\x00") -> bytes:
     """{"a": a float32 tensor} with any size and stride."""
-    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" + b"0X\x03\0\0\0cpuJ" + struct.pack("<i", numbers) + b"tQ"  # fmt: skip
+    storage = (
+        b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+        + b"0X\x03\0\0\0cpuJ"
+        + struct.pack("<i", numbers)
+        + b"tQ"
+    )
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + size + stride + b"\x89}tR"
     return b"\x80\x02}X\x01\0\0\0a" + rebuilt + b"s."
 
@@ -122,14 +133,26 @@ PICKLES = {
     "deep tuples": (b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s.", "a key that is a tuple"),
     "deep lists": (b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".", "F holds no state dict"),
     "too many steps": (b"\x80\x02" + b"N0" * 250_000 + b"}.", "more than 500,000 steps"),
-    "nine sides": (tensor_pickle(b"(" + b"K\x01" * 9 + b"t", b"(" + b"K\x01" * 9 + b"t"), "a tensor of more than 8 sides"),
+    "nine sides": (
+        tensor_pickle(b"(" + b"K\x01" * 9 + b"t", b"(" + b"K\x01" * 9 + b"t"),
+        "a tensor of more than 8 sides",
+    ),
     "a side of megabytes": (tensor_pickle(LONG + b"\x85"), "a tensor with a side that none has"),
     "a negative side": (tensor_pickle(b"J\xff\xff\xff\xff\x85"), "a tensor with a side that none has"),
     "larger than its storage": (tensor_pickle(b"K\x11\x85"), "a tensor that is larger than its storage"),
-    "strides out of its storage": (tensor_pickle(b"K\x04\x85", b"K\x06\x85"), "a tensor that is larger than its storage"),
-    "one number a thousand times": (tensor_pickle(b"M\xe8\x03\x85", b"K\x00\x85"), "a tensor that is larger than its storage"),
+    "strides out of its storage": (
+        tensor_pickle(b"K\x04\x85", b"K\x06\x85"),
+        "a tensor that is larger than its storage",
+    ),
+    "one number a thousand times": (
+        tensor_pickle(b"M\xe8\x03\x85", b"K\x00\x85"),
+        "a tensor that is larger than its storage",
+    ),
     "an offset behind it": (tensor_pickle(b"K\x01\x85", offset=b"K\x10"), "a tensor that is larger than its storage"),
-    "a storage longer than its entry": (tensor_pickle(b"K\x01\x85", numbers=17), "the storage 0 is shorter than it says"),
+    "a storage longer than its entry": (
+        tensor_pickle(b"K\x01\x85", numbers=17),
+        "the storage 0 is shorter than it says",
+    ),
     "arguments without end": (
         b"\x80\x02(" + b"N" * 300_000 + b"tq\x000" + b"ccollections\nOrderedDict\nh\x00R0" * 50_000 + b"}.",
         "an unknown kind of dict",
@@ -144,7 +167,7 @@ PICKLES = {
     "a copy": (b"}22222.", "the opcode DUP"),
     "a mark that is missing": (b"tt.", "pop from empty list"),
     "a dict that is a number": (b"K\x01K\x01K\x01s.", "its records are out of order"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -169,13 +192,21 @@ def test_a_good_pickle_of_the_same_kind_is_read(tmp_path: Path) -> None:
 def test_a_pickle_of_each_protocol_and_of_odd_tensors(tmp_path: Path, protocol: int) -> None:
     whole = torch.arange(24.0).reshape(4, 6)
     state = {
-        "a": whole, "b": whole[1:3, ::2].t(), "none": torch.zeros(0, 3), "p": torch.nn.Parameter(torch.zeros(2)),
-        "linear": torch.nn.Linear(3, 2).state_dict(), "n": [1, 2.5, None, True, ("x", "y")], 3: {"deep": {"er": 1}},
-    }  # fmt: skip
+        "a": whole,
+        "b": whole[1:3, ::2].t(),
+        "none": torch.zeros(0, 3),
+        "p": torch.nn.Parameter(torch.zeros(2)),
+        "linear": torch.nn.Linear(3, 2).state_dict(),
+        "n": [1, 2.5, None, True, ("x", "y")],
+        3: {"deep": {"er": 1}},
+    }
     torch.save(state, tmp_path / "x.pt", pickle_protocol=protocol)
     assert read_header(tmp_path / "x.pt").tensors == {
-        "a": ("F32", (4, 6)), "b": ("F32", (3, 2)), "none": ("F32", (0, 3)), "p": ("F32", (2,)),
-    }  # fmt: skip
+        "a": ("F32", (4, 6)),
+        "b": ("F32", (3, 2)),
+        "none": ("F32", (0, 3)),
+        "p": ("F32", (2,)),
+    }
 
 
 def test_zips_that_pytorch_does_not_write(tmp_path: Path) -> None:
@@ -220,9 +251,12 @@ JSON = st.recursive(
     max_leaves=12,
 )
 TENSOR = st.fixed_dictionaries(
-    {"dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "X"]) | JSON, "shape": st.lists(st.integers(-1, 2**60), max_size=10) | JSON,
-     "data_offsets": st.lists(st.integers(-1, 40), max_size=3) | JSON}
-)  # fmt: skip
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "X"]) | JSON,
+        "shape": st.lists(st.integers(-1, 2**60), max_size=10) | JSON,
+        "data_offsets": st.lists(st.integers(-1, 40), max_size=3) | JSON,
+    }
+)
 
 
 @fuzz(60)

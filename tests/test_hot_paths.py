@@ -25,7 +25,10 @@ from runner.dataset.probe import probe_video
 from runner.errors import RunFailed
 from runner.execute.apply import Apply
 from runner.families.registry import family
-from runner.inputs import LatentsInputs, SampleInputs, SelectInputs, TrainInputs
+from runner.inputs.cache import LatentsInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan import current
 from runner.plan.diff import make_plan
 from runner.plan.keys import training_views
@@ -103,7 +106,14 @@ def test_the_cache_stage_decodes_each_file_once(family_place: Make, decoded: lis
     assert sorted(Path(path).stem for path in decoded) == ["0"] * 36 + ["1"] * 20, "the last 1 and 2 are in no clip"
     assert len(train.items) == 7 + 4 + 4 + 2
     store = Store(place.folder / ".runner")
-    context = Context(family("hunyuan_video"), store, graph.runtime, train.numerics, CPU, Events(None))
+    context = Context(
+        family=family("hunyuan_video"),
+        store=store,
+        runtime=graph.runtime,
+        numerics=train.numerics,
+        device=CPU,
+        events=Events(None),
+    )
     encoding, latents = LatentEncoding(context, encoder), Latents(context, encoder)
     for item, view in training_views(train.items, train.seed):
         request = PictureRequest.of(item, view)
@@ -178,7 +188,7 @@ def test_items_are_written_beside_the_encoder(tmp_path: Path) -> None:
         yield "cd" * 32, {"latents": torch.zeros(3)}
 
     nothing: Any = None
-    context = Context(nothing, store, nothing, nothing, CPU, Events(None))
+    context = Context(family=nothing, store=store, runtime=nothing, numerics=nothing, device=CPU, events=Events(None))
     assert store_encodings(context, "latents", 2, encodings()) == 2
     assert store.index.item_keys("latents") == {KEY, "cd" * 32}
 
@@ -214,7 +224,7 @@ def test_the_autoencoder_is_loaded_once_where_there_is_room(place: Place, monkey
 
 def test_on_a_cpu_a_batch_stays_as_it_is() -> None:
     tensors = {"latents": torch.zeros(2), "cond.mask": torch.ones(2)}
-    batch = Batch(0, ("x",), 1.0, dict(tensors))
+    batch = Batch(step=0, names=("x",), share=1.0, tensors=dict(tensors))
     moved = batch.to(CPU)
     assert all(moved.tensors[name] is tensor for name, tensor in tensors.items())
     assert moved.copied is None

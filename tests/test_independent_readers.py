@@ -18,16 +18,16 @@ from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.formats.adapter_names import ADAPTER_METADATA
 from runner.formats.adapter_write import diffusers_state, kohya_state
-from runner.formats.tensors import write_tensors
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.plan.prepare import Prepared
+from runner.weights.tensors import write_tensors
 from tests.inprocess import prepared
 from tests.support import Place
 
 Make = Callable[..., Place]
 States = dict[str, dict[str, Tensor]]
-OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
+OPTIONS = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
 FAMILIES = ["sd15", "sdxl", "sd3", "hunyuan_video", "framepack", "flux1", "chroma"]
 SCALES: dict[str, dict[str, Any]] = {
     "alpha": {"alpha": 1.0},
@@ -92,14 +92,16 @@ def test_pipelines_load_the_denoiser_and_both_text_encoders(
     pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
     pipeline.fuse_lora(components=["unet" if name == "sdxl" else "transformer", "text_encoder", "text_encoder_2"])
     pipeline.unload_lora_weights()
-    parts = {"denoiser": pipeline.unet if name == "sdxl" else pipeline.transformer, "text_encoder_1": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}  # fmt: skip
+    parts = {
+        "denoiser": pipeline.unet if name == "sdxl" else pipeline.transformer,
+        "text_encoder_1": pipeline.text_encoder,
+        "text_encoder_2": pipeline.text_encoder_2,
+    }
     for part, module in parts.items():
         close(dict(module.state_dict()), expected[part], base[part])
 
 
-CLASSES = {
-    "hunyuan_video": "HunyuanVideoTransformer3DModel", "framepack": "HunyuanVideoFramepackTransformer3DModel",
-}  # fmt: skip
+CLASSES = {"hunyuan_video": "HunyuanVideoTransformer3DModel", "framepack": "HunyuanVideoFramepackTransformer3DModel"}
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["metadata", "no metadata"])
@@ -111,9 +113,13 @@ def test_transformers_of_videos_load_it(family_place: Make, tmp_path: Path, name
     run, state, base, expected = trained(place, type=kind, **network)
     tensors, metadata = diffusers_state(run.targets, state, torch.float32)
     write_tensors(tmp_path / "x.safetensors", tensors, metadata)
-    theirs: Any = getattr(diffusers, CLASSES[name]).from_pretrained(place.folder / "model" / "transformer", local_files_only=True)  # fmt: skip
+    theirs: Any = getattr(diffusers, CLASSES[name]).from_pretrained(
+        place.folder / "model" / "transformer", local_files_only=True
+    )
     own = {key.removeprefix("transformer."): x for key, x in load_file(tmp_path / "x.safetensors").items()}
-    settings = {key.removeprefix("transformer."): value for key, value in json.loads(metadata[ADAPTER_METADATA]).items()}  # fmt: skip
+    settings = {
+        key.removeprefix("transformer."): value for key, value in json.loads(metadata[ADAPTER_METADATA]).items()
+    }
     theirs.load_lora_adapter(own, prefix=None, metadata=settings if kept else None)
     theirs.fuse_lora()
     theirs.unload_lora()
@@ -129,14 +135,18 @@ def test_peft_loads_every_kind_by_its_metadata(family_place: Make, name: str, ki
     tensors, metadata = diffusers_state(run.targets, state, torch.float32)
     root = run.targets[0].diffusers.partition(".")[0]
     settings = {key.removeprefix(f"{root}."): value for key, value in json.loads(metadata[ADAPTER_METADATA]).items()}
-    config = {"LORA": peft.LoraConfig, "LOHA": peft.LoHaConfig, "LOKR": peft.LoKrConfig, "OFT": peft.OFTConfig}[settings.pop("peft_type")]  # fmt: skip
+    config = {"LORA": peft.LoraConfig, "LOHA": peft.LoHaConfig, "LOKR": peft.LoKrConfig, "OFT": peft.OFTConfig}[
+        settings.pop("peft_type")
+    ]
     module: nn.Module = family(name).load(run.model, "denoiser", OPTIONS)
     model: Any = peft.inject_adapter_in_model(config(**settings), module)
     outcome = peft.set_peft_model_state_dict(model, {key.removeprefix(f"{root}."): x for key, x in tensors.items()})
     assert not outcome.unexpected_keys
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    merged_layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge")]  # fmt: skip
+    merged_layers = [
+        layer for layer in model.modules() if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge")
+    ]
     assert len(merged_layers) >= len(run.targets)
     for target in run.targets:
         layer: Any = model.get_submodule(target.name)

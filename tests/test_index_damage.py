@@ -111,9 +111,12 @@ def test_a_lost_table_is_damage(tmp_path: Path) -> None:
         (sqlite3.SQLITE_READONLY, "{} cannot be written: it is read-only"),
         (sqlite3.SQLITE_BUSY, "{} is locked by another process"),
         (sqlite3.SQLITE_CANTOPEN, "{} cannot be written: it cannot be opened"),
-        (sqlite3.SQLITE_IOERR_FSYNC, "{} cannot be written: the disk has an error, or has no such locks as SQLite needs"),
+        (
+            sqlite3.SQLITE_IOERR_FSYNC,
+            "{} cannot be written: the disk has an error, or has no such locks as SQLite needs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_disk_does_is_named(tmp_path: Path, code: int, message: str) -> None:
     """And the index is left as it is: nothing is wrong with it."""
 

@@ -97,7 +97,9 @@ min_bucket_reso = 8
   image_dir = "a"
 """
     run = prepared(kohya(place, text, training={"max_train_steps": 1}))
-    by: dict[tuple[str, int], TrainItem] = {(item.name.split("/")[0], item.fit.bucket[0]): item for item in run.collection.items}  # fmt: skip
+    by: dict[tuple[str, int], TrainItem] = {
+        (item.name.split("/")[0], item.fit.bucket[0]): item for item in run.collection.items
+    }
     assert by["a", 32].repeats == 4
     assert by["a", 16].repeats == 1
     assert by["a", 32].settings.captions.keep_tokens == 3
@@ -111,7 +113,10 @@ min_bucket_reso = 8
 
 
 def test_the_same_as_json(place: Place) -> None:
-    content = {"general": {"caption_extension": ".txt"}, "datasets": [{"resolution": 32, "subsets": [{"image_dir": "pics", "num_repeats": 2}]}]}  # fmt: skip
+    content = {
+        "general": {"caption_extension": ".txt"},
+        "datasets": [{"resolution": 32, "subsets": [{"image_dir": "pics", "num_repeats": 2}]}],
+    }
     from_json = prepared(kohya(place, json.dumps(content), "dataset.json"))
     toml = '[general]\ncaption_extension = ".txt"\n[[datasets]]\nresolution = 32\n[[datasets.subsets]]\nimage_dir = "pics"\nnum_repeats = 2\n'
     from_toml = prepared(kohya(place, toml))
@@ -121,7 +126,20 @@ def test_the_same_as_json(place: Place) -> None:
 def test_run_tomls_own_keys_stand_behind(place: Place) -> None:
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\n'
     (place.folder / "dataset.toml").write_text(text)
-    run = prepared(place.write({"dataset": {"batch_size": 4, "sources": None, "held_out": None, "caption_extension": ".txt", "resolution": 16, "config_file": "dataset.toml"}}))  # fmt: skip
+    run = prepared(
+        place.write(
+            {
+                "dataset": {
+                    "batch_size": 4,
+                    "sources": None,
+                    "held_out": None,
+                    "caption_extension": ".txt",
+                    "resolution": 16,
+                    "config_file": "dataset.toml",
+                }
+            }
+        )
+    )
     assert {item.settings.batch_size for item in run.collection.items} == {4}
     assert {item.fit.bucket for item in run.collection.items} == {(16, 16)}
     assert all(item.text for item in run.collection.items)
@@ -156,20 +174,38 @@ def test_validation_split_holds_out(place: Place) -> None:
     [
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dirr = "pics"\n', "unknown key `image_dirr`"),
         ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "nothing"\n', "there is no folder"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nnum_repeats = -1\n', "`num_repeats`: must be at least 1"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\ncaption_dropout_rate = 5\n', "`caption_dropout_rate`: must be at most 1"),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nshuffle_caption = "False"\n', "`shuffle_caption`: must be a boolean"),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nnum_repeats = -1\n',
+            "`num_repeats`: must be at least 1",
+        ),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\ncaption_dropout_rate = 5\n',
+            "`caption_dropout_rate`: must be at most 1",
+        ),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\nshuffle_caption = "False"\n',
+            "`shuffle_caption`: must be a boolean",
+        ),
         ('[[datasets]]\n[[datasets.subsets]]\nclass_tokens = "x"\n', "it names no pictures"),
-        ('[[datasets]]\nresize_interpolation = "area"\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`resize_interpolation` can only be 'lanczos'"),
-        ('[[datasets]]\nnetwork_multiplier = 0.5\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`network_multiplier` can only be 1"),
-        ('[[datasets]]\nvalidation_seed = 3\n[[datasets.subsets]]\nimage_dir = "pics"\n', "`validation_seed` is not used here"),
+        (
+            '[[datasets]]\nresize_interpolation = "area"\n[[datasets.subsets]]\nimage_dir = "pics"\n',
+            "`resize_interpolation` can only be 'lanczos'",
+        ),
+        (
+            '[[datasets]]\nnetwork_multiplier = 0.5\n[[datasets.subsets]]\nimage_dir = "pics"\n',
+            "`network_multiplier` can only be 1",
+        ),
+        (
+            '[[datasets]]\nvalidation_seed = 3\n[[datasets.subsets]]\nimage_dir = "pics"\n',
+            "`validation_seed` is not used here",
+        ),
         ('[[datasets]]\nvideo_directory = "x"\n', "there is no folder"),
         ("[datasets]\nx = 1\n", "`datasets` must be an array of tables"),
         ("[other]\nx = 1\n", "unknown section `other`"),
         ("[general\n", "dataset.toml is no TOML"),
         ("", "dataset.toml has no subsets"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_in_it_is_named(place: Place, text: str, message: str) -> None:
     found = problems(place, text)
     assert any(message in text for text in found), found
@@ -187,7 +223,10 @@ def test_metadata_files(place: Place) -> None:
     draw_pictures(place.folder / "meta" / "sub", 3)
     content = {"sub/0": {"caption": "a cat", "tags": "x, y"}, "sub/1.png": {"tags": "only, tags"}, "sub/2": {}}
     (place.folder / "meta" / "m.json").write_text(json.dumps(content))
-    lines = [json.dumps({"image_path": f"{name}.png" if not name.endswith(".png") else name, **entry}) for name, entry in content.items()]  # fmt: skip
+    lines = [
+        json.dumps({"image_path": f"{name}.png" if not name.endswith(".png") else name, **entry})
+        for name, entry in content.items()
+    ]
     (place.folder / "meta" / "m.jsonl").write_text("\n".join(lines))
     for name in ("m.json", "m.jsonl"):
         source = {"path": f"meta/{name}", "class_tokens": "thing"}
@@ -346,7 +385,14 @@ def test_colours_vary_a_little(wide: Place) -> None:
     assert len(set(cached_views(item, 1))) <= 8
 
 
-@pytest.mark.parametrize("option", [{"color_aug": True}, {"crop_style": "random", "crop_aspect": "square"}, {"face_crop_aug_range": [2.0, 4.0], "crop_aspect": "square"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"color_aug": True},
+        {"crop_style": "random", "crop_aspect": "square"},
+        {"face_crop_aug_range": [2.0, 4.0], "crop_aspect": "square"},
+    ],
+)
 def test_what_varies_is_encoded_at_each_use_or_in_variants(wide: Place, option: dict[str, Any]) -> None:
     changes = {"dataset": {"held_out": None, "resolution": 32, **option}}
     run = prepared(wide.write(changes))

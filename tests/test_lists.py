@@ -43,7 +43,11 @@ def test_absolute_paths_elsewhere(place: Place) -> None:
     )
     for _ in range(2):  # the second time from the index
         run = prepared(file)
-        assert sorted((item.name, item.text) for item in run.collection.items) == [("m/0.png", "a"), ("m/1.png", "b"), ("m/3.png", "thing")]  # fmt: skip
+        assert sorted((item.name, item.text) for item in run.collection.items) == [
+            ("m/0.png", "a"),
+            ("m/1.png", "b"),
+            ("m/3.png", "thing"),
+        ]
         assert run.dataset_notes.render() == [
             "1 of 3 pictures has no caption in the list and uses `thing` (m/3.png); give each a caption there"
         ]
@@ -57,9 +61,15 @@ def test_each_entry_has_its_own_reason(place: Place) -> None:
     (folder / "sub").symlink_to(place.folder / "pics")
     (folder / "tied.png").symlink_to(folder / "0.png")
     file = write_list(
-        place, {"image_path": "0.png"}, {"image_path": "gone"}, {"image_path": "broken.png"}, {"image_path": "linked.png"},
-        {"image_path": "sub/1.png"}, {"image_path": "tied.png"}, {"image_path": "a" * 300},
-    )  # fmt: skip
+        place,
+        {"image_path": "0.png"},
+        {"image_path": "gone"},
+        {"image_path": "broken.png"},
+        {"image_path": "linked.png"},
+        {"image_path": "sub/1.png"},
+        {"image_path": "tied.png"},
+        {"image_path": "a" * 300},
+    )
     real = os.path.realpath(place.folder / "pics")
     allows = "dataset.follow_links = true allows such links"
     assert problems(file) == [
@@ -70,7 +80,23 @@ def test_each_entry_has_its_own_reason(place: Place) -> None:
         f"  m/linked.png linked.png is a link out of its folder, to {real}/0.png; {allows}\n"
         f"  m/sub/1.png 1.png is a link out of its folder, to {real}/1.png; {allows}"
     ]
-    assert len(prepared(place.write({"dataset": {"held_out": None, "on_bad_item": "skip", "follow_links": True, "sources": [{"path": "list/m.jsonl", "class_tokens": "x"}]}})).collection.items) == 4  # fmt: skip
+    assert (
+        len(
+            prepared(
+                place.write(
+                    {
+                        "dataset": {
+                            "held_out": None,
+                            "on_bad_item": "skip",
+                            "follow_links": True,
+                            "sources": [{"path": "list/m.jsonl", "class_tokens": "x"}],
+                        }
+                    }
+                )
+            ).collection.items
+        )
+        == 4
+    )
 
 
 def test_control_images_of_a_list(place: Place, family_place: Any) -> None:
@@ -80,7 +106,9 @@ def test_control_images_of_a_list(place: Place, family_place: Any) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
     (folder / "linked.png").symlink_to(made.folder / "pics" / "0.png")
     controls = ["5.png", "gone.png", "broken.png", "1.png,2.png", "linked.png"]
-    lines = [json.dumps({"image_path": f"{n}.png", "caption": "x", "control_path": name}) for n, name in enumerate(controls)]  # fmt: skip
+    lines = [
+        json.dumps({"image_path": f"{n}.png", "caption": "x", "control_path": name}) for n, name in enumerate(controls)
+    ]
     (folder / "m.jsonl").write_text("\n".join(lines))
     made.write({"dataset": {"held_out": None, "sources": [{"path": "list/m.jsonl"}]}})
     real = os.path.realpath(made.folder / "pics" / "0.png")
@@ -120,15 +148,24 @@ def test_a_picture_that_is_listed_twice(place: Place) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image_path": "0.png", "caption": "\\ud800"}', "m.jsonl, line 1: '\\ud800' holds half a character (a lone surrogate)"),
+        (
+            '{"image_path": "0.png", "caption": "\\ud800"}',
+            "m.jsonl, line 1: '\\ud800' holds half a character (a lone surrogate)",
+        ),
         ('\n{"image_path": "\\udcff.png"}', "m.jsonl, line 2: '\\udcff.png' holds half a character (a lone surrogate)"),
         ('{"image_path": "a\\u0000.png"}', "m.jsonl, line 1: 'a\\x00.png' holds a NUL character"),
         ('{"image_path": "0.png", "control_path": "\\u0000"}', "m.jsonl, line 1: '\\x00' holds a NUL character"),
-        ('{"image_path": "0.png", "n": ' + "9" * 5000 + "}", "m.jsonl, line 1: no JSON (a number of it has more than 4,300 digits)"),
+        (
+            '{"image_path": "0.png", "n": ' + "9" * 5000 + "}",
+            "m.jsonl, line 1: no JSON (a number of it has more than 4,300 digits)",
+        ),
         ("[" * 100_000, "m.jsonl, line 1: no JSON (it is nested too deeply)"),
-        ('{"image_path": "0.png", "control_path_٣": "x", "tags": []}', "m.jsonl, line 1: caption and tags must be text"),
+        (
+            '{"image_path": "0.png", "control_path_٣": "x", "tags": []}',
+            "m.jsonl, line 1: caption and tags must be text",
+        ),
     ],
-)  # fmt: skip
+)
 def test_text_that_is_none_is_located(place: Place, content: str, message: str) -> None:
     file = write_list(place, content)
     assert problems(file) == [message]
@@ -144,9 +181,14 @@ def test_a_list_that_is_no_utf8(place: Place) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["image_path", "caption", "tags", "control_path", "control_path_1", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["image_path", "caption", "tags", "control_path", "control_path_1", "x"]), inner, max_size=4
+        )
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 LINES = JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40)
 
 

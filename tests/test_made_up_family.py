@@ -71,7 +71,9 @@ def test_its_key_is_refused_in_other_families(place: Place) -> None:
     place.write({"sampling": {"prompts": [{"prompt": "a", "glow": 1.0}]}})
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
-    assert [item.message for item in caught.value.diagnostics] == ["prompt 1: family sd15 cannot use `glow`: it belongs to Made-up"]  # fmt: skip
+    assert [item.message for item in caught.value.diagnostics] == [
+        "prompt 1: family sd15 cannot use `glow`: it belongs to Made-up"
+    ]
 
 
 @pytest.mark.usefixtures("installed")
@@ -141,7 +143,11 @@ def test_no_family_is_named_outside_its_folder() -> None:
 
 def test_contributing_walks_through_its_files() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    files = [file.relative_to(ROOT).as_posix() for file in PACKAGE.rglob("*") if file.is_file() and file.suffix in (".py", ".txt")]  # fmt: skip
+    files = [
+        file.relative_to(ROOT).as_posix()
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and file.suffix in (".py", ".txt")
+    ]
     assert [file for file in files if file not in text] == []
     named = re.findall(r"`((?:runner|schemas|tests|recipes)/[\w/.-]+)`", text)
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []

@@ -16,7 +16,7 @@ from runner.cli.status import status_of
 from runner.dataset.item_facts import CAPTIONS, column_facts
 from runner.errors import Exit, Invalid, Stopped, UsageError
 from runner.facts import Tree, said
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph, Run
 from runner.plan.current import current_graph
 from runner.plan.diff import Plan, Planning
@@ -77,9 +77,16 @@ class Shout(Stage[ShoutInputs]):
         done = captions_of(planning.store, self.name, planning.graph.fingerprint(self.name))
         total, missing = len(inputs.captions), len(set(inputs.captions) - set(done))
         if not missing:
-            return Action(self.name, "=", f"all {total} captions are shouted", total=total)
+            return Action(node=self.name, symbol="=", summary=f"all {total} captions are shouted", total=total)
         summary = f"shout {missing} of {total} captions"
-        return Action(self.name, "~" if done else "+", summary, planning.reasons(self.name), total, missing)
+        return Action(
+            node=self.name,
+            symbol="~" if done else "+",
+            summary=summary,
+            reasons=planning.reasons(self.name),
+            total=total,
+            missing=missing,
+        )
 
     def settled(self, prepared: Prepared, inputs: ShoutInputs, fingerprint: str) -> Prepared:
         done = captions_of(prepared.store, self.name, fingerprint)

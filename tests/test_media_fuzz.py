@@ -33,18 +33,24 @@ def pictures() -> list[bytes]:
     return [
         *(saved(drawn, form) for form in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")),
         *(saved(frames[0], form, save_all=True, append_images=frames[1:]) for form in ("PNG", "GIF", "WEBP", "TIFF")),
-        saved(drawn, "JPEG", exif=exif, progressive=True), saved(drawn, "TIFF", compression="tiff_lzw"),
+        saved(drawn, "JPEG", exif=exif, progressive=True),
+        saved(drawn, "TIFF", compression="tiff_lzw"),
         saved(Image.fromarray(np.arange(240, dtype=np.uint16).reshape(12, 20) * 200), "PNG"),
-        saved(Image.fromarray(np.arange(240, dtype=np.float32).reshape(12, 20)), "TIFF"), *see_through().values(),
-    ]  # fmt: skip
+        saved(Image.fromarray(np.arange(240, dtype=np.float32).reshape(12, 20)), "TIFF"),
+        *see_through().values(),
+    ]
 
 
 changes = st.lists(
     st.tuples(
-        st.sampled_from(["cut", "set", "zero", "repeat", "insert"]), st.floats(0, 1), st.integers(1, 40), st.binary(min_size=1, max_size=8)
+        st.sampled_from(["cut", "set", "zero", "repeat", "insert"]),
+        st.floats(0, 1),
+        st.integers(1, 40),
+        st.binary(min_size=1, max_size=8),
     ),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    min_size=1,
+    max_size=4,
+)
 
 
 def changed(content: bytes, how: list[tuple[str, float, int, bytes]]) -> bytes:

@@ -16,7 +16,7 @@ from runner.core.offload import saved_on_host
 from runner.core.swap import BlockSwap
 from runner.errors import InvalidConfig
 from runner.families.registry import family
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.networks.quantize import KINDS, QuantizedLinear, quantize
 from runner.plan.estimate import figures
 from runner.plan.prepare import Prepared
@@ -105,7 +105,9 @@ def test_a_packed_run_exports_the_wide_model(place: Place) -> None:
 
     publish = [{"format": "single_file", "directory": "out", "mode": "copy"}]
     exact = {"checkpoints": {"every_n_steps": 6, "dtype": "fp32"}}
-    place.write({"model": {"quantization": "int8"}, "training": exact, "selection": {"strategy": "last", "publish": publish}})  # fmt: skip
+    place.write(
+        {"model": {"quantization": "int8"}, "training": exact, "selection": {"strategy": "last", "publish": publish}}
+    )
     applied(place.file)
     ours = load_file(next((place.folder / "out").glob("*.safetensors")))
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.norm1.weight"
@@ -170,7 +172,9 @@ def test_a_step_in_the_backward_pass_is_the_same_step(family_place: Callable[...
     whole: dict[str, Any] = {"network": None, "selection": {"publish": []}}
     base = {"max_grad_norm": 0.5, "clip_grad": "per_tensor", "max_train_steps": 3}
     reference = load(trained_bytes(place.write({**whole, "training": base})))
-    for number, memory in enumerate(({"fused_backward": True}, {"optimizer_offload": True}, {"fused_backward": True, "optimizer_offload": True})):  # fmt: skip
+    for number, memory in enumerate(
+        ({"fused_backward": True}, {"optimizer_offload": True}, {"fused_backward": True, "optimizer_offload": True})
+    ):
         changes = {**whole, "training": {**base, "memory": memory}, "run": {"name": f"f{number}"}}
         found = losses_and_weights(place, changes)
         for key, tensor in reference.items():
@@ -191,8 +195,10 @@ def test_bf16_weights_with_stochastic_rounding_learn(family_place: Callable[...,
     run = prepared(place.file)
     from runner.families.contract import LoadOptions
 
-    start = family("sd3").load(run.model, "denoiser", LoadOptions(torch.bfloat16, CPU)).state_dict()
-    changed = sum(int((found[f"denoiser.{key}"] != tensor).sum()) for key, tensor in start.items() if f"denoiser.{key}" in found)  # fmt: skip
+    start = family("sd3").load(run.model, "denoiser", LoadOptions(dtype=torch.bfloat16, device=CPU)).state_dict()
+    changed = sum(
+        int((found[f"denoiser.{key}"] != tensor).sum()) for key, tensor in start.items() if f"denoiser.{key}" in found
+    )
     assert changed > 100
 
 
@@ -225,7 +231,10 @@ def test_the_plan_predicts_what_each_way_saves(family_place: Callable[..., Place
             assert peak(place, "training.memory.blocks_to_swap=3") < base
         checkpointed = peak(place, "training.memory.gradient_checkpointing=true")
         assert checkpointed < base
-        assert peak(place, "training.memory.gradient_checkpointing=true", "training.memory.activation_offload=true") < checkpointed  # fmt: skip
+        assert (
+            peak(place, "training.memory.gradient_checkpointing=true", "training.memory.activation_offload=true")
+            < checkpointed
+        )
         place.write({"network": None, "training": {"max_grad_norm": 0.0}})
         whole = peak(place)
         assert peak(place, "training.memory.fused_backward=true") <= whole
@@ -249,16 +258,22 @@ def test_gradients_are_counted_with_checkpointing_too(family_place: Callable[...
     [
         ({"network": None, "model": {"quantization": "fp8"}}, 'quantization = "fp8" holds frozen weights'),
         ({"network": None, "training": {"memory": {"fused_backward": True}}}, "fused_backward frees each gradient"),
-        ({"training": {"memory": {"fused_backward": True}, "max_grad_norm": 0.0}}, "fused_backward is for full fine-tunes"),
+        (
+            {"training": {"memory": {"fused_backward": True}, "max_grad_norm": 0.0}},
+            "fused_backward is for full fine-tunes",
+        ),
         ({"network": None, "training": {"memory": {"blocks_to_swap": 1}}}, "blocks_to_swap gives up"),
         ({"training": {"memory": {"blocks_to_swap": 99}}}, "blocks; one must stay"),
         ({"training": {"memory": {"blocks_to_swap": 1}, "compile": True}}, "cannot be compiled"),
-        ({"training": {"optimizer": {"stochastic_rounding": True}}}, "stochastic_rounding is for weights that train whole"),
+        (
+            {"training": {"optimizer": {"stochastic_rounding": True}}},
+            "stochastic_rounding is for weights that train whole",
+        ),
         ({"training": {"optimizer": {"type": "adamv"}}}, 'there is no optimizer "adamv"'),
         ({"training": {"optimizer": {"type": "nowhere.Adam"}}}, 'the package "nowhere"'),
         ({"training": {"optimizer": {"type": "lion", "eps": 1e-8}}}, 'the optimizer "lion" has no `eps`'),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(place: Place, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.write({**changes, "selection": {"publish": []}}))
@@ -321,6 +336,8 @@ def test_modulations_stay_wide(family_place: Callable[..., Place]) -> None:
     from runner.families.contract import LoadOptions
 
     run = prepared(family_place("framepack").file)
-    module = family("framepack").load(run.model, "denoiser", LoadOptions(torch.float32, CPU, quantization="fp8_scaled"))
+    module = family("framepack").load(
+        run.model, "denoiser", LoadOptions(dtype=torch.float32, device=CPU, quantization="fp8_scaled")
+    )
     packed = {key for key, layer in module.named_modules() if isinstance(layer, QuantizedLinear)}
     assert packed == {target.name for target in run.targets}

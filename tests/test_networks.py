@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from runner.errors import Invalid, InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import family
-from runner.families.spec import Target
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.formats.adapter_write import Base, diffusers_state, kohya_state
-from runner.formats.tensors import write_tensors
-from runner.inputs import TextsInputs, TrainInputs
+from runner.inputs.cache import TextsInputs
+from runner.inputs.train import TrainInputs
+from runner.model.targets import Target
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.networks.shapes import adapter_shapes, count_parameters
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
+from runner.weights.tensors import write_tensors
 from tests.adapters import merged_file
 from tests.inprocess import applied, prepared, trained_bytes
 from tests.support import Place
 
 KINDS = ["lora", "dora", "loha", "lokr", "oft"]
 FAMILIES = ["sd15", "sdxl", "sd3"]
-OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
+OPTIONS = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
 Adapted = tuple[Prepared, dict[str, nn.Module], dict[str, nn.Parameter]]
 
 
@@ -80,7 +81,9 @@ def test_merged_weights_do_what_the_adapter_does(family_place: Callable[..., Pla
     numerics = compile_graph(run).of(TrainInputs).numerics
     with torch.no_grad():
         ours = family(name).encode_texts(encoders, tokenizers, ["a star", "b"], numerics, False)
-        theirs = family(name).encode_texts({key: plain[key] for key in encoders}, tokenizers, ["a star", "b"], numerics, False)  # fmt: skip
+        theirs = family(name).encode_texts(
+            {key: plain[key] for key in encoders}, tokenizers, ["a star", "b"], numerics, False
+        )
         for key in ours:
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-4)
         if name == "sdxl":
@@ -115,7 +118,9 @@ def test_files_are_read_back(
     close(merged(run.targets, again, base), expected)
 
 
-@pytest.mark.parametrize("network", [{}, {"targets": "attention"}, {"type": "dora"}, {"rslora": True, "alpha_pattern": {"to_out": 3.0}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "network", [{}, {"targets": "attention"}, {"type": "dora"}, {"rslora": True, "alpha_pattern": {"to_out": 3.0}}]
+)
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
 def test_kohyas_file_merges_into_the_original_layout(
     family_place: Callable[..., Place], name: str, network: dict[str, Any]
@@ -128,7 +133,9 @@ def test_kohyas_file_merges_into_the_original_layout(
     expected = bundle.denoiser_file(run.model, merged(run.targets, state, base)["denoiser"])
     original = bundle.denoiser_file(run.model, base["denoiser"])
     written = kohya_state(run.targets, state, torch.float32)
-    by_name = {f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}": key for key in original if key.endswith(".weight")}  # fmt: skip
+    by_name = {
+        f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}": key for key in original if key.endswith(".weight")
+    }
     modules = {key.removesuffix(".alpha") for key in written if key.startswith("lora_unet") and key.endswith(".alpha")}
     assert modules <= by_name.keys()
     for module in modules:
@@ -171,7 +178,9 @@ def test_diffusers_itself_loads_what_is_written(family_place: Callable[..., Plac
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        tensors, metadata = diffusers_state(run.targets, {key: value.detach() for key, value in parameters.items()}, torch.float32)  # fmt: skip
+        tensors, metadata = diffusers_state(
+            run.targets, {key: value.detach() for key, value in parameters.items()}, torch.float32
+        )
         write_tensors(tmp_path / f"{name}.safetensors", tensors, metadata)
         pipeline = cls.from_pretrained(place.folder / "model", local_files_only=True)
         pipeline.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors")
@@ -181,7 +190,10 @@ def test_diffusers_itself_loads_what_is_written(family_place: Callable[..., Plac
         conditioning = {"hidden": hidden, "pooled": pooled, "time_ids": torch.ones(1, 6)}
         x = torch.randn(1, run.model.latent_channels, 16, 16, generator=generator)
         with torch.no_grad():
-            answers = [family(name).denoise(model, x, torch.tensor([300]), conditioning) for model in (modules["denoiser"], theirs)]  # fmt: skip
+            answers = [
+                family(name).denoise(model, x, torch.tensor([300]), conditioning)
+                for model in (modules["denoiser"], theirs)
+            ]
         torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
 
 
@@ -191,7 +203,9 @@ def test_peft_itself_loads_loha_and_lokr(family_place: Callable[..., Place]) -> 
     for kind, config in (("loha", peft.LoHaConfig), ("lokr", peft.LoKrConfig)):
         place = family_place("sd15")
         run, modules, parameters = adapted(place, "sd15", type=kind)
-        tensors, _ = diffusers_state(run.targets, {key: value.detach() for key, value in parameters.items()}, torch.float32)  # fmt: skip
+        tensors, _ = diffusers_state(
+            run.targets, {key: value.detach() for key, value in parameters.items()}, torch.float32
+        )
         own = [target for target in run.targets if target.component == "denoiser"]
         fresh = family("sd15").load(run.model, "denoiser", OPTIONS)
         model = peft.inject_adapter_in_model(
@@ -202,7 +216,10 @@ def test_peft_itself_loads_loha_and_lokr(family_place: Callable[..., Place]) -> 
         assert not outcome.unexpected_keys
         x, hidden = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 16)
         with torch.no_grad():
-            answers = [family("sd15").denoise(m, x, torch.tensor([300]), {"hidden": hidden}) for m in (modules["denoiser"], fresh)]  # fmt: skip
+            answers = [
+                family("sd15").denoise(m, x, torch.tensor([300]), {"hidden": hidden})
+                for m in (modules["denoiser"], fresh)
+            ]
         torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
         place.folder.rename(place.folder.with_name(f"done_{kind}"))
 
@@ -216,7 +233,16 @@ def last_weights(place: Place, **changes: Any) -> dict[str, Tensor]:
     return load(trained_bytes(place.write(changes)))
 
 
-@pytest.mark.parametrize("setting", [{"dropout": 0.3}, {"rank_dropout": 0.3}, {"module_dropout": 0.3}, {"type": "lokr", "rank_dropout": 0.3}, {"type": "loha", "module_dropout": 0.3}])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"dropout": 0.3},
+        {"rank_dropout": 0.3},
+        {"module_dropout": 0.3},
+        {"type": "lokr", "rank_dropout": 0.3},
+        {"type": "loha", "module_dropout": 0.3},
+    ],
+)
 def test_dropouts_are_drawn_from_the_seed(place: Place, setting: dict[str, Any]) -> None:
     kind = {"type": setting["type"]} if "type" in setting else {}
     first = last_weights(place, network=setting)
@@ -232,7 +258,9 @@ def test_dropouts_are_drawn_from_the_seed(place: Place, setting: dict[str, Any])
 
 def test_lora_plus_trains_the_zero_half_faster(place: Place) -> None:
     slow = last_weights(place, training={"max_train_steps": 1, "optimizer": {"weight_decay": 0.0}})
-    fast = last_weights(place, network={"lora_plus_ratio": 8.0}, training={"max_train_steps": 1, "optimizer": {"weight_decay": 0.0}})  # fmt: skip
+    fast = last_weights(
+        place, network={"lora_plus_ratio": 8.0}, training={"max_train_steps": 1, "optimizer": {"weight_decay": 0.0}}
+    )
     for key in slow:
         if key.endswith("lora_A"):
             assert torch.equal(slow[key], fast[key])
@@ -305,13 +333,19 @@ def test_base_weights_reach_frozen_text_encoders(place: Place) -> None:
         ({"type": "oft", "module_dropout": 0.1}, "`module_dropout` is not for oft"),
         ({"decompose_factor": 4}, "`decompose_factor` is for lokr"),
         ({"base_weights": ["nothing.safetensors"]}, "there is no file"),
-        ({"base_weights": ["odd.safetensors"]}, "odd.safetensors does not fit: none of its 1 layers belongs to this model (its first is lora_unet_x)"),
+        (
+            {"base_weights": ["odd.safetensors"]},
+            "odd.safetensors does not fit: none of its 1 layers belongs to this model (its first is lora_unet_x)",
+        ),
         ({"rank": 0}, "rank"),
         ({"alpha": 0.0}, "alpha"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_go_together_are_refused(place: Place, network: dict[str, Any], message: str) -> None:
-    write_tensors(place.folder / "odd.safetensors", {"lora_unet_x.lora_down.weight": torch.zeros(1, 1), "lora_unet_x.lora_up.weight": torch.zeros(1, 1)})  # fmt: skip
+    write_tensors(
+        place.folder / "odd.safetensors",
+        {"lora_unet_x.lora_down.weight": torch.zeros(1, 1), "lora_unet_x.lora_up.weight": torch.zeros(1, 1)},
+    )
     result = place.run("validate", str(place.write({"network": network})))
     assert result.code == 3
     assert message in result.out + result.err

@@ -59,12 +59,23 @@ def test_files_of_no_family_say_what_they_are(files: Path, tmp_path: Path) -> No
             detect(str(file))
 
 
-@pytest.mark.parametrize(("name", "method"), [("sd15", "lora"), ("sdxl", "lora"), ("sdxl", "full"), ("sd3_without_t5", "lora"), ("sd3_without_t5", "full")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("sd15", "lora"), ("sdxl", "lora"), ("sdxl", "full"), ("sd3_without_t5", "lora"), ("sd3_without_t5", "full")],
+)
 def test_a_new_run_is_valid_and_short(files: Path, tmp_path: Path, name: str, method: str) -> None:
     place = Place(tmp_path)
     result = place.run(
-        "new", "--model", str(files / f"{name}.safetensors"), "--images", str(files / "images"), "--method", method, "--memory", "24GB"
-    ).ok()  # fmt: skip
+        "new",
+        "--model",
+        str(files / f"{name}.safetensors"),
+        "--images",
+        str(files / "images"),
+        "--method",
+        method,
+        "--memory",
+        "24GB",
+    ).ok()
     assert result.out.strip() == "run.toml"
     document = tomli.loads(place.file.read_text())
     assert len(place.file.read_text().splitlines()) < 60
@@ -216,14 +227,14 @@ def test_the_sd3_tutorial(tmp_path: Path, files: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "file", "message"),
     [
-        ("sd15", "sdxl.safetensors", 'is an SDXL checkpoint; the family is sd15\n'),
+        ("sd15", "sdxl.safetensors", "is an SDXL checkpoint; the family is sd15\n"),
         ("sdxl", "sd15.safetensors", "is a Stable Diffusion 1.5 checkpoint; the family is sdxl"),
         ("sd3", "sdxl.safetensors", "is an SDXL checkpoint; the family is sd3"),
         ("sd15", "sd3.safetensors", "is a Stable Diffusion 3 checkpoint; the family is sd15"),
         ("sd3", "sd3_without_text.safetensors", "has no text encoder (text_encoder_1)"),
         ("sd3", "sd3.safetensors", "the T5 text encoder needs its tokenizer"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_is_not_of_the_family(
     place: Place, files: Path, family: str, file: str, message: str
 ) -> None:
@@ -237,7 +248,12 @@ def test_a_checkpoint_that_is_not_of_the_family(
 def test_text_encoders_of_their_own(place: Place, files: Path, tiny_models: Callable[[str], Path]) -> None:
     """A single SD3 file without text encoders, and theirs from other files."""
     names = {1: "clip_l", 2: "clip_g", 3: "t5xxl"}
-    model: dict[str, Any] = {"family": "sd3", "checkpoint": str(files / "sd3_without_text.safetensors"), "dtype": "bf16", "tokenizer_3": str(files / "t5-tokenizer")}  # fmt: skip
+    model: dict[str, Any] = {
+        "family": "sd3",
+        "checkpoint": str(files / "sd3_without_text.safetensors"),
+        "dtype": "bf16",
+        "tokenizer_3": str(files / "t5-tokenizer"),
+    }
     for number, name in names.items():
         others = tuple(f"text_encoders.{other}" for other in names.values() if other != name)
         file = write_stand_in(place.folder / f"{name}.safetensors", "sd3", ("diffusion_model", "first_stage", *others))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tomli
 
-from runner.inputs import LEAST_FOR_ERROR
+from runner.inputs.select import LEAST_FOR_ERROR
 from runner.plan.device import Card, listed_by
 from runner.plan.estimate import figures
 from runner.plan.propose import Wishes, propose
@@ -39,8 +39,13 @@ def on_a_terminal(place: Place, typed: str, *arguments: str) -> tuple[int, str, 
     environment.pop("RUNNER_STORE", None)
     process = subprocess.Popen(
         [sys.executable, "-m", "runner", "new", "--model", "model", "--images", "pics", *arguments],
-        cwd=place.folder, env=environment, stdin=end, stderr=end, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=place.folder,
+        env=environment,
+        stdin=end,
+        stderr=end,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     os.close(end)
     os.write(main, typed.encode())
     stdout, _ = process.communicate(timeout=600)
@@ -105,7 +110,15 @@ def test_a_schema_that_is_there_is_left(bare: Place) -> None:
 
 
 def proposed(place: Place, images: Path, memory: int | None = None) -> tuple[dict[str, Any], list[str]]:
-    wishes = Wishes(str(place.folder / "model"), images, "lora", None, "x", memory, ())
+    wishes = Wishes(
+        model=str(place.folder / "model"),
+        images=images,
+        method="lora",
+        class_tokens=None,
+        name="x",
+        memory=memory,
+        settings=(),
+    )
     found = propose(wishes, place.file)
     place.text(found.text)
     return tomli.loads(found.text), found.notes
@@ -128,7 +141,10 @@ def test_the_memory_said_is_the_plans(bare: Place) -> None:
     """One figure: of new, of --fit and of the plan."""
     _, notes = proposed(bare, bare.folder / "pics", 8 * GB)
     numbers = figures(planned(bare.file), None, "cuda")
-    assert f"fits into 8.00 GB as it is: {size_text(numbers.peak)} predicted on a GPU, 0.9 GB for the libraries included" in notes  # fmt: skip
+    assert (
+        f"fits into 8.00 GB as it is: {size_text(numbers.peak)} predicted on a GPU, 0.9 GB for the libraries included"
+        in notes
+    )
 
 
 class Driver:

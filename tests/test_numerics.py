@@ -13,21 +13,22 @@ import diffusers
 import pytest
 import torch
 
+from runner.config.optimizer_kinds import OPTIMIZERS
 from runner.config.prompt_options import SAMPLERS
-from runner.core.rng import generator
-from runner.data.loader import Sources, StepLoader, multires_noise
 from runner.diffusion.losses import distance, flow_weight, huber_c, snr_weight
 from runner.diffusion.process import FlowProcess, make_process, rescale_zero_terminal_snr
 from runner.diffusion.samplers import make_scheduler
 from runner.diffusion.timesteps import draw_level, draw_timestep, shift_for, shifted
 from runner.families.contract import LoadOptions
 from runner.families.registry import family, family_spec
-from runner.inputs import SampleInputs, TrainInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.train import TrainInputs
 from runner.optim.build import build_optimizer, optimizer_class
-from runner.optim.kinds import OPTIMIZERS
 from runner.optim.schedules import schedule
 from runner.optim.single import SingleOptions, round_stochastically
 from runner.plan.compile import compile_graph
+from runner.rng import generator
+from runner.stages.loader import Sources, StepLoader, multires_noise
 from schemas.training import Loss, MultiresNoise, Optimizer, Scheduler, Timesteps
 from tests.inprocess import applied, prepared
 from tests.support import Place
@@ -109,7 +110,9 @@ def test_the_flow_is_that_of_the_paper() -> None:
     noisy = FlowProcess().noisy(x_0, noise, t)
     reference = diffusers.FlowMatchEulerDiscreteScheduler()
     for row, level in enumerate(t):
-        torch.testing.assert_close(noisy.x_t[row], reference.scale_noise(x_0[row : row + 1], level[None], noise[row : row + 1])[0])  # fmt: skip
+        torch.testing.assert_close(
+            noisy.x_t[row], reference.scale_noise(x_0[row : row + 1], level[None], noise[row : row + 1])[0]
+        )
     torch.testing.assert_close(noisy.target, noise - x_0)
     torch.testing.assert_close(noisy.snr, torch.tensor([9.0, 1.0, 0.0]))
 
@@ -144,13 +147,17 @@ def test_densities_of_timesteps() -> None:
     assert quantiles(sampling="cosmap") == pytest.approx(cosmap, abs=0.02)
     from scipy.stats import beta
 
-    assert quantiles(sampling="beta", beta_alpha=2.0, beta_beta=5.0) == pytest.approx(list(beta(2, 5).ppf([0.1, 0.5, 0.9])), abs=0.02)  # fmt: skip
+    assert quantiles(sampling="beta", beta_alpha=2.0, beta_beta=5.0) == pytest.approx(
+        list(beta(2, 5).ppf([0.1, 0.5, 0.9])), abs=0.02
+    )
 
 
 def test_shifts() -> None:
     assert [shifted(level, 3.0) for level in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.75, 1])
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert [shifted(n / 1000, 3.0) for n in (1000, 500, 1)] == pytest.approx([float(scheduler.sigmas[i]) for i in (0, 500, 999)])  # fmt: skip
+    assert [shifted(n / 1000, 3.0) for n in (1000, 500, 1)] == pytest.approx(
+        [float(scheduler.sigmas[i]) for i in (0, 500, 999)]
+    )
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
     for tokens in (256, 1024, 4096):
@@ -215,9 +222,15 @@ def test_a_sample_is_that_of_diffusers_pipeline(family_place: Callable[..., Plac
     pipeline.set_progress_bar_config(disable=True)
     extra: dict[str, Any] = {"max_sequence_length": 256} if name == "sd3" else {}
     theirs = pipeline(
-        prompt.prompt, negative_prompt="dark", width=48, height=32, num_inference_steps=5, guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(prompt.seed or 0), **extra,
-    ).images[0]  # fmt: skip
+        prompt.prompt,
+        negative_prompt="dark",
+        width=48,
+        height=32,
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(prompt.seed or 0),
+        **extra,
+    ).images[0]
     difference = max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True))
     assert ours.size == theirs.size == (48, 32)
     assert difference <= 1
@@ -236,7 +249,7 @@ def test_sd3_without_t5_is_the_pipeline_without_it(family_place: Callable[..., P
     run = prepared(place.file)
     assert run.model.text_encoders == ("text_encoder_1", "text_encoder_2")
     bundle = family("sd3")
-    options = LoadOptions(torch.float32, torch.device("cpu"))
+    options = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
     encoders = {name: bundle.load(run.model, name, options) for name in run.model.text_encoders}
     numerics = compile_graph(run).of(TrainInputs).numerics
     ours = bundle.encode_texts(encoders, bundle.load_tokenizers(run.model), ["a red star"], numerics, False)
@@ -259,7 +272,19 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
     size_of = family(name).size_conditioning
     discrete = name != "sd3"
     shape = lambda item: run.model.latent_shape(item.fit.bucket)  # noqa: E731
-    loader = StepLoader(inputs, Sources(None, lambda d, v: "", shape, None, lambda t: "", size_of, discrete), 0)
+    loader = StepLoader(
+        inputs,
+        Sources(
+            latents=None,
+            latent_key=lambda d, v: "",
+            latent_shape=shape,
+            texts=None,
+            text_key=lambda t: "",
+            sizes=size_of,
+            discrete=discrete,
+        ),
+        0,
+    )
     batch = next(loader.steps_from(0))[0]
     pipeline = PIPELINES[name].from_pretrained(place.folder / "model", local_files_only=True)
     vae = pipeline.vae
@@ -268,7 +293,9 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
         latents = (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
         noise, t = batch.tensors["noise"], batch.tensors["timesteps"]
         if name == "sd3":
-            hidden, _, pooled, _ = pipeline.encode_prompt(list(batch.texts), None, None, do_classifier_free_guidance=False)  # fmt: skip
+            hidden, _, pooled, _ = pipeline.encode_prompt(
+                list(batch.texts), None, None, do_classifier_free_guidance=False
+            )
             sigma = (t / 1000).view(-1, 1, 1, 1)
             noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
             answer = pipeline.transformer(noisy, hidden, pooled, t, return_dict=False)[0]
@@ -323,13 +350,19 @@ def test_schedules_have_the_fields_shapes() -> None:
 def test_more_schedules() -> None:
     rex = schedule(Scheduler(type="rex", warmup_steps=10), 110, 1e-3)
     assert [rex(5), rex(10), rex(60), rex(110)] == pytest.approx([0.5, 1, 0.5 / 0.75, 0])
-    wsd = schedule(Scheduler(type="warmup_stable_decay", warmup_steps=10, args={"decay_ratio": 0.2, "min_lr_ratio": 0.1}), 100, 1e-3)  # fmt: skip
+    wsd = schedule(
+        Scheduler(type="warmup_stable_decay", warmup_steps=10, args={"decay_ratio": 0.2, "min_lr_ratio": 0.1}),
+        100,
+        1e-3,
+    )
     assert [wsd(5), wsd(10), wsd(80), wsd(90), wsd(100)] == pytest.approx([0.5, 1, 1, 0.55, 0.1])
     steps = schedule(Scheduler(type="piecewise", args={"boundaries": [10, 20], "factors": [1.0, 0.1, 0.01]}), 100, 1e-3)
     assert [steps(9), steps(10), steps(19), steps(20)] == [1.0, 0.1, 0.1, 0.01]
 
 
-def weights_after(kind: str, options: SingleOptions | None = None, dtype: torch.dtype = torch.float32, **settings: Any) -> list[torch.Tensor]:  # fmt: skip
+def weights_after(
+    kind: str, options: SingleOptions | None = None, dtype: torch.dtype = torch.float32, **settings: Any
+) -> list[torch.Tensor]:
     """Three steps on a matrix and a bias with the gradients of a fixed quadratic."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator)]
@@ -342,7 +375,13 @@ def weights_after(kind: str, options: SingleOptions | None = None, dtype: torch.
         sum((parameter.float() ** 2).sum() for parameter in parameters).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert all((parameter.float().abs() < tensor.abs()).float().mean() > 0.7 for parameter, tensor in zip(parameters, start, strict=True)) or kind == "prodigy"  # fmt: skip
+    assert (
+        all(
+            (parameter.float().abs() < tensor.abs()).float().mean() > 0.7
+            for parameter, tensor in zip(parameters, start, strict=True)
+        )
+        or kind == "prodigy"
+    )
     return [parameter.detach().float() for parameter in parameters]
 
 

@@ -150,10 +150,16 @@ def test_a_log_that_is_a_pipe_is_not_waited_for(empty: Place) -> None:
 
 
 SELECTION: dict[str, Any] = {
-    "chosen": {"step": 2, "weights": "raw"}, "reason": "", "decided_by": "runner", "metrics": [], "levels": [],
-    "items": {"held_out": 0, "training": 2}, "measured_on": "", "base": None,
+    "chosen": {"step": 2, "weights": "raw"},
+    "reason": "",
+    "decided_by": "runner",
+    "metrics": [],
+    "levels": [],
+    "items": {"held_out": 0, "training": 2},
+    "measured_on": "",
+    "base": None,
     "candidates": [{"step": 2, "weights": "raw", "verdict": "chosen", "reason": ""}],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

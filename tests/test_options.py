@@ -20,16 +20,36 @@ LEDGER: list[tuple[str, list[str], list[str], dict[str, str]]] = [
     # (option of the source, keys of run.toml, options of `runner sample`, letters of a dialect)
     ("--vae, --text_encoder1/2", ["model.vae", "model.text_encoder_1", "model.text_encoder_2"], [], {}),
     ("--vae_chunk_size", ["caching.vae_chunk_size", "sampling.vae_chunk_size"], ["--vae-chunk-size"], {}),
-    ("--vae_spatial_tile_sample_min_size", ["caching.vae_tile_size", "sampling.vae_tile_size"], ["--vae-tile-size"], {}),
+    (
+        "--vae_spatial_tile_sample_min_size",
+        ["caching.vae_tile_size", "sampling.vae_tile_size"],
+        ["--vae-tile-size"],
+        {},
+    ),
     ("--fp8_llm", ["model.text_encoder_quantization"], [], {}),
     ("--sample_prompts", ["sampling.prompt_file", "sampling.prompts.prompt"], ["--prompt-file"], {}),
-    ("--sample_every_n_epochs/steps, at_first", ["sampling.every_n_epochs", "sampling.every_n_steps", "sampling.at_first"], [], {}),
+    (
+        "--sample_every_n_epochs/steps, at_first",
+        ["sampling.every_n_epochs", "sampling.every_n_steps", "sampling.at_first"],
+        [],
+        {},
+    ),
     ("letters while training", [], [], {"musubi": "w h f d s g fs l n i ei im ci cim of vs"}),
     ("--dit", ["model.checkpoint"], ["--checkpoint"], {}),
     ("--image_encoder", ["model.image_encoder"], [], {}),
     ("--f1, --one_frame", ["model.variant"], [], {}),
     ("--latent_window_size", ["model.latent_window_size"], [], {}),
-    ("--one_frame_no_2x, _4x", ["dataset.sources.one_frame.no_2x", "dataset.sources.one_frame.no_4x", "sampling.one_frame.no_2x", "sampling.one_frame.no_4x"], ["--one-frame"], {}),
+    (
+        "--one_frame_no_2x, _4x",
+        [
+            "dataset.sources.one_frame.no_2x",
+            "dataset.sources.one_frame.no_4x",
+            "sampling.one_frame.no_2x",
+            "sampling.one_frame.no_4x",
+        ],
+        ["--one-frame"],
+        {},
+    ),
     ("--batch_size", ["caching.text_batch_size", "caching.latent_batch_size", "dataset.batch_size"], [], {}),
     ("--sdpa, --attn_mode, --split_attn", ["model.attention", "model.split_attention"], [], {}),
     ("--mixed_precision", ["training.mixed_precision"], [], {}),
@@ -40,16 +60,31 @@ LEDGER: list[tuple[str, list[str], list[str], dict[str, str]]] = [
     ("--weighting_scheme, --discrete_flow_shift", ["training.timesteps.weighting", "training.timesteps.shift"], [], {}),
     ("--max_data_loader_n_workers", ["dataset.workers"], [], {}),
     ("--network_dim, --network_args", ["network.type", "network.rank", "network.alpha", "network.targets"], [], {}),
-    ("--max_train_epochs, --save_every_n_epochs", ["training.max_train_epochs", "training.checkpoints.every_n_epochs"], [], {}),
+    (
+        "--max_train_epochs, --save_every_n_epochs",
+        ["training.max_train_epochs", "training.checkpoints.every_n_epochs"],
+        [],
+        {},
+    ),
     ("--seed, --output_dir, --output_name", ["run.seed", "run.output_dir", "run.name"], ["--seed", "--out"], {}),
     ("--blocks_to_swap", ["training.memory.blocks_to_swap", "sampling.blocks_to_swap"], ["--blocks-to-swap"], {}),
     ("--fp8, --fp8_scaled", ["model.quantization"], [], {}),
     ("frame_extraction, max_frames", ["dataset.sources.frame_extraction", "dataset.sources.max_frames"], [], {}),
-    ("--image_path, --prompt with sections", ["sampling.prompts.image", "sampling.prompts.prompt"], ["--image", "--prompt"], {}),
+    (
+        "--image_path, --prompt with sections",
+        ["sampling.prompts.image", "sampling.prompts.prompt"],
+        ["--image", "--prompt"],
+        {},
+    ),
     ("--end_image_path", ["sampling.prompts.end_image"], ["--end-image"], {}),
     ("--latent_paddings", ["sampling.prompts.latent_paddings"], ["--latent-paddings"], {}),
     ("--video_size", ["sampling.prompts.width", "sampling.prompts.height"], ["--width", "--height"], {}),
-    ("--video_seconds, --video_sections, --fps", ["sampling.prompts.seconds", "sampling.prompts.sections", "sampling.prompts.frames", "sampling.prompts.fps"], ["--seconds", "--sections", "--frames", "--fps"], {}),
+    (
+        "--video_seconds, --video_sections, --fps",
+        ["sampling.prompts.seconds", "sampling.prompts.sections", "sampling.prompts.frames", "sampling.prompts.fps"],
+        ["--seconds", "--sections", "--frames", "--fps"],
+        {},
+    ),
     ("--infer_steps", ["sampling.prompts.num_inference_steps"], ["--num-inference-steps"], {}),
     ("--embedded_cfg_scale", ["sampling.prompts.embedded_guidance"], ["--embedded-guidance"], {}),
     ("--guidance_scale", ["sampling.prompts.cfg_scale"], ["--cfg-scale"], {}),
@@ -58,19 +93,60 @@ LEDGER: list[tuple[str, list[str], list[str], dict[str, str]]] = [
     ("--sample_solver", ["sampling.prompts.sampler"], ["--sampler"], {}),
     ("--bulk_decode", ["sampling.prompts.bulk_decode"], ["--bulk-decode"], {}),
     ("--custom_system_prompt", ["sampling.prompts.custom_system_prompt"], ["--custom-system-prompt"], {}),
-    ("--rope_scaling_*", ["sampling.prompts.rope_scaling_factor", "sampling.prompts.rope_scaling_timestep_threshold"], ["--rope-scaling-factor", "--rope-scaling-timestep-threshold"], {}),
+    (
+        "--rope_scaling_*",
+        ["sampling.prompts.rope_scaling_factor", "sampling.prompts.rope_scaling_timestep_threshold"],
+        ["--rope-scaling-factor", "--rope-scaling-timestep-threshold"],
+        {},
+    ),
     ("--lora_weight, --lora_multiplier, patterns", ["network.base_weights"], ["--lora", "--include", "--exclude"], {}),
     ("--save_merged_model", [], ["--save-merged"], {}),
     ("--output_type, --save_path", [], ["--output-type", "--out"], {}),
-    ("--from_file, --interactive", [], ["--prompt-file", "--interactive", "--dialect"], {"framepack": "w h f d s g l i n vs ei ci im cim of"}),
-    ("--control_image_path, masks", ["sampling.prompts.control_images", "sampling.prompts.control_masks", "sampling.prompts.image_mask"], ["--control-image", "--control-mask", "--image-mask"], {}),
-    ("002: CHECKPOINTING_STEPS, _LIMIT, MAX_NUM_STEPS", ["training.checkpoints.every_n_steps", "training.checkpoints.keep", "training.max_train_steps"], [], {}),
-    ("002: LR_SCHEDULE, LR_WARMUP_STEPS", ["training.scheduler.type", "training.scheduler.warmup_steps", "training.scheduler.warmup_ratio"], [], {}),
-    ("002: caption dropout, repeats, crops", ["dataset.caption_dropout_rate", "dataset.sources.repeats", "dataset.crop_style", "dataset.crop_aspect", "dataset.random_crop"], [], {}),
-    ("002: duplicate and shuffle", ["dataset.shuffle_caption", "dataset.keep_tokens", "dataset.caption_separator"], [], {}),
+    (
+        "--from_file, --interactive",
+        [],
+        ["--prompt-file", "--interactive", "--dialect"],
+        {"framepack": "w h f d s g l i n vs ei ci im cim of"},
+    ),
+    (
+        "--control_image_path, masks",
+        ["sampling.prompts.control_images", "sampling.prompts.control_masks", "sampling.prompts.image_mask"],
+        ["--control-image", "--control-mask", "--image-mask"],
+        {},
+    ),
+    (
+        "002: CHECKPOINTING_STEPS, _LIMIT, MAX_NUM_STEPS",
+        ["training.checkpoints.every_n_steps", "training.checkpoints.keep", "training.max_train_steps"],
+        [],
+        {},
+    ),
+    (
+        "002: LR_SCHEDULE, LR_WARMUP_STEPS",
+        ["training.scheduler.type", "training.scheduler.warmup_steps", "training.scheduler.warmup_ratio"],
+        [],
+        {},
+    ),
+    (
+        "002: caption dropout, repeats, crops",
+        [
+            "dataset.caption_dropout_rate",
+            "dataset.sources.repeats",
+            "dataset.crop_style",
+            "dataset.crop_aspect",
+            "dataset.random_crop",
+        ],
+        [],
+        {},
+    ),
+    (
+        "002: duplicate and shuffle",
+        ["dataset.shuffle_caption", "dataset.keep_tokens", "dataset.caption_separator"],
+        [],
+        {},
+    ),
     ("002: symlinks, strip", ["selection.publish.directory", "selection.publish.mode"], [], {}),
     ("004: templates", ["dataset.config_file", "caching.latents", "dataset.sources.class_tokens"], [], {}),
-]  # fmt: skip
+]
 REFUSED = ("xformers", "skip_existing", "persistent_data_loader_workers")
 """Options that have no key, because there is nothing to choose; who types one is told why."""
 
@@ -100,10 +176,14 @@ def test_values_of_the_documents() -> None:
     """The values that the documents name are values of our keys."""
     known = all_keys()
     expected: dict[str, Any] = {
-        "model.quantization": "fp8_scaled", "model.text_encoder_quantization": "fp8", "training.timesteps.sampling": "shift",
-        "model.variant": "one_frame", "dataset.sources.frame_extraction": "full", "sampling.sampler": "unipc",
+        "model.quantization": "fp8_scaled",
+        "model.text_encoder_quantization": "fp8",
+        "training.timesteps.sampling": "shift",
+        "model.variant": "one_frame",
+        "dataset.sources.frame_extraction": "full",
+        "sampling.sampler": "unipc",
         "training.timesteps.weighting": "none",
-    }  # fmt: skip
+    }
     for dotted, value in expected.items():
         assert re.search(rf'"{value}"', known[dotted].type_text), dotted
     assert set(Prompt.model_fields) >= {"image", "end_image", "control_images", "one_frame", "latent_paddings"}

@@ -18,12 +18,12 @@ from runner.families.contract import LoadOptions
 from runner.families.parts.attention import Attention, diffusers_attention
 from runner.families.parts.checkpoint import Finder, match_part
 from runner.families.parts.files import read_json
-from runner.families.parts.layers import Layer, Origin
 from runner.families.parts.load import load_part
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.registry import FAMILIES, family
-from runner.families.spec import Component, Model
+from runner.model.layers import Layer, Origin
+from runner.model.model import Component, Model
 from tests.support import ROOT
 
 
@@ -31,7 +31,9 @@ def finders() -> dict[str, Finder]:
     found = {}
     for name, address in FAMILIES.items():
         module = resolve_name(f"{address.partition(':')[0]}:__dict__")
-        found |= {finder.family: finder for finder in module.values() if isinstance(finder, Finder) and finder.family == name}  # fmt: skip
+        found |= {
+            finder.family: finder for finder in module.values() if isinstance(finder, Finder) and finder.family == name
+        }
     return found
 
 
@@ -110,23 +112,53 @@ def attention(module: Own, how: Attention) -> None:
 
 
 def layers(config: Any) -> list[Layer]:
-    return [Layer("first", "one", "linear", config["width"], config["width"], bias=False)]
+    return [
+        Layer(name="first", original="one", kind="linear", inputs=config["width"], outputs=config["width"], bias=False)
+    ]
 
 
 OWN = ModuleClass(
-    "Own", layers,
-    build="tests.test_parts:build", settings={"doubled": True}, tied={"last.weight": "first.weight"},
-    finish="tests.test_parts:finish", attention="tests.test_parts:attention", old_names={"eldest": "first"},
-)  # fmt: skip
+    name="Own",
+    layers=layers,
+    build="tests.test_parts:build",
+    settings={"doubled": True},
+    tied={"last.weight": "first.weight"},
+    finish="tests.test_parts:finish",
+    attention="tests.test_parts:attention",
+    old_names={"eldest": "first"},
+)
 
 
 def loaded(folder: Path, kind: ModuleClass, dtype: torch.dtype = torch.float32) -> tuple[Any, Tensor]:
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
     save_file({"one.weight": weight}, folder / "x.safetensors")
-    component = Component("denoiser", (folder / "x.safetensors",), (), "original", {"width": 4}, 16, {"first.weight": Origin("one.weight")})  # fmt: skip
-    model = Model("own", {"denoiser": component}, {}, (), {}, 64, 8, 4, 8, 8, 77, 4, 0, "x")
-    options = LoadOptions(dtype, torch.device("cpu"), attention="eager", split_attention=True)
-    part = Part("denoiser", "transformer", kind, (Naming(""),))
+    component = Component(
+        name="denoiser",
+        weights=(folder / "x.safetensors",),
+        files=(),
+        layout="original",
+        config={"width": 4},
+        parameters=16,
+        keys={"first.weight": Origin(key="one.weight")},
+    )
+    model = Model(
+        family="own",
+        components={"denoiser": component},
+        tokenizers={},
+        tokenizer_files=(),
+        scheduler={},
+        native_size=64,
+        latent_factor=8,
+        latent_channels=4,
+        bucket_step=8,
+        size_multiple=8,
+        text_tokens=77,
+        text_width=4,
+        text_extra=0,
+        label="x",
+    )
+    options = LoadOptions(dtype=dtype, device=torch.device("cpu"), attention="eager", split_attention=True)
+    part = Part(name="denoiser", folder="transformer", module=kind, namings=(Naming(""),))
     return load_part(part, model, options), weight
 
 
@@ -155,6 +187,8 @@ def test_what_no_file_holds_must_be_made(tmp_path: Path) -> None:
 
 
 def test_older_names_are_found() -> None:
-    part = Part("denoiser", "transformer", OWN, (Naming("", "diffusers"),))
-    assert match_part(part, {"width": 4}, {"eldest.weight": ("F32", (4, 4))}).keys == {"first.weight": Origin("eldest.weight")}  # fmt: skip
+    part = Part(name="denoiser", folder="transformer", module=OWN, namings=(Naming("", "diffusers"),))
+    assert match_part(part, {"width": 4}, {"eldest.weight": ("F32", (4, 4))}).keys == {
+        "first.weight": Origin(key="eldest.weight")
+    }
     assert match_part(part, {"width": 4}, {"youngest.weight": ("F32", (4, 4))}).keys == {}

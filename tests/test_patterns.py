@@ -16,20 +16,29 @@ from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.formats.adapter_write import Base, kohya_state
-from runner.formats.tensors import write_tensors
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merged
 from runner.networks.shapes import adapter_shapes, count_parameters
 from runner.plan.adapter_files import adapter_numbers
+from runner.weights.tensors import write_tensors
 from tests.adapters import merged_file
 from tests.inprocess import applied, prepared, stopped_anew, trained_bytes
 from tests.support import Place
 from tests.test_comfyui import assert_comfyui_agrees, assert_original_layout, written
 
-NETWORK = {"rank": 2, "alpha": 1.0, "rank_pattern": {"to_k|add_v_proj|proj_mlp": 4}, "alpha_pattern": {"to_q|add_q_proj": 6.0}}  # fmt: skip
+NETWORK = {
+    "rank": 2,
+    "alpha": 1.0,
+    "rank_pattern": {"to_k|add_v_proj|proj_mlp": 4},
+    "alpha_pattern": {"to_q|add_q_proj": 6.0},
+}
 
 
-@pytest.mark.parametrize("pattern", [NETWORK, {"rank": 2, "alpha": 1.0}, {**NETWORK, "targets": [r"attn\.to_[qv]$", r"add_k_proj$", r"norm_out"]}], ids=["patterns", "plain", "some"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    [NETWORK, {"rank": 2, "alpha": 1.0}, {**NETWORK, "targets": [r"attn\.to_[qv]$", r"add_k_proj$", r"norm_out"]}],
+    ids=["patterns", "plain", "some"],
+)
 @pytest.mark.parametrize("form", ["kohya", "comfyui"])
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha"])
 @pytest.mark.parametrize("name", ["sd3", "hunyuan_video"])
@@ -69,7 +78,13 @@ def test_what_is_written_is_merged_first(
 
 
 def patterned(place: Place, **changes: Any) -> Path:
-    return place.write({"network": {**NETWORK, **changes}, "training": {"checkpoints": {"dtype": "fp32"}}, "selection": {"strategy": "last", "publish": [{"format": "comfyui", "directory": "out", "mode": "copy"}]}})  # fmt: skip
+    return place.write(
+        {
+            "network": {**NETWORK, **changes},
+            "training": {"checkpoints": {"dtype": "fp32"}},
+            "selection": {"strategy": "last", "publish": [{"format": "comfyui", "directory": "out", "mode": "copy"}]},
+        }
+    )
 
 
 @pytest.mark.parametrize("name", ["sd3", "hunyuan_video", "framepack", "flux1", "chroma"])
@@ -83,7 +98,7 @@ def test_a_run_with_patterns_is_published_started_from_and_resumed(
     folder = run.store.artifact("train", outcome.graph.fingerprint("train")) / "checkpoints"
     state = load_file(sorted(folder.iterdir())[-1] / "raw.safetensors")
     assert sum(tensor.numel() for tensor in state.values()) == count_parameters(run.targets)
-    module = family(name).load(run.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu")))
+    module = family(name).load(run.model, "denoiser", LoadOptions(dtype=torch.float32, device=torch.device("cpu")))
     base = {"denoiser": dict(module.state_dict())}
     expected = merged(run.targets, state, base)
     best = place.output / "best.safetensors"
@@ -104,7 +119,11 @@ def test_a_run_with_patterns_is_published_started_from_and_resumed(
 def test_alpha_is_not_rounded(family_place: Callable[..., Place]) -> None:
     """bf16 would make 1.3 1.296875, and each scale with it."""
     run = prepared(family_place("sd15").write({"network": {"rank": 2, "alpha": 1.3}}))
-    state = {f"{target.full_name}.{key}": torch.zeros(shape) for target in run.targets for key, shape in adapter_shapes(target).items()}  # fmt: skip
+    state = {
+        f"{target.full_name}.{key}": torch.zeros(shape)
+        for target in run.targets
+        for key, shape in adapter_shapes(target).items()
+    }
     file = kohya_state(run.targets, state, torch.bfloat16)
     alphas = {float(tensor) for key, tensor in file.items() if key.endswith(".alpha")}
     assert alphas == {float(torch.tensor(1.3))}
@@ -119,7 +138,7 @@ def test_the_plan_says_what_files_hold(family_place: Callable[..., Place]) -> No
     lokr = prepared(place.write({"network": {"type": "lokr", "rank": 2}, "selection": publish})).notes
     wanted = [
         "best.safetensors: 6 of 20 modules are written as differences of the weights, 0.1 MB, since a Kronecker product of "
-        'q, k and v as one layer has no form there; format = "diffusers" holds the adapter as it is',
+        'q, k and v as one layer has no form there; format = "diffusers" holds the adapter as it is'
     ]
     assert [note for note in lokr if note.startswith("best.safetensors")] == wanted
     assert [note for note in lokr if note.startswith('files of format = "comfyui"')]
@@ -137,7 +156,9 @@ def test_exports_are_as_large_as_predicted(family_place: Callable[..., Place]) -
     place = family_place("hunyuan_video")
     for kind in ("lokr", "oft", "loha"):
         run = prepared(place.write({"network": {"type": kind, "rank": 2}}))
-        module = family("hunyuan_video").load(run.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu")))
+        module = family("hunyuan_video").load(
+            run.model, "denoiser", LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
+        )
         base = {"denoiser": {key: tensor.clone() for key, tensor in module.state_dict().items()}}
         state = {key: x.detach() for key, x in attach({"denoiser": module}, run.targets, Dropouts(), -1, 1).items()}
         file = kohya_state(run.targets, state, torch.float32, Base(base, run.spec.layers(run.model)))
@@ -148,7 +169,11 @@ def test_exports_are_as_large_as_predicted(family_place: Callable[..., Place]) -
 
 def test_a_dora_for_comfyui_is_not_started_from(family_place: Callable[..., Place]) -> None:
     place = family_place("sd15")
-    changes = {"network": {"type": "dora", "rank": 2}, "training": {"max_train_steps": 1}, "selection": {"strategy": "last", "publish": [{"format": "comfyui", "directory": "out", "mode": "copy"}]}}  # fmt: skip
+    changes = {
+        "network": {"type": "dora", "rank": 2},
+        "training": {"max_train_steps": 1},
+        "selection": {"strategy": "last", "publish": [{"format": "comfyui", "directory": "out", "mode": "copy"}]},
+    }
     applied(place.write(changes))
     file = next((place.folder / "out").iterdir())
     words = "it is a DoRA written for ComfyUI, whose rule is another one"

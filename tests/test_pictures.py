@@ -20,9 +20,9 @@ from PIL import Image, PngImagePlugin
 from runner.data.images import PictureRequest
 from runner.dataset.encodings import Mask
 from runner.dataset.known import known_pictures
-from runner.dataset.media import IMAGE_EXTENSIONS
 from runner.dataset.probe import probe_image
 from runner.families.framepack.sampling import _control, _fitted, _opened
+from runner.media import IMAGE_EXTENSIONS
 from runner.pictures import as_rgb, probe_picture, read_picture
 from runner.store.index import Index
 from tests.fuzzing import bounded
@@ -45,7 +45,13 @@ def png(depth: int, kind: int, row: bytes, width: int, key: bytes = b"") -> byte
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + (chunk(b"tRNS", key) if key else b"") + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")  # fmt: skip
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + (chunk(b"tRNS", key) if key else b"")
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
 
 
 def rgb(content: bytes, ground: str | None = "white") -> list[tuple[int, ...]]:
@@ -186,9 +192,20 @@ def test_pictures_of_the_extra(form: str, module: str) -> None:
 
 def test_every_ending_of_pillow_is_read(tmp_path: Path) -> None:
     forms = {
-        ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP",
-        ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".avif": "AVIF",
-    }  # fmt: skip
+        ".png": "PNG",
+        ".apng": "PNG",
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+        ".jpe": "JPEG",
+        ".jfif": "JPEG",
+        ".webp": "WEBP",
+        ".bmp": "BMP",
+        ".dib": "BMP",
+        ".gif": "GIF",
+        ".tif": "TIFF",
+        ".tiff": "TIFF",
+        ".avif": "AVIF",
+    }
     assert set(forms) | {".heic", ".heif", ".hif", ".jxl"} == IMAGE_EXTENSIONS
     for ending, form in forms.items():
         file = tmp_path / f"x{ending}"
@@ -215,9 +232,11 @@ def see_through() -> dict[str, bytes]:
         "L with a key": png(8, 0, bytes([5, 100]), 2, b"\0\x05"),
         "RGB with a key": png(8, 2, bytes([5, 5, 5, 100, 100, 100]), 2, bytes([0, 5, 0, 5, 0, 5])),
         "16 bits with a key": png(16, 0, struct.pack(">2H", 1300, 100 * 257), 2, struct.pack(">H", 1300)),
-        "48 bits with a key": png(16, 2, struct.pack(">6H", *[1300] * 3, *[100 * 257] * 3), 2, struct.pack(">3H", *[1300] * 3)),
+        "48 bits with a key": png(
+            16, 2, struct.pack(">6H", *[1300] * 3, *[100 * 257] * 3), 2, struct.pack(">3H", *[1300] * 3)
+        ),
         "4 bits with a key": png(4, 0, bytes([0x16]), 2, b"\0\1"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", see_through())
@@ -321,7 +340,10 @@ def test_the_plan_counts_what_is_not_used(place: Place) -> None:
     place.write({})
     run = prepared(place.file)
     said = [note.render() for note in run.dataset_notes]
-    assert "1 picture has several frames or pages; the first is used (pics/moving.gif); save what else is wanted as pictures of their own, or as videos where the model trains on them" in said  # fmt: skip
+    assert (
+        "1 picture has several frames or pages; the first is used (pics/moving.gif); save what else is wanted as pictures of their own, or as videos where the model trains on them"
+        in said
+    )
     assert (
         "2 pictures have transparent pixels; white stands behind them (pics/0.png, pics/1.png); alpha_mask = true trains only "
         "on what is opaque; for another ground, paint it"
@@ -392,11 +414,13 @@ def test_pictures_of_prompts_stand_on_white_too(family_place: Callable[..., Plac
     prompt = {"prompt": "a thing", "image": "start.png", "end_image": "end.gif", "sections": 2}
     place.write(
         {
-            "model": {"variant": "i2v"}, "network": {"rank": 2}, "training": {"max_train_steps": 2},
+            "model": {"variant": "i2v"},
+            "network": {"rank": 2},
+            "training": {"max_train_steps": 2},
             "dataset": {"held_out": None, "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}]},
             "sampling": {"prompts": [prompt]},
         }
-    )  # fmt: skip
+    )
     run = prepared(place.file)
     assert "prompt 1: start.png has transparent pixels; white stands behind them" in run.notes
     assert "prompt 1: end.gif has several frames or pages; the first is used" in run.notes

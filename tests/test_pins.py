@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import Stopped
-from runner.inputs import SelectInputs
+from runner.inputs.select import SelectInputs
 from runner.store.run_folder import read_pin
 from tests.inprocess import Verbs, applied, planned, verb
 from tests.support import Place, new_place
@@ -75,8 +75,11 @@ def test_a_pin_outlives_an_apply_that_was_not_done(pinned: Place, old: bool) -> 
 def test_select_writes_the_training_down(pinned: Place, verb: Verbs) -> None:
     verb(pinned, "select", "--step", "4").ok()
     assert read_pin(pinned.output) == {
-        "version": 1, "step": 4, "weights": "raw", "train": planned(pinned.file).graph.fingerprint("train")
-    }  # fmt: skip
+        "version": 1,
+        "step": 4,
+        "weights": "raw",
+        "train": planned(pinned.file).graph.fingerprint("train"),
+    }
     assert planned(pinned.file).graph.of(SelectInputs).pinned == {"version": 1, "step": 4, "weights": "raw"}
     verb(pinned, "select").ok()
     assert read_pin(pinned.output) is None
@@ -100,9 +103,7 @@ def test_the_question_and_its_answer(pinned: Place, verb: Verbs) -> None:
     assert planned(pinned.file).actions["train"].summary == "6 steps are trained", "they are still in the store"
 
 
-def test_a_run_that_was_stopped_is_no_error(
-    place: Place, verb: Verbs, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_a_run_that_was_stopped_is_no_error(place: Place, verb: Verbs, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import signal
 

@@ -68,9 +68,16 @@ def test_one_replaced_picture_of_the_same_name_and_size_encodes_one_picture(done
 
 @pytest.mark.parametrize(
     "setting",
-    ["dataset.batch_size=3", "training.logging.every_n_steps=2", "training.logging.tensorboard=true", "dataset.workers=0",
-     "training.learning_rate=5e-4", "network.rank=8", "training.optimizer.weight_decay=0.5"],
-)  # fmt: skip
+    [
+        "dataset.batch_size=3",
+        "training.logging.every_n_steps=2",
+        "training.logging.tensorboard=true",
+        "dataset.workers=0",
+        "training.learning_rate=5e-4",
+        "network.rank=8",
+        "training.optimizer.weight_decay=0.5",
+    ],
+)
 def test_what_re_encodes_nothing(done: Place, setting: str) -> None:
     plan = planned(done.file, setting)
     assert plan.actions["cache.latents"].missing == 0
@@ -97,7 +104,9 @@ def test_a_longer_run_extends_under_a_constant_schedule(done: Place) -> None:
     assert plan.throws_away is None
 
 
-def test_an_extension_gives_the_bytes_of_a_run_that_was_long_from_the_start(done: Place, tiny_model: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_an_extension_gives_the_bytes_of_a_run_that_was_long_from_the_start(
+    done: Place, tiny_model: Path, tmp_path: Path
+) -> None:
     applied(done.file, "training.max_train_steps=9")
     long = new_place(tmp_path / "long", tiny_model)
     applied(long.file, "training.max_train_steps=9")
@@ -111,7 +120,10 @@ def test_a_longer_run_under_a_schedule_with_a_horizon_is_replaced_and_says_why(p
     applied(place.file, until="train")
     plan = planned(place.file, "training.max_train_steps=9")
     assert plan.actions["train"].symbol == "-/+"
-    assert plan.actions["train"].reasons == ["training.max_train_steps 6 → 9", 'the schedule "cosine" depends on the length']  # fmt: skip
+    assert plan.actions["train"].reasons == [
+        "training.max_train_steps 6 → 9",
+        'the schedule "cosine" depends on the length',
+    ]
 
 
 def test_figures_are_exact(place: Place) -> None:
@@ -148,7 +160,9 @@ def test_predicted_disk_is_what_is_written(place: Place) -> None:
     applied(place.file)
     store = place.folder / ".runner"
     written = sum(file.stat().st_size for file in store.rglob("*") if file.is_file() and "index" not in file.name)
-    assert predicted == pytest.approx(written, rel=0.35), "tiny files are mostly headers; benchmarks/memory.py has real sizes"  # fmt: skip
+    assert predicted == pytest.approx(written, rel=0.35), (
+        "tiny files are mostly headers; benchmarks/memory.py has real sizes"
+    )
 
 
 def test_excluded_items_are_listed_with_reasons(place: Place) -> None:
@@ -166,7 +180,14 @@ def test_planning_imports_no_torch(done: Place) -> None:
         "print(heavy, file=sys.stderr); sys.exit(code or (9 if heavy else 0))"
     )
     for command in ("plan", "apply"):
-        result = subprocess.run([sys.executable, "-c", code.replace("'plan', 'run.toml', '--json'", f"'{command}', 'run.toml'")], cwd=done.folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}, capture_output=True, text=True, check=False)  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, "-c", code.replace("'plan', 'run.toml', '--json'", f"'{command}', 'run.toml'")],
+            cwd=done.folder,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0, result.stderr
         if command == "apply":
             assert "Nothing to do: everything is up to date." in result.stderr
@@ -212,7 +233,11 @@ def test_locked(done: Place) -> None:
     assert "inputs.configuration:" in changed.err
     done.run("apply", "--yes").ok()
     assert lock.read_text() != original
-    lock.write_text(lock.read_text().replace('"run.deterministic" = true', '"run.deterministic" = false').replace('torch = "', 'torch = "9'))  # fmt: skip
+    lock.write_text(
+        lock.read_text()
+        .replace('"run.deterministic" = true', '"run.deterministic" = false')
+        .replace('torch = "', 'torch = "9')
+    )
     both = done.run("apply", "--locked")
     assert both.code == 4
     assert "bits.run.deterministic: False → True" in both.err
@@ -266,7 +291,9 @@ def test_two_runs_share_a_store(place: Place) -> None:
     applied(place.file, until="cache")
     (place.folder / "sub").mkdir()
     other = place.folder / "sub" / "other.toml"
-    other.write_text(place.file.read_text().replace('"model"', '"../model"').replace('"pics"', '"../pics"').replace('"t"', '"u"'))  # fmt: skip
+    other.write_text(
+        place.file.read_text().replace('"model"', '"../model"').replace('"pics"', '"../pics"').replace('"t"', '"u"')
+    )
     plan = planned(other, "training.learning_rate=1e-4")
     assert actions(plan)["cache.latents"] == "="
     assert actions(plan)["train"] == "+"

@@ -69,12 +69,18 @@ def test_one_memory_figure_that_says_of_what(place: Place) -> None:
         text = render_plan(plan, numbers)
         libraries = {"cuda": 900_000_000, None: 500_000_000}[device]
         assert numbers.peak == numbers.memory.peak + libraries
-        assert f"  memory       {size_text(numbers.peak)} predicted at the peak ({numbers.memory.highest}) {words} for the libraries included" in text  # fmt: skip
+        assert (
+            f"  memory       {size_text(numbers.peak)} predicted at the peak ({numbers.memory.highest}) {words} for the libraries included"
+            in text
+        )
         record = plan_record(plan, numbers)["figures"]
         assert record["predicted_peak_memory_bytes"] == numbers.peak
         assert record["memory_of"] == ("GPU" if device else "CPU")
     said = render_fit(fit(plan, 8 * 10**9))
-    assert said == f"\nPredicted peak on a GPU, 0.9 GB for the libraries included: {size_text(numbers.peak)} as it is. It fits into 8.00 GB."  # fmt: skip
+    assert (
+        said
+        == f"\nPredicted peak on a GPU, 0.9 GB for the libraries included: {size_text(numbers.peak)} as it is. It fits into 8.00 GB."
+    )
 
 
 def test_plan_and_fit_on_the_command_line_say_the_same(place: Place) -> None:
@@ -105,10 +111,15 @@ def test_another_setting_is_another_step(place: Place) -> None:
     """The seconds of a step are those of steps that are alike."""
     keys = [step_key(planned(place.file).graph)]
     for change in (
-        "training.memory.blocks_to_swap=1", "training.memory.activation_offload=true", 'model.quantization="fp8"',
-        'training.optimizer.type="lion"', "training.memory.gradient_checkpointing=true", 'caching.latents="off"',
-        "dataset.batch_size=1", "training.gradient_accumulation_steps=2",
-    ):  # fmt: skip
+        "training.memory.blocks_to_swap=1",
+        "training.memory.activation_offload=true",
+        'model.quantization="fp8"',
+        'training.optimizer.type="lion"',
+        "training.memory.gradient_checkpointing=true",
+        'caching.latents="off"',
+        "dataset.batch_size=1",
+        "training.gradient_accumulation_steps=2",
+    ):
         keys.append(step_key(planned(place.file, change).graph))
     assert len(set(keys)) == len(keys)
 

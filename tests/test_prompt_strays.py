@@ -13,12 +13,20 @@ from tests.support import Place
 @pytest.mark.parametrize(
     ("line", "marked", "hint"),
     [
-        ("a cat -W 640", "-W", "--w 640"), ("a cat --W=640", "--W=640", "--w 640"), ("a cat -width 640", "-width", "--w 640"),
-        ("a cat -seed 1", "-seed", "--d 1"), ("a cat --negative_prompt bad", "--negative_prompt", "--n bad"),
-        ("a cat --w:640", "--w:640", "--w 640"), ("a cat ---w 640", "---w", "--w 640"), ("a cat \u2014\u2014w 640", "\u2014\u2014w", "--w 640"),
-        ("a cat,--w 640", "--w", "--w 640"), ("a cat -l .5", "-l", "--l .5"), ("a cat -s 20,", "-s", "--s 20"), ("walk -i a.jxl", "-i", "--i a.jxl"),
+        ("a cat -W 640", "-W", "--w 640"),
+        ("a cat --W=640", "--W=640", "--w 640"),
+        ("a cat -width 640", "-width", "--w 640"),
+        ("a cat -seed 1", "-seed", "--d 1"),
+        ("a cat --negative_prompt bad", "--negative_prompt", "--n bad"),
+        ("a cat --w:640", "--w:640", "--w 640"),
+        ("a cat ---w 640", "---w", "--w 640"),
+        ("a cat \u2014\u2014w 640", "\u2014\u2014w", "--w 640"),
+        ("a cat,--w 640", "--w", "--w 640"),
+        ("a cat -l .5", "-l", "--l .5"),
+        ("a cat -s 20,", "-s", "--s 20"),
+        ("walk -i a.jxl", "-i", "--i a.jxl"),
     ],
-)  # fmt: skip
+)
 def test_more_options_that_would_become_text(line: str, marked: str, hint: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         parse_line(line, "kohya")
@@ -60,7 +68,13 @@ def test_options_in_a_table_are_text_and_said(place: Place) -> None:
 
 def test_pure_noise_and_the_samplers_of_a_prompt_file(place: Place) -> None:
     (place.folder / "p.txt").write_text("a cat\na dog --ss lms\n")
-    place.write({"model": {"prediction_type": "v_prediction"}, "training": {"loss": {"zero_terminal_snr": True}}, "sampling": {"prompt_file": "p.txt"}})  # fmt: skip
+    place.write(
+        {
+            "model": {"prediction_type": "v_prediction"},
+            "training": {"loss": {"zero_terminal_snr": True}},
+            "sampling": {"prompt_file": "p.txt"},
+        }
+    )
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
     assert caught.value.diagnostics[0].render() == (

@@ -37,14 +37,22 @@ def test_an_option_with_one_dash(dialect: str) -> None:
 @pytest.mark.parametrize(
     ("line", "marked", "hint"),
     [
-        ("a cat --w=640", "--w=640", "--w 640"), ("a cat --w640", "--w640", "--w 640"), ("a cat -w640", "-w640", "--w 640"),
-        ("a cat \u2013h 480", "\u2013h", "--h 480"), ("a cat \u2014d -1", "\u2014d", "--d -1"), ("a cat -l 7.5", "-l", "--l 7.5"),
-        ("a cat --w 640 -h 480", "-h", "--h 480"), ("a cat -n ugly, blurry", "-n", "--n ugly,"), ("-f 25", "-f", "--f 25"),
-        ("a cat -ss euler_a", "-ss", "--ss euler_a"), ("walk -i start.png", "-i", "--i start.png"),
-        ("walk -ci a.JPG", "-ci", "--ci a.JPG"), ("walk -of target_index=1,no_post", "-of", "--of target_index=1,no_post"),
+        ("a cat --w=640", "--w=640", "--w 640"),
+        ("a cat --w640", "--w640", "--w 640"),
+        ("a cat -w640", "-w640", "--w 640"),
+        ("a cat \u2013h 480", "\u2013h", "--h 480"),
+        ("a cat \u2014d -1", "\u2014d", "--d -1"),
+        ("a cat -l 7.5", "-l", "--l 7.5"),
+        ("a cat --w 640 -h 480", "-h", "--h 480"),
+        ("a cat -n ugly, blurry", "-n", "--n ugly,"),
+        ("-f 25", "-f", "--f 25"),
+        ("a cat -ss euler_a", "-ss", "--ss euler_a"),
+        ("walk -i start.png", "-i", "--i start.png"),
+        ("walk -ci a.JPG", "-ci", "--ci a.JPG"),
+        ("walk -of target_index=1,no_post", "-of", "--of target_index=1,no_post"),
         ("a cat --n bad -s 20", "-s", "--s 20"),
     ],
-)  # fmt: skip
+)
 def test_options_that_would_become_text(line: str, marked: str, hint: str) -> None:
     text = refusal(line)
     assert text.startswith(
@@ -57,11 +65,23 @@ def test_options_that_would_become_text(line: str, marked: str, hint: str) -> No
 @pytest.mark.parametrize(
     "line",
     [
-        "a well -known thing", "a well-known --old-- thing", "at -5 degrees, -w", "a -w thing", "the -s ending", "8 -bit art",
-        "x -i think so", "-1 and -2", "mother -in -law", "a mid-1920s car", "F -22 jet", "a -ss nothing", "rock-n-roll",
-        "letter w - 640", "e -mail, -10 C",
+        "a well -known thing",
+        "a well-known --old-- thing",
+        "at -5 degrees, -w",
+        "a -w thing",
+        "the -s ending",
+        "8 -bit art",
+        "x -i think so",
+        "-1 and -2",
+        "mother -in -law",
+        "a mid-1920s car",
+        "F -22 jet",
+        "a -ss nothing",
+        "rock-n-roll",
+        "letter w - 640",
+        "e -mail, -10 C",
     ],
-)  # fmt: skip
+)
 def test_dashes_that_are_text(line: str) -> None:
     for dialect in DIALECTS:
         assert parse_line(line, dialect).prompt == line
@@ -106,7 +126,9 @@ def test_what_is_found_later_is_shown_in_the_prompt_file(family_place: Callable[
         " │                     ^^^^\n"
     ), found
     (place.folder / "p.txt").unlink()
-    (place.folder / "p.toml").write_text('[prompt]\nsampler = "ddim"\n[[prompt.subset]]\nprompt = "a"\nwidth = 64\nheight = 64\n')  # fmt: skip
+    (place.folder / "p.toml").write_text(
+        '[prompt]\nsampler = "ddim"\n[[prompt.subset]]\nprompt = "a"\nwidth = 64\nheight = 64\n'
+    )
     assert ' ┌ p.toml:2:11\n2│ sampler = "ddim"\n' in problems(place, "sampling.prompt_file=p.toml")
 
 

@@ -21,7 +21,16 @@ from tests.inprocess import prepared
 from tests.support import Place
 
 LINE = "a cat --n ugly, blurry --w 512 --h 768 --d 7 --l 6.5 --s 28 --ss k_euler_a"
-EXPECTED = Prompt(prompt="a cat", negative_prompt="ugly, blurry", width=512, height=768, seed=7, cfg_scale=6.5, num_inference_steps=28, sampler="euler_a")  # fmt: skip
+EXPECTED = Prompt(
+    prompt="a cat",
+    negative_prompt="ugly, blurry",
+    width=512,
+    height=768,
+    seed=7,
+    cfg_scale=6.5,
+    num_inference_steps=28,
+    sampler="euler_a",
+)
 
 
 def errors(file: Path, dialect: str = "kohya") -> str:
@@ -34,9 +43,28 @@ def test_all_files_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text(f"# a comment\n\n{LINE}\n")
     keys = EXPECTED.model_dump(exclude_none=True)
     (tmp_path / "p.json").write_text(json.dumps([keys]))
-    (tmp_path / "k.json").write_text(json.dumps([{"prompt": "a cat", "negative_prompt": "ugly, blurry", "width": 512, "height": 768, "seed": 7, "scale": 6.5, "sample_steps": 28, "sample_sampler": "euler_a"}]))  # fmt: skip
-    (tmp_path / "p.toml").write_text("[[prompts]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()))  # fmt: skip
-    (tmp_path / "k.toml").write_text('[prompt]\nwidth = 512\nheight = 768\nscale = 6.5\nsample_steps = 28\nsample_sampler = "k_euler_a"\n[[prompt.subset]]\nprompt = "a cat"\nnegative_prompt = "ugly, blurry"\nseed = 7\n')  # fmt: skip
+    (tmp_path / "k.json").write_text(
+        json.dumps(
+            [
+                {
+                    "prompt": "a cat",
+                    "negative_prompt": "ugly, blurry",
+                    "width": 512,
+                    "height": 768,
+                    "seed": 7,
+                    "scale": 6.5,
+                    "sample_steps": 28,
+                    "sample_sampler": "euler_a",
+                }
+            ]
+        )
+    )
+    (tmp_path / "p.toml").write_text(
+        "[[prompts]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items())
+    )
+    (tmp_path / "k.toml").write_text(
+        '[prompt]\nwidth = 512\nheight = 768\nscale = 6.5\nsample_steps = 28\nsample_sampler = "k_euler_a"\n[[prompt.subset]]\nprompt = "a cat"\nnegative_prompt = "ugly, blurry"\nseed = 7\n'
+    )
     for file in sorted(tmp_path.iterdir()):
         assert read_prompt_file(file, "kohya") == [EXPECTED], file.name
 
@@ -69,7 +97,7 @@ def test_errors_name_line_and_column(tmp_path: Path) -> None:
         ("p.txt", "a --w 3", "must be at least 8"),
         ("p.txt", "a --w", "its value is missing"),
         ("p.txt", "a --f 25", "--f is frames in the video tools; this family makes stills"),
-        ("p.txt", "a --ss eulr", "did you mean \"euler\"?"),
+        ("p.txt", "a --ss eulr", 'did you mean "euler"?'),
         ("p.json", "{", "not valid JSON"),
         ("p.json", '{"a": 1}', "must be a list of objects"),
         ("p.json", '[{"prompt": "a", "widht": 3}]', "unknown key `widht`"),
@@ -79,7 +107,7 @@ def test_errors_name_line_and_column(tmp_path: Path) -> None:
         ("p.toml", "[[prompts]\n", "not valid TOML"),
         ("p.csv", "a", "prompt files end in .txt, .toml or .json"),
     ],
-)  # fmt: skip
+)
 def test_bad_files(tmp_path: Path, name: str, text: str, part: str) -> None:
     (tmp_path / name).write_text(text)
     assert part in errors(tmp_path / name)
@@ -95,9 +123,24 @@ def ready(place: Place) -> list[ReadyPrompt]:
 
 
 def test_what_a_prompt_leaves_open_comes_from_sampling_and_family(place: Place) -> None:
-    place.write({"sampling": {"prompts": [{"prompt": "a"}, {"prompt": "b", "width": 47, "cfg_scale": 2.0}], "negative_prompt": "n", "cfg_scale": 4.0, "num_inference_steps": None}})  # fmt: skip
+    place.write(
+        {
+            "sampling": {
+                "prompts": [{"prompt": "a"}, {"prompt": "b", "width": 47, "cfg_scale": 2.0}],
+                "negative_prompt": "n",
+                "cfg_scale": 4.0,
+                "num_inference_steps": None,
+            }
+        }
+    )
     first, second = ready(place)
-    assert (first.width, first.height, first.cfg_scale, first.num_inference_steps, first.sampler) == (32, 32, 4.0, 30, "ddim")  # fmt: skip
+    assert (first.width, first.height, first.cfg_scale, first.num_inference_steps, first.sampler) == (
+        32,
+        32,
+        4.0,
+        30,
+        "ddim",
+    )
     assert (second.width, second.cfg_scale, second.negative_prompt) == (46, 2.0, "n")
     assert first.seed is not None
     assert first.seed != second.seed
@@ -137,9 +180,21 @@ def test_weights_of_words() -> None:
 
 def test_batch_and_interactive_sampling(finished: Place, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a blue star --d 1\na red heart --d 2\n")
-    made = finished.run("sample", "--prompt-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "a")).ok().out.splitlines()  # fmt: skip
+    made = (
+        finished.run("sample", "--prompt-file", str(tmp_path / "p.txt"), "--out", str(tmp_path / "a"))
+        .ok()
+        .out.splitlines()
+    )
     assert len(made) == 2
-    spoken = finished.run("sample", "--interactive", "--prompt", "a blue star --d 1", "--out", str(tmp_path / "b"), text="a red heart --d 2\na --x 1\n\na red heart --d 2\n")  # fmt: skip
+    spoken = finished.run(
+        "sample",
+        "--interactive",
+        "--prompt",
+        "a blue star --d 1",
+        "--out",
+        str(tmp_path / "b"),
+        text="a red heart --d 2\na --x 1\n\na red heart --d 2\n",
+    )
     assert spoken.code == 0, spoken.err
     assert "unknown option `--x`" in spoken.err
     pictures = [Path(line).read_bytes() for line in spoken.out.splitlines()]

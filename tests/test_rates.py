@@ -48,8 +48,11 @@ def test_prodigy_logs_d_times_lr() -> None:
     d = optimizer.param_groups[0]["d"]
     assert d > 2e-4, "it has begun to grow"
     assert effective_rates(optimizer) == {
-        "lr/denoiser": 0.5 * d, "lr/text_encoder_1": 0.5 * d, "d/denoiser": d, "d/text_encoder_1": d,
-    }  # fmt: skip
+        "lr/denoiser": 0.5 * d,
+        "lr/text_encoder_1": 0.5 * d,
+        "d/denoiser": d,
+        "d/text_encoder_1": d,
+    }
 
 
 class Estimating(torch.optim.SGD):
@@ -66,7 +69,9 @@ def test_a_class_by_its_full_name_that_keeps_a_distance(monkeypatch: pytest.Monk
     module = types.ModuleType("estimating")
     module.Estimating = Estimating  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "estimating", module)
-    monkeypatch.setattr("runner.optim.kinds.importlib.metadata.packages_distributions", lambda: {"estimating": ["x"]})
+    monkeypatch.setattr(
+        "runner.config.optimizer_kinds.importlib.metadata.packages_distributions", lambda: {"estimating": ["x"]}
+    )
     optimizer, _ = stepped("estimating.Estimating", 1, lr=0.5)
     assert effective_rates(optimizer) == {"lr/0": 0.125, "lr/1": 0.125, "d/0": 0.25, "d/1": 0.25}
 
@@ -86,7 +91,10 @@ def test_adafactor_logs_the_steps_that_it_finds() -> None:
 
 
 def test_schedule_free_logs_its_own_warm_up() -> None:
-    rates = [effective_rates(stepped("schedule_free_adamw", steps, args={"warmup_steps": 4})[0])["lr/denoiser"] for steps in (1, 2, 4, 5)]  # fmt: skip
+    rates = [
+        effective_rates(stepped("schedule_free_adamw", steps, args={"warmup_steps": 4})[0])["lr/denoiser"]
+        for steps in (1, 2, 4, 5)
+    ]
     assert rates == pytest.approx([0.0025, 0.005, 0.01, 0.01])
 
 
@@ -143,7 +151,13 @@ def test_the_chart_has_every_group() -> None:
     """Groups that are alike share a line; more than four kinds of line are still drawn."""
     from runner.report.page import _rates
 
-    history = [{"step": step, **{f"lr/{name}": rate * step for name, rate in zip("abcdefg", (1, 1, 2, 3, 4, 5, 6), strict=True)}} for step in (1.0, 2.0)]  # fmt: skip
+    history = [
+        {
+            "step": step,
+            **{f"lr/{name}": rate * step for name, rate in zip("abcdefg", (1, 1, 2, 3, 4, 5, 6), strict=True)},
+        }
+        for step in (1.0, 2.0)
+    ]
     found = _rates(history)
     assert [names for _, names in found] == [["a", "b"], ["c"], ["d"], ["e"], ["f"], ["g"]]
     assert found[1][0] == ((1.0, 2.0), (2.0, 4.0))

@@ -160,8 +160,8 @@ def write_lora(place: Place) -> None:
     import torch
 
     from runner.formats.adapter_write import kohya_state
-    from runner.formats.tensors import write_tensors
     from runner.networks.shapes import adapter_shapes
+    from runner.weights.tensors import write_tensors
 
     targets = prepared(place.file).targets
     tensors = {
@@ -317,8 +317,9 @@ def test_a_record_of_version_1_is_read(place: Place) -> None:
     record.write_text(json.dumps({**content, "version": 1, "complete": True, "weights": {"vae": "0"}}))
     (place.folder / "pics" / "0.txt").write_text("else")
     assert texts(place, "train", {"training": {"learning_rate": 0.5}}) == [
-        "training.learning_rate 0.001 → 0.5", "1 caption edited (pics/0.png)"
-    ]  # fmt: skip
+        "training.learning_rate 0.001 → 0.5",
+        "1 caption edited (pics/0.png)",
+    ]
 
 
 def test_another_version_of_runner_is_told(place: Place) -> None:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runner.data.loader import Sources, StepLoader
 from runner.dataset.order import Cycle, Group, Use, epoch_batches, group_items, make_cycle
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import compile_graph
+from runner.stages.loader import Sources, StepLoader
 from tests.inprocess import planned, prepared, stopped_anew, trained_bytes
 from tests.support import Place, draw_pictures
 
@@ -59,10 +59,18 @@ def test_each_gets_its_turn_and_every_epoch_has_as_many_batches(
 
 
 def test_a_very_long_cycle_begins_anew_without_using_a_number_twice() -> None:
-    groups = [Group((64, 64), 2, (Use(0, 0), Use(1, 0), Use(2, 0)), "", tuple(range(3, 1004)))]
+    groups = [
+        Group(
+            bucket=(64, 64),
+            batch_size=2,
+            uses=(Use(0, 0), Use(1, 0), Use(2, 0)),
+            layout="",
+            cycled=tuple(range(3, 1004)),
+        )
+    ]
     groups, cycle = make_cycle(groups, list(range(3, 1004)), 3)
     assert cycle.epochs == 1000
-    short = Cycle(cycle.items[:4], cycle.groups[:4], 3, 2, 3)
+    short = Cycle(items=cycle.items[:4], groups=cycle.groups[:4], turns=3, epochs=2, batches=3)
     uses = [use for epoch in range(8) for _, use in short.uses(epoch)]
     assert len(set(uses)) == len(uses)
 
@@ -74,7 +82,17 @@ def uses_of(place: Place, epochs: int, **changes: Any) -> list[Counter[str]]:
     """Name of each regularization item → its uses, in each epoch, as the loader makes them."""
     run = prepared(place.write(changes))
     inputs = compile_graph(run).of(TrainInputs)
-    loader = StepLoader(inputs, Sources(None, lambda d, v: "", lambda s: (4, 16, 16), None, lambda t: ""), 0)
+    loader = StepLoader(
+        inputs,
+        Sources(
+            latents=None,
+            latent_key=lambda d, v: "",
+            latent_shape=lambda s: (4, 16, 16),
+            texts=None,
+            text_key=lambda t: "",
+        ),
+        0,
+    )
     steps = loader.steps_from(0)
     regular = {item.name for item in run.collection.items if item.settings.regularization}
     return [
@@ -146,7 +164,10 @@ def odd(folder: Path, count: int) -> None:
 def test_buckets_that_vary_make_no_other_number_of_steps(place: Place) -> None:
     odd(place.folder / "reg", 11)
     sources = [{"path": "pics"}, {"path": "reg", "class_tokens": "thing", "regularization": True}]
-    changes = {"dataset": {"held_out": None, "batch_size": 4, "sources": sources}, "training": {"max_train_steps": None, "max_train_epochs": 11}}  # fmt: skip
+    changes = {
+        "dataset": {"held_out": None, "batch_size": 4, "sources": sources},
+        "training": {"max_train_steps": None, "max_train_epochs": 11},
+    }
     found = uses_of(place, 11, **changes)
     assert [sum(epoch.values()) for epoch in found] == [10] * 11
     assert set(sum(found, Counter()).values()) == {10}
@@ -160,7 +181,12 @@ def test_buckets_that_vary_make_no_other_number_of_steps(place: Place) -> None:
 def test_a_resume_ends_in_the_same_bytes(place: Place, at: int) -> None:
     odd(place.folder / "reg", 11)
     sources = [{"path": "pics", "repeats": 1}, {"path": "reg", "class_tokens": "thing", "regularization": True}]
-    place.write({"dataset": {"held_out": None, "batch_size": 4, "random_crop": True, "sources": sources}, "training": {"max_train_steps": 12}})  # fmt: skip
+    place.write(
+        {
+            "dataset": {"held_out": None, "batch_size": 4, "random_crop": True, "sources": sources},
+            "training": {"max_train_steps": 12},
+        }
+    )
     whole = trained_bytes(place.file)
     stopped_anew(place, at)
     assert trained_bytes(place.file) == whole

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.optim.kinds import OPTIMIZERS
+from runner.config.optimizer_kinds import OPTIMIZERS
 from tests.inprocess import prepared, stopped_anew, trained_bytes
 from tests.kill_and_resume import FEW, PLACES, SETTINGS, compare
 from tests.support import Place, new_place, run_bytes
@@ -41,8 +41,12 @@ def test_a_stopped_training_goes_on_where_it_was(place: Place, optimizer: str, p
     """Network dropout, captions dropped, accumulation, an average and a schedule: the state holds all that matters."""
     changes = {
         **SETTINGS,
-        "training": {**SETTINGS["training"], "optimizer": {"type": optimizer, "args": {"min_8bit_size": 16} if "8bit" in optimizer else {}}, "mixed_precision": precision},  # type: ignore[dict-item]
-    }  # fmt: skip
+        "training": {
+            **SETTINGS["training"],
+            "optimizer": {"type": optimizer, "args": {"min_8bit_size": 16} if "8bit" in optimizer else {}},
+            "mixed_precision": precision,
+        },  # type: ignore[dict-item]
+    }
     place.write(changes)
     calm = trained_bytes(place.file)
     stopped_anew(place, 5)
@@ -69,7 +73,14 @@ def test_tensor_by_tensor_goes_on_where_it_was(place: Place, kind: str, memory: 
     """A full fine-tune of bf16 weights with stochastic rounding."""
     args = {"min_8bit_size": 16} if kind == "adamw8bit" else {}
     optimizer = {"type": kind, "args": args, "stochastic_rounding": True}
-    training = {"max_grad_norm": 0.5, "clip_grad": "per_tensor", "memory": memory, "optimizer": optimizer, "max_train_steps": 8, "ema": {}}  # fmt: skip
+    training = {
+        "max_grad_norm": 0.5,
+        "clip_grad": "per_tensor",
+        "memory": memory,
+        "optimizer": optimizer,
+        "max_train_steps": 8,
+        "ema": {},
+    }
     place.write({"network": None, "model": {"dtype": "bf16"}, "training": training, "selection": {"publish": []}})
     calm = trained_bytes(place.file)
     stopped_anew(place, 5)
@@ -79,11 +90,16 @@ def test_tensor_by_tensor_goes_on_where_it_was(place: Place, kind: str, memory: 
 @pytest.mark.parametrize(
     ("name", "whole"),
     [
-        pytest.param(name, whole, id=f"{name}-{'full' if whole else 'lora'}", marks=[pytest.mark.slow] * ((name, whole) != ("sd3", False)))
+        pytest.param(
+            name,
+            whole,
+            id=f"{name}-{'full' if whole else 'lora'}",
+            marks=[pytest.mark.slow] * ((name, whole) != ("sd3", False)),
+        )
         for name in ("sdxl", "sd3", "flux1")
         for whole in (False, True)
     ],
-)  # fmt: skip
+)
 def test_kills_of_each_family_change_no_byte(family_place: Callable[..., Place], name: str, whole: bool) -> None:
     """Applied through the command line, killed in training and in publishing, and applied again."""
     encoders = {"text_encoder_1": True} if whole else {"text_encoder_1": True, "text_encoder_2": 1e-4}
@@ -150,12 +166,21 @@ def test_a_damaged_item_is_encoded_again(place: Place) -> None:
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "stopped")])
 def test_signals_save_and_leave(tmp_path: Path, tiny_model: Path, number: int, code: int, word: str) -> None:
     place = new_place(tmp_path / "place", tiny_model)
-    place.write({"training": {"max_train_steps": 400, "checkpoints": {"every_n_steps": 200}}, "sampling": {"prompts": []}})  # fmt: skip
+    place.write(
+        {"training": {"max_train_steps": 400, "checkpoints": {"every_n_steps": 200}}, "sampling": {"prompts": []}}
+    )
     calm = new_place(tmp_path / "calm", tiny_model)
     calm.file.write_text(place.file.read_text())
     calm.run("apply").ok()
     environment = {**os.environ, "NO_COLOR": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "runner", "apply"], cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "runner", "apply"],
+        cwd=place.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     log = place.output / "logs" / "events.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and '"type": "step"' in log.read_text()):
@@ -173,7 +198,12 @@ def test_signals_save_and_leave(tmp_path: Path, tiny_model: Path, number: int, c
 
 def test_a_second_apply_is_refused_and_names_the_holder(place: Place) -> None:
     place.write({"training": {"max_train_steps": 100000, "checkpoints": {"every_n_steps": 100000}}})
-    child = subprocess.Popen([sys.executable, "-m", "runner", "apply"], cwd=place.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "runner", "apply"],
+        cwd=place.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         log = place.output / "logs" / "events.jsonl"
         deadline = time.monotonic() + 120

@@ -14,14 +14,14 @@ from PIL import Image
 
 from runner.families.detect import detect
 from runner.families.parts.files import CONFIGS, read_json
-from runner.families.parts.layers import count, original_parameters, origins
 from runner.families.parts.load import from_origin
 from runner.families.parts.modules import make_module
 from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.spec import TRANSFORMER
 from runner.families.sd3.tiny import write_tiny
 from runner.formats.adapter_write import kohya_state
-from runner.inputs import SampleInputs
+from runner.inputs.sample import SampleInputs
+from runner.model.layers import count, original_parameters, origins
 from runner.networks.shapes import adapter_shapes
 from tests.inprocess import applied, prepared
 from tests.stand_in import write_shapes
@@ -57,11 +57,34 @@ def test_names_are_those_of_diffusers_converter() -> None:
     """The same tensors under diffusers' names, as its own reader of single files makes them."""
     from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as convert
 
-    config = {**SHIPPED, "num_layers": 3, "num_attention_heads": 2, "caption_projection_dim": 128, "joint_attention_dim": 20, "pooled_projection_dim": 10, "pos_embed_max_size": 8, "qk_norm": "rms_norm", "dual_attention_layers": [0, 1]}  # fmt: skip
+    config = {
+        **SHIPPED,
+        "num_layers": 3,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 128,
+        "joint_attention_dim": 20,
+        "pooled_projection_dim": 10,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": [0, 1],
+    }
     layers = mmdit_layers(config)
     generator = torch.Generator().manual_seed(1)
     state = {key: torch.randn(shape, generator=generator) for key, shape in original_parameters(layers, "").items()}
-    assert fitted(SHIPPED, {key: ("F32", tuple(x.shape)) for key, x in state.items()}) == {**SHIPPED, **{name: config[name] for name in ("num_layers", "num_attention_heads", "caption_projection_dim", "pos_embed_max_size", "qk_norm", "dual_attention_layers")}}  # fmt: skip
+    assert fitted(SHIPPED, {key: ("F32", tuple(x.shape)) for key, x in state.items()}) == {
+        **SHIPPED,
+        **{
+            name: config[name]
+            for name in (
+                "num_layers",
+                "num_attention_heads",
+                "caption_projection_dim",
+                "pos_embed_max_size",
+                "qk_norm",
+                "dual_attention_layers",
+            )
+        },
+    }
     theirs = convert(dict(state))
     ours = {name: from_origin(state[origin.key], origin) for name, origin in origins(layers, "").items()}
     assert set(ours) == set(theirs)
@@ -82,10 +105,21 @@ def test_kohyas_keys(medium: Place, size: str) -> None:
     components = {"text_encoder_1": True, "text_encoder_2": True}
     run = prepared(medium.write({"network": {"rank": 4}, "training": {"components": components}}))
     parts = {name: part for name, part in run.model.components.items() if name != "text_encoder_3"}
-    configs = {"denoiser": architecture(size), "text_encoder_1": read_json(CONFIGS / "sd3" / "text_encoder" / "config.json"), "text_encoder_2": read_json(CONFIGS / "sd3" / "text_encoder_2" / "config.json")}  # fmt: skip
-    full = replace(run.model, components={name: replace(part, config=configs.get(name, part.config)) for name, part in parts.items()})  # fmt: skip
+    configs = {
+        "denoiser": architecture(size),
+        "text_encoder_1": read_json(CONFIGS / "sd3" / "text_encoder" / "config.json"),
+        "text_encoder_2": read_json(CONFIGS / "sd3" / "text_encoder_2" / "config.json"),
+    }
+    full = replace(
+        run.model,
+        components={name: replace(part, config=configs.get(name, part.config)) for name, part in parts.items()},
+    )
     targets = run.spec.targets(run.config, full)
-    state = {f"{target.full_name}.{name}": torch.zeros(shape) for target in targets for name, shape in adapter_shapes(target).items()}  # fmt: skip
+    state = {
+        f"{target.full_name}.{name}": torch.zeros(shape)
+        for target in targets
+        for name, shape in adapter_shapes(target).items()
+    }
     ours = {key: tuple(x.shape) for key, x in kohya_state(targets, state, torch.float16).items()}
     assert ours == listed(f"kohya_lora_sd35_{size}")
 
@@ -103,7 +137,13 @@ def test_it_trains_and_samples_as_diffusers_pipeline(medium: Place) -> None:
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(medium.folder / "model", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        prompt.prompt, negative_prompt="dark", width=48, height=32, num_inference_steps=4, guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(prompt.seed or 0), max_sequence_length=256,
-    ).images[0]  # fmt: skip
+        prompt.prompt,
+        negative_prompt="dark",
+        width=48,
+        height=32,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(prompt.seed or 0),
+        max_sequence_length=256,
+    ).images[0]
     assert max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)) <= 1

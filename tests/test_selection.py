@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from runner.errors import RunFailed
-from runner.inputs import SelectInputs
+from runner.inputs.select import SelectInputs
 from runner.plan.compile import compile_graph
 from runner.stages.judge import Candidate, judge, paired_difference
 from schemas.selection import Veto
@@ -28,12 +28,18 @@ def inputs(place: Place) -> SelectInputs:
 def scores(table: dict[int, list[float]]) -> dict[Candidate, dict[str, Any]]:
     """Step → loss of each item, the same at both levels."""
     return {
-        (step, "raw"): {"levels": [1, 2], "held_out": [[loss, loss] for loss in losses], "compared": [[loss, loss] for loss in losses]}
+        (step, "raw"): {
+            "levels": [1, 2],
+            "held_out": [[loss, loss] for loss in losses],
+            "compared": [[loss, loss] for loss in losses],
+        }
         for step, losses in table.items()
-    }  # fmt: skip
+    }
 
 
-def chosen(inputs: SelectInputs, table: dict[int, list[float]], similarity: dict[int, float] | None = None) -> dict[str, Any]:  # fmt: skip
+def chosen(
+    inputs: SelectInputs, table: dict[int, list[float]], similarity: dict[int, float] | None = None
+) -> dict[str, Any]:
     candidates = [(step, "raw") for step in table if step > 0]
     similar = {(step, "raw"): value for step, value in (similarity or {}).items()}
     return judge(inputs, candidates, scores(table), similar)
@@ -161,7 +167,9 @@ def test_links_all_and_names(place: Place) -> None:
     ]
     place.write({"selection": {"publish": publish}})
     place.run("apply").ok()
-    assert sorted(path.name for path in (place.folder / "links").iterdir()) == [f"n-{step}.safetensors" for step in (2, 4, 6)]  # fmt: skip
+    assert sorted(path.name for path in (place.folder / "links").iterdir()) == [
+        f"n-{step}.safetensors" for step in (2, 4, 6)
+    ]
     assert all(path.is_symlink() and path.exists() for path in (place.folder / "links").iterdir())
     assert (place.folder / "whole" / "t.safetensors").is_symlink()
     os.unlink(place.folder / "links" / "n-4.safetensors")
@@ -190,7 +198,14 @@ def test_everything_vetoed_is_an_error(place: Place) -> None:
 
 def test_the_report_is_whole_in_one_file(finished: Place) -> None:
     html = (finished.output / "report.html").read_text()
-    for part in ("data:image/png;base64,", "<svg", 'type="range"', "prefers-color-scheme: dark", "viewport", "Resolved configuration"):  # fmt: skip
+    for part in (
+        "data:image/png;base64,",
+        "<svg",
+        'type="range"',
+        "prefers-color-scheme: dark",
+        "viewport",
+        "Resolved configuration",
+    ):
         assert part in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html

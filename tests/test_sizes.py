@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from runner.core.precision import autocast
 from runner.families.contract import LoadOptions
 from runner.families.registry import family, family_spec
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import compile_graph
 from tests.inprocess import applied, prepared
 from tests.support import Place
@@ -42,13 +42,15 @@ def told() -> Iterator[list[Tensor]]:
 def test_numbers_are_told_in_full(family_place: Callable[..., Place], told: list[Tensor], name: str) -> None:
     run = prepared(family_place(name, model={"dtype": "bf16"}).file)
     cpu = torch.device("cpu")
-    denoiser = family(name).load(run.model, "denoiser", LoadOptions(torch.bfloat16, cpu))
+    denoiser = family(name).load(run.model, "denoiser", LoadOptions(dtype=torch.bfloat16, device=cpu))
     model, video = run.model, name == "hunyuan_video"
     conditioning = {
-        "hidden": torch.zeros(1, 7, model.text_width), "text": torch.zeros(1, 9, model.text_width), "mask": torch.ones(1, 9),
+        "hidden": torch.zeros(1, 7, model.text_width),
+        "text": torch.zeros(1, 9, model.text_width),
+        "mask": torch.ones(1, 9),
         "pooled": torch.zeros(1, model.text_extra - {"sdxl": 6, "hunyuan_video": 256}.get(name, 0)),
         "guidance": torch.tensor([6017.0]),
-    }  # fmt: skip
+    }
     sizes = family(name).size_conditioning
     wanted = {EXACT} | ({6017.0} if video else set())
     if sizes is not None:
@@ -80,7 +82,9 @@ def test_sizes_are_told_in_full_while_training_scoring_and_sampling(
 def test_the_sizes_embedding_is_that_of_sd_scripts(family_place: Callable[..., Place]) -> None:
     """sd-scripts takes sines and cosines in fp32 and rounds them; a rounded size gives other ones."""
     run = prepared(family_place("sdxl").file)
-    module: Any = family("sdxl").load(run.model, "denoiser", LoadOptions(torch.bfloat16, torch.device("cpu")))
+    module: Any = family("sdxl").load(
+        run.model, "denoiser", LoadOptions(dtype=torch.bfloat16, device=torch.device("cpu"))
+    )
     width = run.model.components["denoiser"].config["addition_time_embed_dim"]
     size = torch.tensor([1365.0])
     frequencies = torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(width // 2) / (width // 2))

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from runner.diffusion.process import rescale_zero_terminal_snr
 from runner.errors import InvalidConfig
+from runner.execute.metadata import publish_metadata
 from runner.families.contract import LoadOptions
 from runner.families.registry import family
 from runner.formats.markers import V_PRED, ZTSNR
-from runner.formats.metadata import publish_metadata
-from runner.formats.tensors import write_tensors
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
 from runner.plan.render import plan_record
+from runner.weights.tensors import write_tensors
 from tests.inprocess import applied, planned, prepared
 from tests.support import Place
 
@@ -36,11 +36,20 @@ def single_file(
     """The place with its model in one file, and a shipped configuration of its size."""
     run = prepared(place.file)
     bundle = family(name)
-    options = LoadOptions(torch.float32, torch.device("cpu"))
+    options = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
     states = {part: dict(bundle.load(run.model, part, options).state_dict()) for part in run.model.components}
     whole = {key: x.contiguous() for key, x in bundle.single_file(run.model, states).items()}
     write_tensors(place.folder / "one.safetensors", {**whole, **extra}, dict(metadata or {}))
-    place.base = {**place.base, "model": {**place.base.get("model", {}), "family": name, "checkpoint": "one.safetensors", "tokenizer_1": "model/tokenizer", **({"tokenizer_2": "model/tokenizer_2"} if name == "sdxl" else {})}}  # fmt: skip
+    place.base = {
+        **place.base,
+        "model": {
+            **place.base.get("model", {}),
+            "family": name,
+            "checkpoint": "one.safetensors",
+            "tokenizer_1": "model/tokenizer",
+            **({"tokenizer_2": "model/tokenizer_2"} if name == "sdxl" else {}),
+        },
+    }
     place.write()
     return place
 
@@ -72,10 +81,20 @@ def derived(run: Prepared) -> dict[str, tuple[Any, str]]:
         ((), {}, ("epsilon", "the checkpoint says nothing else"), (False, "the checkpoint does not say it")),
         ((V_PRED,), {}, ("v_prediction", "the checkpoint's key v_pred"), (False, "the checkpoint does not say it")),
         ((V_PRED, ZTSNR), {}, ("v_prediction", "the checkpoint's key v_pred"), (True, "the checkpoint's key ztsnr")),
-        ((), {"modelspec.prediction_type": "v"}, ("v_prediction", "the checkpoint's modelspec.prediction_type"), (False, "the checkpoint does not say it")),
-        ((), {"modelspec.prediction_type": "epsilon"}, ("epsilon", "the checkpoint's modelspec.prediction_type"), (False, "the checkpoint does not say it")),
+        (
+            (),
+            {"modelspec.prediction_type": "v"},
+            ("v_prediction", "the checkpoint's modelspec.prediction_type"),
+            (False, "the checkpoint does not say it"),
+        ),
+        (
+            (),
+            {"modelspec.prediction_type": "epsilon"},
+            ("epsilon", "the checkpoint's modelspec.prediction_type"),
+            (False, "the checkpoint does not say it"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_single_file_says_what_it_predicts(
     one_file: Any, name: str, keys: tuple[str, ...], metadata: dict[str, str], prediction: Any, zero: Any
 ) -> None:
@@ -102,7 +121,9 @@ def test_the_plan_shows_it(one_file: Any) -> None:
 
 def test_run_toml_wins_and_is_warned(one_file: Any) -> None:
     place = one_file("sdxl", V_PRED, ZTSNR)
-    run = prepared(place.write({"model": {"prediction_type": "epsilon"}, "training": {"loss": {"zero_terminal_snr": False}}}))  # fmt: skip
+    run = prepared(
+        place.write({"model": {"prediction_type": "epsilon"}, "training": {"loss": {"zero_terminal_snr": False}}})
+    )
     numerics = compile_graph(run).of(TrainInputs).numerics
     assert (numerics.prediction_type, numerics.zero_terminal_snr) == ("epsilon", False)
     assert [warning.message for warning in run.warnings] == [
@@ -111,7 +132,9 @@ def test_run_toml_wins_and_is_warned(one_file: Any) -> None:
     ]
     assert all(warning.places[0].file.endswith("run.toml") and warning.places[0].line for warning in run.warnings)
     run = prepared(place.write({"model": {"prediction_type": "epsilon"}}))
-    assert derived(run) == {LOSS: (False, "the checkpoint's key ztsnr says true, but from pure noise epsilon cannot be learned")}  # fmt: skip
+    assert derived(run) == {
+        LOSS: (False, "the checkpoint's key ztsnr says true, but from pure noise epsilon cannot be learned")
+    }
     place.write({"model": {"prediction_type": "v_prediction"}})
     assert not prepared(place.file).warnings
 
@@ -119,10 +142,16 @@ def test_run_toml_wins_and_is_warned(one_file: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampling": {"sampler": "pndm"}}, 'error: the sampler "pndm" cannot start from pure noise, as the checkpoint\'s key ztsnr asks'),
-        ({"sampling": {"prompts": [{"prompt": "a", "sampler": "lms"}]}}, 'error: prompt 1: the sampler "lms" cannot start from pure noise, as the checkpoint\'s key ztsnr asks'),
+        (
+            {"sampling": {"sampler": "pndm"}},
+            'error: the sampler "pndm" cannot start from pure noise, as the checkpoint\'s key ztsnr asks',
+        ),
+        (
+            {"sampling": {"prompts": [{"prompt": "a", "sampler": "lms"}]}},
+            'error: prompt 1: the sampler "lms" cannot start from pure noise, as the checkpoint\'s key ztsnr asks',
+        ),
     ],
-)  # fmt: skip
+)
 def test_samplers_that_cannot_start_from_pure_noise(one_file: Any, changes: dict[str, Any], message: str) -> None:
     place = one_file("sd15", V_PRED, ZTSNR)
     with pytest.raises(InvalidConfig) as caught:
@@ -146,7 +175,10 @@ def test_pure_noise_for_a_file_that_predicts_epsilon(one_file: Any) -> None:
 def test_edm_checkpoints_are_refused(one_file: Any, key: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         prepared(one_file("sdxl", key).file)
-    assert f"was trained on the noise levels of EDM (its key {key}), which this program does not know" in caught.value.diagnostics[0].message  # fmt: skip
+    assert (
+        f"was trained on the noise levels of EDM (its key {key}), which this program does not know"
+        in caught.value.diagnostics[0].message
+    )
 
 
 def test_a_ckpt_says_it_too(one_file: Any) -> None:
@@ -155,7 +187,10 @@ def test_a_ckpt_says_it_too(one_file: Any) -> None:
     place = one_file("sd15", V_PRED, ZTSNR)
     torch.save({"state_dict": load_file(place.folder / "one.safetensors")}, place.folder / "one.ckpt")
     run = prepared(place.write({"model": {"checkpoint": "one.ckpt"}}))
-    assert derived(run) == {"model.prediction_type": ("v_prediction", "the checkpoint's key v_pred"), LOSS: (True, "the checkpoint's key ztsnr")}  # fmt: skip
+    assert derived(run) == {
+        "model.prediction_type": ("v_prediction", "the checkpoint's key v_pred"),
+        LOSS: (True, "the checkpoint's key ztsnr"),
+    }
 
 
 def test_a_folder_without_a_scheduler_says_nothing(family_place: Make) -> None:
@@ -172,7 +207,11 @@ def scheduler(folder: Path) -> dict[str, Any]:
 def test_a_folder_says_it_in_its_scheduler(family_place: Make) -> None:
     place = family_place("sdxl")
     file = place.folder / "model" / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**scheduler(place.folder / "model"), "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {**scheduler(place.folder / "model"), "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        )
+    )
     run = prepared(place.file)
     why = "the checkpoint's scheduler"
     assert derived(run) == {"model.prediction_type": ("v_prediction", why), LOSS: (True, why)}
@@ -186,15 +225,28 @@ def test_a_folder_says_it_in_its_scheduler(family_place: Make) -> None:
 def test_what_is_written_says_it_too(one_file: Any) -> None:
     """A full fine-tune in every format, read again as a checkpoint; and an adapter's metadata."""
     place = one_file("sdxl", V_PRED, ZTSNR)
-    publish = [{"format": form, "directory": f"out/{form}", "mode": "copy"} for form in ("single_file", "comfyui", "diffusers")]  # fmt: skip
-    place.write({"network": None, "training": {"max_train_steps": 1, "checkpoints": {"dtype": "fp32"}}, "sampling": {"prompts": None}, "selection": {"strategy": "last", "publish": publish}})  # fmt: skip
+    publish = [
+        {"format": form, "directory": f"out/{form}", "mode": "copy"} for form in ("single_file", "comfyui", "diffusers")
+    ]
+    place.write(
+        {
+            "network": None,
+            "training": {"max_train_steps": 1, "checkpoints": {"dtype": "fp32"}},
+            "sampling": {"prompts": None},
+            "selection": {"strategy": "last", "publish": publish},
+        }
+    )
     applied(place.file)
     for form in ("single_file", "comfyui"):
         with safe_open(next((place.folder / "out" / form).iterdir()), "pt") as archive:
             assert {V_PRED, ZTSNR} <= set(archive.keys())
             assert archive.metadata()["modelspec.prediction_type"] == "v"
     folder = next((place.folder / "out" / "diffusers").iterdir())
-    assert {k: scheduler(folder)[k] for k in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")} == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # fmt: skip
+    assert {k: scheduler(folder)[k] for k in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")} == {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
     again = {"single_file": str(next((place.folder / "out" / "single_file").iterdir())), "diffusers": str(folder)}
     for checkpoint in again.values():
         run = prepared(place.write({"model": {"checkpoint": checkpoint}}))
@@ -211,12 +263,23 @@ def test_new_takes_it_from_the_file(one_file: Any) -> None:
 
     place = one_file("sd15", V_PRED, ZTSNR)
     proposal = propose(
-        Wishes(str(place.folder / "one.safetensors"), place.folder / "pics", "lora", None, "new", None, ("model.tokenizer_1=model/tokenizer",)),
+        Wishes(
+            model=str(place.folder / "one.safetensors"),
+            images=place.folder / "pics",
+            method="lora",
+            class_tokens=None,
+            name="new",
+            memory=None,
+            settings=("model.tokenizer_1=model/tokenizer",),
+        ),
         place.folder / "new.toml",
-    )  # fmt: skip
+    )
     (place.folder / "new.toml").write_text(proposal.text)
     assert load(place.folder / "new.toml", ()).config is not None
-    assert derived(prepared(place.folder / "new.toml")) == {"model.prediction_type": ("v_prediction", "the checkpoint's key v_pred"), LOSS: (True, "the checkpoint's key ztsnr")}  # fmt: skip
+    assert derived(prepared(place.folder / "new.toml")) == {
+        "model.prediction_type": ("v_prediction", "the checkpoint's key v_pred"),
+        LOSS: (True, "the checkpoint's key ztsnr"),
+    }
     assert "it predicts v (the checkpoint's key v_pred), to pure noise (the checkpoint's key ztsnr)" in proposal.notes
 
 

@@ -15,7 +15,7 @@ from tests.support import Place
 
 def findings(place: Place, training: str, *settings: str, rest: str = "") -> list[str]:
     """All findings of a run.toml with these lines, as text."""
-    text = f'schema_version = 1\n[run]\nname = "t"\n[model]\nfamily = "sd15"\ncheckpoint = "model"\n[network]\n[[dataset.sources]]\npath = "pics"\n{rest}\n[training]\n{training}\n'  # fmt: skip
+    text = f'schema_version = 1\n[run]\nname = "t"\n[model]\nfamily = "sd15"\ncheckpoint = "model"\n[network]\n[[dataset.sources]]\npath = "pics"\n{rest}\n[training]\n{training}\n'
     try:
         return [finding.render() for finding in prepared(place.text(text), *settings).warnings]
     except InvalidConfig as error:
@@ -39,7 +39,11 @@ def test_polynomial_must_fall(place: Place) -> None:
 
 
 WRONG = [
-    ("cosine_with_restarts", "num_cycles = [1, 2]", '`num_cycles` of the schedule "cosine_with_restarts" must be an integer, at least 1 and at most 1000, not [1, 2]'),
+    (
+        "cosine_with_restarts",
+        "num_cycles = [1, 2]",
+        '`num_cycles` of the schedule "cosine_with_restarts" must be an integer, at least 1 and at most 1000, not [1, 2]',
+    ),
     ("cosine_with_restarts", "num_cycles = 1.5", "must be an integer, at least 1 and at most 1000, not 1.5"),
     ("cosine_with_restarts", "num_cycles = 0", "must be an integer, at least 1 and at most 1000, not 0"),
     ("cosine", "num_cycles = -0.5", "must be a number, above 0 and at most 1000, not -0.5"),
@@ -49,10 +53,18 @@ WRONG = [
     ("warmup_stable_decay", "min_lr_ratio = 2", "must be a number, at least 0 and at most 1, not 2"),
     ("piecewise", "boundaries = [2, 1], factors = [1, 1, 1]", "`boundaries` must be whole numbers of steps, ascending"),
     ("piecewise", "boundaries = [2, 2], factors = [1, 1, 1]", "`boundaries` must be whole numbers of steps, ascending"),
-    ("piecewise", "boundaries = [0], factors = [1, 1]", "`number 1` of the list `boundaries` must be an integer, at least 1, not 0"),
-    ("piecewise", "boundaries = [2], factors = [1, -1]", "`number 2` of the list `factors` must be a number, at least 0, not -1"),
+    (
+        "piecewise",
+        "boundaries = [0], factors = [1, 1]",
+        "`number 1` of the list `boundaries` must be an integer, at least 1, not 0",
+    ),
+    (
+        "piecewise",
+        "boundaries = [2], factors = [1, -1]",
+        "`number 2` of the list `factors` must be a number, at least 0, not -1",
+    ),
     ("piecewise", "boundaries = 2, factors = [1, 1]", "needs `boundaries` and one more of `factors`"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "args", "message"), WRONG)
@@ -76,9 +88,15 @@ OPTIMIZERS: list[tuple[str, str]] = [
     ('type = "adafactor", args = { decay_rate = 0.8 }', "must be a number, at least -1 and below 0, not 0.8"),
     ('type = "adafactor", args = { beta1 = true }', "must be a number, at least 0 and below 1, not True"),
     ('type = "muon", args = { ns_steps = 0 }', "must be an integer, at least 1 and at most 99, not 0"),
-    ('type = "schedule_free_adamw", args = { warmup_steps = 50 }', "the warm-up of 50 steps is longer than the run of 4"),
-    ('type = "adafactor", args = { warmup_init = true }', "`warmup_init` is the warm-up of relative_step, which is off"),
-]  # fmt: skip
+    (
+        'type = "schedule_free_adamw", args = { warmup_steps = 50 }',
+        "the warm-up of 50 steps is longer than the run of 4",
+    ),
+    (
+        'type = "adafactor", args = { warmup_init = true }',
+        "`warmup_init` is the warm-up of relative_step, which is off",
+    ),
+]
 
 
 @pytest.mark.parametrize(("optimizer", "message"), OPTIMIZERS)
@@ -95,17 +113,32 @@ FREE = 'optimizer.type = "schedule_free_adamw"'
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (f"learning_rate = 1e-4\n{RELATIVE}", "with relative_step adafactor finds the size of its steps itself; `learning_rate` would do nothing"),
+        (
+            f"learning_rate = 1e-4\n{RELATIVE}",
+            "with relative_step adafactor finds the size of its steps itself; `learning_rate` would do nothing",
+        ),
         (f"scheduler.type = 'cosine'\n{RELATIVE}", "`scheduler.type` would do nothing"),
         (f"scheduler.warmup_steps = 2\n{RELATIVE}", "`scheduler.warmup_steps` would do nothing"),
         (f"components.denoiser = 1e-5\n{RELATIVE}", "`components.denoiser` would do nothing"),
-        (f"scheduler.type = 'cosine'\n{FREE}", "schedule_free_adamw averages its weights in place of a schedule; `scheduler.type` would bend the average"),
+        (
+            f"scheduler.type = 'cosine'\n{FREE}",
+            "schedule_free_adamw averages its weights in place of a schedule; `scheduler.type` would bend the average",
+        ),
         (f"scheduler.warmup_ratio = 0.5\n{FREE}", "`scheduler.warmup_ratio` would bend the average"),
-        ("scheduler.type = 'linear'\noptimizer.type = 'schedulefree.SGDScheduleFree'", "`scheduler.type` would bend the average"),
-        (f"memory.optimizer_offload = true\n{FREE}", "changes between two sets of weights and cannot work tensor by tensor, as optimizer_offload would have it"),
-        ("memory.optimizer_offload = true\noptimizer.type = 'prodigy'\nlearning_rate = 1", "finds one learning rate from all tensors together and cannot work tensor by tensor"),
+        (
+            "scheduler.type = 'linear'\noptimizer.type = 'schedulefree.SGDScheduleFree'",
+            "`scheduler.type` would bend the average",
+        ),
+        (
+            f"memory.optimizer_offload = true\n{FREE}",
+            "changes between two sets of weights and cannot work tensor by tensor, as optimizer_offload would have it",
+        ),
+        (
+            "memory.optimizer_offload = true\noptimizer.type = 'prodigy'\nlearning_rate = 1",
+            "finds one learning rate from all tensors together and cannot work tensor by tensor",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_an_optimizer_would_not_look_at_is_refused(place: Place, lines: str, message: str) -> None:
     found = findings(place, f"max_train_steps = 4\n{lines}")
     assert len(found) == 1, found
@@ -137,7 +170,9 @@ def test_the_warm_up_is_held_against_the_steps_of_the_epochs(place: Place) -> No
     assert found.startswith("error: the warm-up of 500 steps is longer than the run of 4 (2 epochs of 2)\n")
     assert "run.toml:14:" in found
     assert "run.toml:12:1" in found
-    (found,) = findings(place, "max_train_epochs = 2\ngradient_accumulation_steps = 5", "training.scheduler.warmup_steps=500")  # fmt: skip
+    (found,) = findings(
+        place, "max_train_epochs = 2\ngradient_accumulation_steps = 5", "training.scheduler.warmup_steps=500"
+    )
     assert "--set training.scheduler.warmup_steps=500" in found
     assert findings(place, f"{EPOCHS}\nscheduler.warmup_steps = 4") == []
     assert findings(place, f"{EPOCHS}\nscheduler.warmup_ratio = 0.9") == []
@@ -146,13 +181,31 @@ def test_the_warm_up_is_held_against_the_steps_of_the_epochs(place: Place) -> No
 
 
 NEVER = [
-    ("checkpoints.every_n_steps = 5", "`every_n_steps` comes to 5 steps, and the run has 4 (2 epochs of 2): there will be one checkpoint, the last"),
-    ("checkpoints.every_n_epochs = 3", "`every_n_epochs` comes to 6 steps, and the run has 4 (2 epochs of 2): there will be one checkpoint, the last"),
-    ("checkpoints.state_every_n_steps = 50", "`state_every_n_steps` comes to 50 steps, and the run has 4 (2 epochs of 2): a kill costs all of it"),
-    ("ema.update_every = 5", "`update_every` comes to 5 steps, and the run has 4 (2 epochs of 2): the average never moves"),
-    ("logging.every_n_steps = 9", "`every_n_steps` comes to 9 steps, and the run has 4 (2 epochs of 2): the log has one line, the last"),
-    ("scheduler = { type = 'piecewise', args = { boundaries = [2, 4], factors = [1, 0.5, 0.1] } }", "boundary 4 of the schedule is not reached: the run has 4 (2 epochs of 2)"),
-]  # fmt: skip
+    (
+        "checkpoints.every_n_steps = 5",
+        "`every_n_steps` comes to 5 steps, and the run has 4 (2 epochs of 2): there will be one checkpoint, the last",
+    ),
+    (
+        "checkpoints.every_n_epochs = 3",
+        "`every_n_epochs` comes to 6 steps, and the run has 4 (2 epochs of 2): there will be one checkpoint, the last",
+    ),
+    (
+        "checkpoints.state_every_n_steps = 50",
+        "`state_every_n_steps` comes to 50 steps, and the run has 4 (2 epochs of 2): a kill costs all of it",
+    ),
+    (
+        "ema.update_every = 5",
+        "`update_every` comes to 5 steps, and the run has 4 (2 epochs of 2): the average never moves",
+    ),
+    (
+        "logging.every_n_steps = 9",
+        "`every_n_steps` comes to 9 steps, and the run has 4 (2 epochs of 2): the log has one line, the last",
+    ),
+    (
+        "scheduler = { type = 'piecewise', args = { boundaries = [2, 4], factors = [1, 0.5, 0.1] } }",
+        "boundary 4 of the schedule is not reached: the run has 4 (2 epochs of 2)",
+    ),
+]
 
 
 @pytest.mark.parametrize(("line", "message"), NEVER)

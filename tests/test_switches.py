@@ -210,7 +210,14 @@ class Overflowing:
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         for number in count(step):
-            yield [Batch(number, ("a",), 1.0, {"x": torch.full((2,), 1e36 if number == self.at else 1.0)})]
+            yield [
+                Batch(
+                    step=number,
+                    names=("a",),
+                    share=1.0,
+                    tensors={"x": torch.full((2,), 1e36 if number == self.at else 1.0)},
+                )
+            ]
 
     def loss(self, batch: Batch) -> Tensor:
         self.seen.append(self.parameters["denoiser.w"].tolist())
@@ -227,8 +234,15 @@ def test_a_step_that_overflows_in_fp16_is_skipped() -> None:
     scale = scaler("fp16", torch.device("cpu"))
     optimizer = torch.optim.SGD(list(task.parameters.values()), lr=0.5)
     before = scale.get_scale()
-    hooks = Hooks(lambda step: False, lambda step, state: None, lambda step, line: None)
-    fit(task, optimizer, scale, Loop(3, 0, 0.0, "global", 1, lambda step: 1.0), hooks, None)
+    hooks = Hooks(is_due=lambda step: False, after=lambda step, state: None, log=lambda step, line: None)
+    fit(
+        task,
+        optimizer,
+        scale,
+        Loop(steps=3, seed=0, max_grad_norm=0.0, clip_grad="global", log_every=1, factor=lambda step: 1.0),
+        hooks,
+        None,
+    )
     assert task.seen == [[1.0, 1.0], [0.75, 0.75], [0.75, 0.75]]
     assert task.parameters["denoiser.w"].tolist() == [0.5, 0.5]
     assert scale.get_scale() < before

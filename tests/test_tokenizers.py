@@ -16,10 +16,11 @@ from runner.families.hunyuan_video.tiny import write_llama_tokenizer
 from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.tiny import write_clip_tokenizer
 from runner.families.parts.tokenizer_fit import misfit
-from runner.families.parts.tokenizer_kinds import TokenizerKind, clip_tokenizer, llama_3_tokenizer, t5_tokenizer
+from runner.families.parts.tokenizer_kinds import clip_tokenizer, llama_3_tokenizer, t5_tokenizer
 from runner.families.registry import family
 from runner.families.sd3.tiny import write_t5_tokenizer
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
+from runner.model.model import TokenizerKind
 from tests.inprocess import prepared
 from tests.support import Place
 
@@ -68,28 +69,39 @@ def test_anothers_tokenizer_is_refused_when_planning(
     assert text.splitlines()[0] == f"error: the tokenizer in {place.folder / 'other'} {said}"
     assert f'tokenizer_{number} = "other"' in text
     titles = {1: "LLaMA 3" if name in ("hunyuan_video", "framepack") else "CLIP", 2: "CLIP", 3: "T5"}
-    assert text.splitlines()[-1] == f"hint: name the folder of {titles[number]}'s own tokenizer with model.tokenizer_{number}"  # fmt: skip
+    assert (
+        text.splitlines()[-1]
+        == f"hint: name the folder of {titles[number]}'s own tokenizer with model.tokenizer_{number}"
+    )
 
 
 def llama_2(folder: Path) -> Path:
     """LLaMA 2's: as many tokens as T5's, nearly; its </s> is token 2."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"piece {number}": number for number in range(3, 32_000)}}
     folder.mkdir()
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}))  # fmt: skip
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []})
+    )
     return folder
 
 
 def test_a_llama_tokenizer_is_not_t5s(tmp_path: Path) -> None:
     """As many tokens as fit; the ids of the ends tell."""
     folder = llama_2(tmp_path / "llama")
-    assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: </s> is its token 2, in the text encoder it is 1"  # fmt: skip
+    assert (
+        misfit(folder, kind_of("T5"))
+        == f"the tokenizer in {folder} is not T5's: </s> is its token 2, in the text encoder it is 1"
+    )
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"] |= {"</s>": 1, "<s>": 2}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: it has no token <pad>"
     content["model"]["vocab"] |= {"<pad>": 0, "▁photo": 15_373}
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    assert misfit(folder, kind_of("T5")) == f"the tokenizer in {folder} is not T5's: ▁photo is its token 15,373, in the text encoder it is 1,202"  # fmt: skip
+    assert (
+        misfit(folder, kind_of("T5"))
+        == f"the tokenizer in {folder} is not T5's: ▁photo is its token 15,373, in the text encoder it is 1,202"
+    )
 
 
 def test_the_stand_ins_and_the_built_in_one_fit(tmp_path: Path) -> None:
@@ -102,7 +114,10 @@ def test_the_stand_ins_and_the_built_in_one_fit(tmp_path: Path) -> None:
     tokenizer = _builtin_clip("<|endoftext|>")
     kind = kind_of("CLIP")
     assert tuple(tokenizer("a photo of a cat").input_ids) == kind.encoding
-    assert {token: tokenizer.get_vocab()[token] for token in (*kind.words, *kind.special)} == {**kind.words, **kind.special}  # fmt: skip
+    assert {token: tokenizer.get_vocab()[token] for token in (*kind.words, *kind.special)} == {
+        **kind.words,
+        **kind.special,
+    }
     tokenizer.save_pretrained(tmp_path / "clip")
     assert misfit(tmp_path / "clip", kind_of("CLIP")) is None
 
@@ -121,7 +136,10 @@ def test_a_vocabulary_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").unlink()
     swapped = {**vocabulary, "<|startoftext|>": 49_407, "<|endoftext|>": 49_406}
     (tmp_path / "vocab.json").write_text(json.dumps(swapped))
-    assert misfit(tmp_path, kind_of("CLIP")) == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"  # fmt: skip
+    assert (
+        misfit(tmp_path, kind_of("CLIP"))
+        == f"the tokenizer in {tmp_path} is not CLIP's: <|startoftext|> is its token 49,407, in the text encoder it is 49,406"
+    )
 
 
 def pieces(folder: Path, **ends: Any) -> Path:
@@ -130,7 +148,14 @@ def pieces(folder: Path, **ends: Any) -> Path:
 
     folder.mkdir()
     (folder / "text.txt").write_text("\n".join(f"a photo of a cat number {n} {chr(97 + n % 26)}" for n in range(400)))
-    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text.txt"), model_prefix=str(folder / "spiece"), vocab_size=60, minloglevel=2, hard_vocab_limit=False, **ends)  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        minloglevel=2,
+        hard_vocab_limit=False,
+        **ends,
+    )
     return folder
 
 
@@ -167,7 +192,18 @@ def test_sentencepiece_counts_as_training_does(family_place: Make, tmp_path: Pat
         count_tokens(folder / "spiece.model", texts)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"model": 5}', '{"model": {"vocab": [1]}}', '{"model": {"vocab": {"a": 1e999}}}', '{"model": {"vocab": {"a": "b"}}}', "nonsense"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        '{"model": 5}',
+        '{"model": {"vocab": [1]}}',
+        '{"model": {"vocab": {"a": 1e999}}}',
+        '{"model": {"vocab": {"a": "b"}}}',
+        "nonsense",
+    ],
+)
 def test_damaged_tokenizers_are_named(family_place: Make, content: str) -> None:
     place = family_place("sd3")
     shutil.copytree(place.folder / "model" / "tokenizer_3", place.folder / "bad")

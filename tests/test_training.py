@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.errors import RunFailed
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from tests.inprocess import applied, prepared, trained_bytes
 from tests.support import Place, draw_pictures
 
@@ -28,7 +28,14 @@ def losses(place: Place, **changes: Any) -> list[float]:
     return [event["loss"] for event in events(place)]
 
 
-@pytest.mark.parametrize("settings", [{"model": {"dtype": "bf16"}}, {"training": {"mixed_precision": "bf16"}}, {"model": {"dtype": "fp16"}, "training": {"mixed_precision": "fp16"}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"dtype": "bf16"}},
+        {"training": {"mixed_precision": "bf16"}},
+        {"model": {"dtype": "fp16"}, "training": {"mixed_precision": "fp16"}},
+    ],
+)
 def test_lower_precision_trains_close_to_fp32(place: Place, settings: dict[str, Any]) -> None:
     reference = losses(place)
     ours = losses(place, **settings)[-len(reference) :]
@@ -39,20 +46,37 @@ def test_lower_precision_trains_close_to_fp32(place: Place, settings: dict[str, 
 
 def test_the_tail_of_an_epoch_is_a_step_and_any_step_can_be_made_alone(place: Place) -> None:
     """That accumulated steps are the mean over their items is tested in test_switches.py."""
-    place.write({"dataset": {"batch_size": 1, "held_out": {"count": 3}}, "training": {"gradient_accumulation_steps": 2, "max_train_steps": 8}})  # fmt: skip
+    place.write(
+        {
+            "dataset": {"batch_size": 1, "held_out": {"count": 3}},
+            "training": {"gradient_accumulation_steps": 2, "max_train_steps": 8},
+        }
+    )
     run = prepared(place.file)
     assert run.length.batches_per_epoch == 7
     assert run.length.steps_per_epoch == 4
     applied(place.file, until="train")
-    from runner.data.loader import Sources, StepLoader
     from runner.plan.compile import compile_graph
+    from runner.stages.loader import Sources, StepLoader
 
     inputs = compile_graph(run).of(TrainInputs)
-    loader = StepLoader(inputs, Sources(None, lambda d, v: "", lambda s: (4, 16, 16), None, lambda t: ""), 0)
+    loader = StepLoader(
+        inputs,
+        Sources(
+            latents=None,
+            latent_key=lambda d, v: "",
+            latent_shape=lambda s: (4, 16, 16),
+            texts=None,
+            text_key=lambda t: "",
+        ),
+        0,
+    )
     steps = [step for step, _ in zip(loader.steps_from(0), range(8), strict=False)]
     assert [len(step) for step in steps] == [2, 2, 2, 1] * 2
     assert all(sum(batch.share for batch in step) == pytest.approx(1) for step in steps)
-    assert sorted(name for step in steps[:4] for batch in step for name in batch.names) == sorted(item.name for item in run.collection.items)  # fmt: skip
+    assert sorted(name for step in steps[:4] for batch in step for name in batch.names) == sorted(
+        item.name for item in run.collection.items
+    )
     again = next(loader.steps_from(5))
     assert all(torch.equal(a.tensors["noise"], b.tensors["noise"]) for a, b in zip(again, steps[5], strict=True))
 
@@ -72,13 +96,22 @@ def test_an_average_is_kept_beside_the_weights(place: Place) -> None:
 
 
 def test_keep_spares_the_newest_and_the_best(place: Place) -> None:
-    place.write({"training": {"max_train_steps": 10, "learning_rate": 0.05, "checkpoints": {"every_n_steps": 2, "keep": 2}}})  # fmt: skip
+    place.write(
+        {"training": {"max_train_steps": 10, "learning_rate": 0.05, "checkpoints": {"every_n_steps": 2, "keep": 2}}}
+    )
     outcome = applied(place.file)
     kept = [row["step"] for row in outcome.selection["candidates"]]
     assert {8, 10} <= set(kept)
     assert len(kept) <= 3
-    assert sorted(path.name for path in (place.output / "checkpoints").iterdir()) == [f"step-{step:08d}.safetensors" for step in kept]  # fmt: skip
-    place.write({"training": {"max_train_steps": 10, "learning_rate": 0.05, "checkpoints": {"every_n_steps": 2}}, "run": {"name": "all"}})  # fmt: skip
+    assert sorted(path.name for path in (place.output / "checkpoints").iterdir()) == [
+        f"step-{step:08d}.safetensors" for step in kept
+    ]
+    place.write(
+        {
+            "training": {"max_train_steps": 10, "learning_rate": 0.05, "checkpoints": {"every_n_steps": 2}},
+            "run": {"name": "all"},
+        }
+    )
     everything = applied(place.file)
     best = min(everything.selection["candidates"], key=lambda row: row["stable_loss"])["step"]
     assert best in kept
@@ -102,7 +135,9 @@ def test_a_compiled_denoiser_has_the_same_losses(place: Place) -> None:
     found = losses(place, training={"max_train_steps": 2, "compile": True})[-2:]
     assert found == pytest.approx(reference, rel=1e-3)
     assert counters["stats"]["unique_graphs"] >= 2, "graphs of the denoiser's blocks"
-    assert {event["text"] for event in events(place, "note")} == {"compiling the denoiser's blocks for latents of 2x4x16x16: this step is slow"}  # fmt: skip
+    assert {event["text"] for event in events(place, "note")} == {
+        "compiling the denoiser's blocks for latents of 2x4x16x16: this step is slow"
+    }
 
 
 def test_components_have_rates_of_their_own(place: Place) -> None:
@@ -113,7 +148,18 @@ def test_components_have_rates_of_their_own(place: Place) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_items_and_last_checkpoint(place: Place) -> None:
-    place.write({"training": {"max_train_steps": 40, "learning_rate": 1000.0, "max_grad_norm": 0, "checkpoints": {"every_n_steps": 1}, "optimizer": {"weight_decay": 0}}, "network": None})  # fmt: skip
+    place.write(
+        {
+            "training": {
+                "max_train_steps": 40,
+                "learning_rate": 1000.0,
+                "max_grad_norm": 0,
+                "checkpoints": {"every_n_steps": 1},
+                "optimizer": {"weight_decay": 0},
+            },
+            "network": None,
+        }
+    )
     with pytest.raises(RunFailed) as caught:
         applied(place.file, until="train")
     text = str(caught.value)

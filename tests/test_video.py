@@ -31,7 +31,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "i2v": {
         "model": {"variant": "i2v"},
         "dataset": {"sources": [{**CLIPS, "frame_extraction": "full"}]},
-        "sampling": {"prompts": [{"prompt": "0:a thing;;;-1:another", "image": "start.png", "end_image": "pics/1.png", "sections": 3}]},
+        "sampling": {
+            "prompts": [
+                {"prompt": "0:a thing;;;-1:another", "image": "start.png", "end_image": "pics/1.png", "sections": 3}
+            ]
+        },
     },
     "f1": {
         "model": {"variant": "f1"},
@@ -42,7 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "dataset": {"sources": [{"path": "pics", "control_path": "controls"}, {**CLIPS, "frame_extraction": "full"}]},
         "sampling": {"prompts": [{"prompt": "a thing", "control_images": ["start.png"]}]},
     },
-}  # fmt: skip
+}
 
 
 def changes_of(kind: str, **changes: Any) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def test_full_fine_tune(video_place: Make, kind: str) -> None:
     place = video_place(kind, network=None)
     applied(place.file)
     best = place.output / "best.safetensors"
-    from runner.formats.headers import read_header
+    from runner.weights.headers import read_header
 
     keys = read_header(best).tensors
     wanted = (
@@ -110,7 +114,14 @@ def test_full_fine_tune(video_place: Make, kind: str) -> None:
     (place.folder / "dit" / "config.json").write_bytes(
         (place.folder / "model" / "transformer" / "config.json").read_bytes()
     )
-    place.write(changes_of(kind, network=None, model={**RUNS[kind].get("model", {}), "checkpoint": "dit", **parts, **more}, run={"name": "u"}))  # fmt: skip
+    place.write(
+        changes_of(
+            kind,
+            network=None,
+            model={**RUNS[kind].get("model", {}), "checkpoint": "dit", **parts, **more},
+            run={"name": "u"},
+        )
+    )
     assert prepared(place.file).model.components["denoiser"].parameters > 0
 
 
@@ -148,7 +159,10 @@ def test_lists_and_folders_of_pictures_are_videos(video_place: Make) -> None:
     source = {"path": "listed/list.jsonl", "kind": "video", "frame_extraction": "full"}
     place.write(changes_of("hunyuan_video", dataset={"held_out": None, "sources": [source]}))
     run = prepared(place.file)
-    assert {(item.text, item.clip.length) for item in run.collection.items if item.clip} == {("from a file", 13), ("from pictures", 9)}  # fmt: skip
+    assert {(item.text, item.clip.length) for item in run.collection.items if item.clip} == {
+        ("from a file", 13),
+        ("from pictures", 9),
+    }
     applied(place.file, until="train")
 
 

@@ -55,7 +55,15 @@ def problems(place: Place, kind: str, **changes: Any) -> str:
 
 def test_the_same_letters_in_three_dialects() -> None:
     line = "a cat --w 640 --h 480 --f 25 --d 1 --s 20 --g 5.5 --l 2 --n ugly --fs 7"
-    shared = {"prompt": "a cat", "width": 640, "height": 480, "seed": 1, "num_inference_steps": 20, "negative_prompt": "ugly", "flow_shift": 7.0}  # fmt: skip
+    shared = {
+        "prompt": "a cat",
+        "width": 640,
+        "height": 480,
+        "seed": 1,
+        "num_inference_steps": 20,
+        "negative_prompt": "ugly",
+        "flow_shift": 7.0,
+    }
     assert parse_line(line, "musubi") == Prompt(**shared, frames=25, embedded_guidance=5.5, cfg_scale=2.0)
     line = line.replace("--g 5.5 --l 2", "--g 2")
     assert parse_line(line, "framepack") == Prompt(**shared, seconds=25.0, cfg_scale=2.0)
@@ -67,9 +75,15 @@ def test_the_same_letters_in_three_dialects() -> None:
 def test_the_letters_of_framepack() -> None:
     line = "walk --i a.png --ei b.png --vs 3 --im m.png --ci c.png --ci d.png --cim e.png --of target_index=1,control_index=0;10,no_2x"
     assert parse_line(line, "framepack") == Prompt(
-        prompt="walk", image="a.png", end_image="b.png", sections=3, image_mask="m.png", control_images=["c.png", "d.png"],
-        control_masks=["e.png"], one_frame=OneFrameInference(target_index=1, control_index=[0, 10], no_2x=True),
-    )  # fmt: skip
+        prompt="walk",
+        image="a.png",
+        end_image="b.png",
+        sections=3,
+        image_mask="m.png",
+        control_images=["c.png", "d.png"],
+        control_masks=["e.png"],
+        one_frame=OneFrameInference(target_index=1, control_index=[0, 10], no_2x=True),
+    )
     assert parse_line("walk --of default", "framepack").one_frame == OneFrameInference()
     assert parse_line("I walk --d -1", "framepack") == Prompt(prompt="I walk", seed=-1), (
         "no option, and a seed that is drawn"
@@ -112,14 +126,33 @@ def test_sections_of_a_text() -> None:
 
 
 def test_paddings_and_seconds() -> None:
-    assert [paddings(count) for count in (1, 2, 4, 5, 8)] == [[0], [1, 0], [3, 2, 1, 0], [3, 2, 2, 1, 0], [3, 2, 2, 2, 2, 2, 1, 0]]  # fmt: skip
+    assert [paddings(count) for count in (1, 2, 4, 5, 8)] == [
+        [0],
+        [1, 0],
+        [3, 2, 1, 0],
+        [3, 2, 2, 1, 0],
+        [3, 2, 2, 2, 2, 2, 1, 0],
+    ]
     assert [sections_for_seconds(seconds, 9) for seconds in (0.1, 1, 5, 60)] == [1, 1, 4, 50], (
         "whatever the fps is shown"
     )
 
 
 def test_what_is_left_open(video_place: Make) -> None:
-    place = video_place("hunyuan_video", sampling={"width": None, "height": None, "num_inference_steps": None, "prompts": [{"prompt": "a"}, {"prompt": "b", "num_inference_steps": 50}, {"prompt": "c", "num_inference_steps": 10, "seconds": 1.0}, {"prompt": "d", "flow_shift": 3.0, "frames": 7, "width": 250}]})  # fmt: skip
+    place = video_place(
+        "hunyuan_video",
+        sampling={
+            "width": None,
+            "height": None,
+            "num_inference_steps": None,
+            "prompts": [
+                {"prompt": "a"},
+                {"prompt": "b", "num_inference_steps": 50},
+                {"prompt": "c", "num_inference_steps": 10, "seconds": 1.0},
+                {"prompt": "d", "flow_shift": 3.0, "frames": 7, "width": 250},
+            ],
+        },
+    )
     run = prepared(place.file)
     first, second, third, fourth = run.prompts
     assert (first.width, first.height, first.num_inference_steps, first.frames) == (256, 256, 20, 1)
@@ -132,7 +165,17 @@ def test_what_is_left_open(video_place: Make) -> None:
         "prompt 4: 250x256 is made as 240x256 (multiples of 16)",
         "prompt 4: 7 frames are made as 5 (4n + 1)",
     ]
-    run = prepared(video_place("i2v", sampling={"dialect": "framepack", "width": None, "height": None, "prompts": [{"prompt": "a", "image": "start.png"}, {"prompt": "b", "image": "start.png", "frames": 40}]}).file)  # fmt: skip
+    run = prepared(
+        video_place(
+            "i2v",
+            sampling={
+                "dialect": "framepack",
+                "width": None,
+                "height": None,
+                "prompts": [{"prompt": "a", "image": "start.png"}, {"prompt": "b", "image": "start.png", "frames": 40}],
+            },
+        ).file
+    )
     assert [(p.frames, p.width) for p in run.prompts] == [(4 * 2 * 19 + 1, 640), (41 - 8, 640)]
     assert run.prompts[0].own is not None
     assert (run.prompts[0].own.guidance, run.prompts[0].num_inference_steps, run.prompts[0].sampler) == (
@@ -146,31 +189,115 @@ def test_what_is_left_open(video_place: Make) -> None:
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("i2v", {"model": {"latent_window_size": 6}}, "clips/1.mp4 gives clips of 21 frames; a section of 6 latent frames needs 25"),
-    ("i2v", {"dataset": {"sources": [{"path": "pics"}]}}, 'error: FramePack with variant = "i2v" trains on videos, and this source holds pictures'),
-    ("one_frame", {"dataset": {"sources": [{"path": "pics"}]}}, "error: one-frame training needs control images, and this source has none"),
-    ("one_frame", {"dataset": {"sources": [{"path": "pics", "control_path": "controls", "one_frame": {"clean_indices": [0, 3]}}]}}, "pics/0.png has 1 control images, one_frame.clean_indices 2"),
-    ("hunyuan_video", {"dataset": {"sources": [{"path": "pics", "control_path": "controls"}]}}, "error: `control_path` belongs to one-frame training"),
-    ("hunyuan_video", {"dataset": {"sources": [{"path": "clips", "kind": "video", "target_frames": [33]}]}}, "clips/0.mp4 has 30 frames, fewer than target_frames 33"),
+    (
+        "i2v",
+        {"model": {"latent_window_size": 6}},
+        "clips/1.mp4 gives clips of 21 frames; a section of 6 latent frames needs 25",
+    ),
+    (
+        "i2v",
+        {"dataset": {"sources": [{"path": "pics"}]}},
+        'error: FramePack with variant = "i2v" trains on videos, and this source holds pictures',
+    ),
+    (
+        "one_frame",
+        {"dataset": {"sources": [{"path": "pics"}]}},
+        "error: one-frame training needs control images, and this source has none",
+    ),
+    (
+        "one_frame",
+        {
+            "dataset": {
+                "sources": [{"path": "pics", "control_path": "controls", "one_frame": {"clean_indices": [0, 3]}}]
+            }
+        },
+        "pics/0.png has 1 control images, one_frame.clean_indices 2",
+    ),
+    (
+        "hunyuan_video",
+        {"dataset": {"sources": [{"path": "pics", "control_path": "controls"}]}},
+        "error: `control_path` belongs to one-frame training",
+    ),
+    (
+        "hunyuan_video",
+        {"dataset": {"sources": [{"path": "clips", "kind": "video", "target_frames": [33]}]}},
+        "clips/0.mp4 has 30 frames, fewer than target_frames 33",
+    ),
     ("hunyuan_video", {"dataset": {"sources": [{"path": "pics", "kind": "video"}]}}, "error: no videos in"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "a"}]}}, "error: prompt 1: FramePack makes videos from a picture, and this prompt has none"),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "a"}]}},
+        "error: prompt 1: FramePack makes videos from a picture, and this prompt has none",
+    ),
     ("i2v", {"sampling": {"prompts": [{"prompt": "a", "image": "no.png"}]}}, "error: prompt 1: there is no picture"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "0:a;;;5:b", "image": "start.png", "sections": 3}]}}, "error: prompt 1: `prompt`: '5' names section 5 of a video of 3 sections"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "a", "image": "0:start.png;;;-4:start.png", "sections": 3}]}}, "error: prompt 1: `image`: '-4' names section -4"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "sections": 3, "latent_paddings": [0]}]}}, "error: prompt 1: there are 1 latent_paddings for 3 sections"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "control_images": ["start.png"]}]}}, "error: prompt 1: family framepack cannot use `control_images`: it belongs to model.variant"),
-    ("i2v", {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "sections": 3, "seconds": 2.0}]}}, "`seconds` and `sections`; they say the same thing"),
-    ("one_frame", {"sampling": {"prompts": [{"prompt": "a"}]}}, "error: prompt 1: one-frame inference needs control images"),
-    ("one_frame", {"sampling": {"prompts": [{"prompt": "a", "control_images": ["start.png"], "frames": 9}]}}, "cannot use `frames`: one-frame inference makes one picture"),
-    ("hunyuan_video", {"sampling": {"prompts": [{"prompt": "a", "image": "start.png"}]}}, "error: prompt 1: family hunyuan_video cannot use `image`: it belongs to FramePack"),
-    ("hunyuan_video", {"training": {"memory": {"blocks_to_swap": 3}}}, "error: the denoiser has 4 blocks; some must stay"),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "0:a;;;5:b", "image": "start.png", "sections": 3}]}},
+        "error: prompt 1: `prompt`: '5' names section 5 of a video of 3 sections",
+    ),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "a", "image": "0:start.png;;;-4:start.png", "sections": 3}]}},
+        "error: prompt 1: `image`: '-4' names section -4",
+    ),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "sections": 3, "latent_paddings": [0]}]}},
+        "error: prompt 1: there are 1 latent_paddings for 3 sections",
+    ),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "control_images": ["start.png"]}]}},
+        "error: prompt 1: family framepack cannot use `control_images`: it belongs to model.variant",
+    ),
+    (
+        "i2v",
+        {"sampling": {"prompts": [{"prompt": "a", "image": "start.png", "sections": 3, "seconds": 2.0}]}},
+        "`seconds` and `sections`; they say the same thing",
+    ),
+    (
+        "one_frame",
+        {"sampling": {"prompts": [{"prompt": "a"}]}},
+        "error: prompt 1: one-frame inference needs control images",
+    ),
+    (
+        "one_frame",
+        {"sampling": {"prompts": [{"prompt": "a", "control_images": ["start.png"], "frames": 9}]}},
+        "cannot use `frames`: one-frame inference makes one picture",
+    ),
+    (
+        "hunyuan_video",
+        {"sampling": {"prompts": [{"prompt": "a", "image": "start.png"}]}},
+        "error: prompt 1: family hunyuan_video cannot use `image`: it belongs to FramePack",
+    ),
+    (
+        "hunyuan_video",
+        {"training": {"memory": {"blocks_to_swap": 3}}},
+        "error: the denoiser has 4 blocks; some must stay",
+    ),
     ("hunyuan_video", {"model": {"tokenizer_1": "model/tokenizer_2"}}, "error: the tokenizer in"),
     ("hunyuan_video", {"model": {"tokenizer_1": "nowhere"}}, "error: there is no file or folder"),
-    ("hunyuan_video", {"dataset": {"resolution": [30, 32], "buckets": {"enabled": False}}}, "30x32 is no multiple of 16, which the model needs"),
-    ("hunyuan_video", {"model": {"variant": "f1"}}, "family hunyuan_video cannot use `model.variant`: it belongs to FramePack"),
-    ("hunyuan_video", {"training": {"components": {"text_encoder_1": True}}}, "family hunyuan_video cannot use `training.components.text_encoder_1`"),
-    ("hunyuan_video", {"dataset": {"sources": [{"path": "clips", "kind": "video", "frame_extraction": "tail"}]}}, "frame_extraction"),
-]  # fmt: skip
+    (
+        "hunyuan_video",
+        {"dataset": {"resolution": [30, 32], "buckets": {"enabled": False}}},
+        "30x32 is no multiple of 16, which the model needs",
+    ),
+    (
+        "hunyuan_video",
+        {"model": {"variant": "f1"}},
+        "family hunyuan_video cannot use `model.variant`: it belongs to FramePack",
+    ),
+    (
+        "hunyuan_video",
+        {"training": {"components": {"text_encoder_1": True}}},
+        "family hunyuan_video cannot use `training.components.text_encoder_1`",
+    ),
+    (
+        "hunyuan_video",
+        {"dataset": {"sources": [{"path": "clips", "kind": "video", "frame_extraction": "tail"}]}},
+        "frame_extraction",
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "changes", "message"), BAD, ids=[message[:50] for _, _, message in BAD])
@@ -196,7 +323,9 @@ def test_a_whole_message(video_place: Make) -> None:
 def test_f1_ignores_an_end_image_and_says_so(video_place: Make) -> None:
     place = video_place("f1", sampling={"prompts": [{"prompt": "a", "image": "start.png", "end_image": "start.png"}]})
     run = prepared(place.file)
-    assert [item.message for item in run.warnings] == ['prompt 1: `end_image` is ignored with variant = "f1", which goes forward']  # fmt: skip
+    assert [item.message for item in run.warnings] == [
+        'prompt 1: `end_image` is ignored with variant = "f1", which goes forward'
+    ]
     assert run.prompts[0].own is not None
     assert run.prompts[0].own.end_image is None
 
@@ -248,12 +377,21 @@ def test_a_musubi_file_is_taken_as_it_is(video_place: Make) -> None:
         '[[datasets]]\nimage_directory = "pics"\nresolution = 32\n'
     )
     ours = {
-        "resolution": [48, 32], "batch_size": 2,
+        "resolution": [48, 32],
+        "batch_size": 2,
         "sources": [
-            {"path": "clips", "kind": "video", "target_frames": [1, 9], "frame_extraction": "uniform", "frame_sample": 2, "source_fps": 30.0, "repeats": 2},
+            {
+                "path": "clips",
+                "kind": "video",
+                "target_frames": [1, 9],
+                "frame_extraction": "uniform",
+                "frame_sample": 2,
+                "source_fps": 30.0,
+                "repeats": 2,
+            },
             {"path": "pics", "resolution": 32},
         ],
-    }  # fmt: skip
+    }
     place.base = {"model": {"family": "hunyuan_video"}, "dataset": {"batch_size": None, "resolution": None}}
     place.write(changes_of("hunyuan_video", dataset={"sources": None, "config_file": "dataset.toml", "held_out": None}))
     theirs = prepared(place.file).collection
@@ -271,7 +409,10 @@ def test_a_musubi_file_for_one_frame(video_place: Make) -> None:
         '[[datasets]]\nimage_directory = "pics"\ncontrol_directory = "controls"\nfp_latent_window_size = 2\n'
         "fp_1f_clean_indices = [0]\nfp_1f_target_index = 1\nfp_1f_no_post = true\n"
     )
-    place.base = {"model": {"family": "framepack", "variant": "one_frame", "latent_window_size": 2}, "dataset": {"batch_size": None, "resolution": None}}  # fmt: skip
+    place.base = {
+        "model": {"family": "framepack", "variant": "one_frame", "latent_window_size": 2},
+        "dataset": {"batch_size": None, "resolution": None},
+    }
     place.write(changes_of("one_frame", dataset={"sources": None, "config_file": "dataset.toml", "held_out": None}))
     items = prepared(place.file).collection.items
     assert {tuple(item.one_frame) for item in items if item.one_frame} == {(1, (0,), True, False, False, 2)}

@@ -13,7 +13,8 @@ from torch import Tensor
 from runner.config.schema import all_keys
 from runner.core.events import Events
 from runner.families.registry import family
-from runner.inputs import SampleInputs, TrainInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import compile_graph
 from runner.plan.prepare import Prepared
 from runner.stages.context import Context
@@ -26,20 +27,32 @@ SAMPLES = {"num_inference_steps": 3, "width": 32, "height": 32}
 BASES: dict[str, dict[str, Any]] = {
     "hv": {
         "model": {"family": "hunyuan_video", "checkpoint": "hunyuan_video"},
-        "dataset": {"resolution": [32, 32], "held_out": None, "sources": [{"path": "clips", "kind": "video", "target_frames": [5, 9]}]},
+        "dataset": {
+            "resolution": [32, 32],
+            "held_out": None,
+            "sources": [{"path": "clips", "kind": "video", "target_frames": [5, 9]}],
+        },
         "sampling": {**SAMPLES, "prompts": [{"prompt": "a thing"}]},
     },
     "i2v": {
         "model": {"family": "framepack", "checkpoint": "framepack", "latent_window_size": 2},
-        "dataset": {"resolution": [32, 32], "held_out": None, "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}]},
+        "dataset": {
+            "resolution": [32, 32],
+            "held_out": None,
+            "sources": [{"path": "clips", "kind": "video", "frame_extraction": "full"}],
+        },
         "sampling": {**SAMPLES, "prompts": [{"prompt": "a thing", "image": "start.png", "sections": 2}]},
     },
     "one": {
         "model": {"family": "framepack", "checkpoint": "framepack", "variant": "one_frame", "latent_window_size": 2},
-        "dataset": {"resolution": [32, 32], "held_out": None, "sources": [{"path": "pics", "control_path": "controls"}]},
+        "dataset": {
+            "resolution": [32, 32],
+            "held_out": None,
+            "sources": [{"path": "pics", "control_path": "controls"}],
+        },
         "sampling": {**SAMPLES, "prompts": [{"prompt": "a thing", "control_images": ["start.png"]}]},
     },
-}  # fmt: skip
+}
 
 
 def source(**changes: Any) -> dict[str, Any]:
@@ -66,8 +79,18 @@ CASES: list[tuple[str, str, Change, Change]] = [
     ("dataset.sources.control_path", "one", {}, {"dataset": {"sources": [{"path": "pics", "control_path": "others"}]}}),
     ("dataset.sources.target_frames", "hv", source(), source(target_frames=[5, 13])),
     ("dataset.sources.frame_extraction", "hv", source(), source(frame_extraction="chunk")),
-    ("dataset.sources.frame_stride", "hv", source(frame_extraction="slide", frame_stride=4), source(frame_extraction="slide", frame_stride=5)),
-    ("dataset.sources.frame_sample", "hv", source(frame_extraction="uniform", frame_sample=2), source(frame_extraction="uniform", frame_sample=3)),
+    (
+        "dataset.sources.frame_stride",
+        "hv",
+        source(frame_extraction="slide", frame_stride=4),
+        source(frame_extraction="slide", frame_stride=5),
+    ),
+    (
+        "dataset.sources.frame_sample",
+        "hv",
+        source(frame_extraction="uniform", frame_sample=2),
+        source(frame_extraction="uniform", frame_sample=3),
+    ),
     ("dataset.sources.max_frames", "hv", full(), full(max_frames=13)),
     ("dataset.sources.source_fps", "hv", source(), source(source_fps=48.0)),
     ("dataset.sources.one_frame.target_index", "one", {}, frame(target_index=1)),
@@ -77,18 +100,31 @@ CASES: list[tuple[str, str, Change, Change]] = [
     ("dataset.sources.one_frame.no_4x", "one", {}, frame(no_4x=True)),
     ("sampling.vae_chunk_size", "hv", {}, {"sampling": {"vae_chunk_size": 8}}),
     ("sampling.blocks_to_swap", "hv", {}, {"sampling": {"blocks_to_swap": 0}}),
-]  # fmt: skip
+]
 PROMPTS: list[tuple[str, str, Change, Any]] = [
-    ("frames", "hv", {}, 5), ("seconds", "hv", {}, 0.4), ("sections", "i2v", {}, 3), ("fps", "i2v", {}, 12.0),
-    ("embedded_guidance", "hv", {}, 1.0), ("guidance_rescale", "i2v", {"cfg_scale": 2.0}, 0.7), ("flow_shift", "hv", {}, 3.0),
-    ("image", "i2v", {}, "other.png"), ("end_image", "i2v", {}, "other.png"), ("image_mask", "one", {}, "mask.png"),
-    ("control_images", "one", {}, ["other.png"]), ("control_masks", "one", {}, ["mask.png"]),
-    ("one_frame.target_index", "one", {}, 1), ("one_frame.control_index", "one", {}, [5]), ("one_frame.no_post", "one", {}, True),
-    ("one_frame.no_2x", "one", {}, True), ("one_frame.no_4x", "one", {}, True), ("latent_paddings", "i2v", {}, [0, 0]),
+    ("frames", "hv", {}, 5),
+    ("seconds", "hv", {}, 0.4),
+    ("sections", "i2v", {}, 3),
+    ("fps", "i2v", {}, 12.0),
+    ("embedded_guidance", "hv", {}, 1.0),
+    ("guidance_rescale", "i2v", {"cfg_scale": 2.0}, 0.7),
+    ("flow_shift", "hv", {}, 3.0),
+    ("image", "i2v", {}, "other.png"),
+    ("end_image", "i2v", {}, "other.png"),
+    ("image_mask", "one", {}, "mask.png"),
+    ("control_images", "one", {}, ["other.png"]),
+    ("control_masks", "one", {}, ["mask.png"]),
+    ("one_frame.target_index", "one", {}, 1),
+    ("one_frame.control_index", "one", {}, [5]),
+    ("one_frame.no_post", "one", {}, True),
+    ("one_frame.no_2x", "one", {}, True),
+    ("one_frame.no_4x", "one", {}, True),
+    ("latent_paddings", "i2v", {}, [0, 0]),
     ("custom_system_prompt", "hv", {}, "Say what you see:"),
     ("rope_scaling_factor", "one", {"rope_scaling_timestep_threshold": 10.0}, 0.7),
-    ("rope_scaling_timestep_threshold", "one", {}, 10.0), ("bulk_decode", "i2v", {}, True),
-]  # fmt: skip
+    ("rope_scaling_timestep_threshold", "one", {}, 10.0),
+    ("bulk_decode", "i2v", {}, True),
+]
 VIDEO_KEYS = {name for name, *_ in CASES} | {
     f"sampling.{place}{name}" for name, *_ in PROMPTS for place in ("", "prompts.")
 }
@@ -184,7 +220,12 @@ def made(run: Prepared) -> Tensor:
     """Pixels of the first prompt by the base model."""
     graph, bundle = compile_graph(run), family(run.spec.name)
     context = Context(
-        bundle, run.store, graph.runtime, graph.of(TrainInputs).numerics, torch.device("cpu"), Events(None)
+        family=bundle,
+        store=run.store,
+        runtime=graph.runtime,
+        numerics=graph.of(TrainInputs).numerics,
+        device=torch.device("cpu"),
+        events=Events(None),
     )
     prompts = list(run.prompts)
     encoded = encode_prompts(context, prompts, False)

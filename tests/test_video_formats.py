@@ -17,13 +17,13 @@ from runner.errors import Invalid, InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.parts.files import CONFIGS
 from runner.families.registry import family
-from runner.families.spec import Target
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.formats.adapter_write import diffusers_state, kohya_state
-from runner.formats.tensors import write_tensors
+from runner.model.targets import Target
 from runner.networks.attach import Dropouts, attach
 from runner.networks.merge import merge_into, merged
 from runner.plan.prepare import Prepared
+from runner.weights.tensors import write_tensors
 from tests.adapters import merged_file
 from tests.inprocess import prepared
 from tests.support import DATA, Place
@@ -57,7 +57,9 @@ def adapted(place: Place, **network: Any) -> tuple[Prepared, dict[str, Tensor], 
     """(run, random adapter, the denoiser's weights)."""
     place.write({"network": {"rank": 2, "alpha": 1.0, **network}})
     run = prepared(place.file)
-    module = family(run.spec.name).load(run.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu")))
+    module = family(run.spec.name).load(
+        run.model, "denoiser", LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
+    )
     base = {"denoiser": {key: x.clone() for key, x in module.state_dict().items()}}
     state = {key: x.detach().clone() for key, x in attach({"denoiser": module}, run.targets, Dropouts(), -1, 1).items()}
     generator = torch.Generator().manual_seed(5)
@@ -93,7 +95,10 @@ def as_diffusion_pipe(run: Prepared, tensors: dict[str, Tensor]) -> dict[str, Te
     """The same file with diffusion-pipe's names: original paths with dots, lora_A and lora_B, no alpha."""
     from runner.families.hunyuan_video.architecture import hunyuan_layers
 
-    dotted = {f"lora_unet_{layer.original.replace('.', '_')}": layer.original for layer in hunyuan_layers(run.model.components["denoiser"].config)}  # fmt: skip
+    dotted = {
+        f"lora_unet_{layer.original.replace('.', '_')}": layer.original
+        for layer in hunyuan_layers(run.model.components["denoiser"].config)
+    }
     dotted |= {target.kohya: target.name for target in run.targets if target.kohya not in dotted}
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -115,7 +120,9 @@ def test_diffusers_own_class_loads_ours(family_place: Make, tmp_path: Path) -> N
     run, state, base = adapted(place)
     tensors, metadata = diffusers_state(run.targets, state, torch.float32)
     write_tensors(tmp_path / "x.safetensors", tensors, metadata)
-    theirs: Any = HunyuanVideoTransformer3DModel.from_pretrained(place.folder / "model" / "transformer", local_files_only=True)  # fmt: skip
+    theirs: Any = HunyuanVideoTransformer3DModel.from_pretrained(
+        place.folder / "model" / "transformer", local_files_only=True
+    )
     own = {key.removeprefix("transformer."): x for key, x in load_file(tmp_path / "x.safetensors").items()}
     settings = {
         key.removeprefix("transformer."): value for key, value in json.loads(metadata["lora_adapter_metadata"]).items()
@@ -135,7 +142,7 @@ def test_one_familys_lora_merges_into_the_other(family_place: Make, tmp_path: Pa
     write_tensors(file, kohya_state(run.targets, state, torch.float32))
     changed = merged(run.targets, state, base)["denoiser"]
     other = prepared(family_place(used).file)
-    module = family(used).load(other.model, "denoiser", LoadOptions(torch.float32, torch.device("cpu")))
+    module = family(used).load(other.model, "denoiser", LoadOptions(dtype=torch.float32, device=torch.device("cpu")))
     before = {key: x.clone() for key, x in module.state_dict().items()}
     lora = read_lora(file, other.spec.layers(other.model), 1.0)
     assert len({layer.full_name for change in lora.changes for layer in change.pieces}) == len(run.targets)
@@ -172,7 +179,7 @@ def test_a_file_of_another_model_is_refused(family_place: Make, tmp_path: Path) 
 
 def states(run: Prepared) -> dict[str, dict[str, Tensor]]:
     bundle = family(run.spec.name)
-    options = LoadOptions(torch.float32, torch.device("cpu"))
+    options = LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
     return {name: dict(bundle.load(run.model, name, options).state_dict()) for name in run.model.components}
 
 
@@ -200,9 +207,13 @@ def as_single_files(name: str, found: dict[str, dict[str, Tensor]], folder: Path
     write_tensors(folder / "llama.safetensors", {**llama, "lm_head.weight": torch.zeros(3, 2)})
     write_tensors(folder / "clip.safetensors", {f"text_model.{key}": x for key, x in found["text_encoder_2"].items()})
     given = {
-        "checkpoint": checkpoint, "vae": "files/vae.pt", "text_encoder_1": "files/llama.safetensors",
-        "tokenizer_1": "model/tokenizer", "text_encoder_2": "files/clip.safetensors", "tokenizer_2": "model/tokenizer_2",
-    }  # fmt: skip
+        "checkpoint": checkpoint,
+        "vae": "files/vae.pt",
+        "text_encoder_1": "files/llama.safetensors",
+        "tokenizer_1": "model/tokenizer",
+        "text_encoder_2": "files/clip.safetensors",
+        "tokenizer_2": "model/tokenizer_2",
+    }
     if name == "framepack":
         vision = {f"vision_model.{key}": x for key, x in found["image_encoder"].items()}
         write_tensors(folder / "siglip.safetensors", {**vision, "vision_model.head.probe": torch.zeros(1, 1, 3)})

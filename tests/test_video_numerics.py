@@ -25,11 +25,11 @@ from runner.families.hunyuan_video.architecture import hunyuan_layers
 from runner.families.hunyuan_video.spec import TRANSFORMER
 from runner.families.parts.classes import AUTOENCODER_KL_HUNYUAN_VIDEO
 from runner.families.parts.files import CONFIGS
-from runner.families.parts.layers import original_parameters, parameters
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import ModuleClass
 from runner.families.parts.video_autoencoder import video_vae_layers
 from runner.families.parts.video_vae import tile
+from runner.model.layers import original_parameters, parameters
 from tests.support import DATA, ROOT
 
 
@@ -41,8 +41,13 @@ def test_transformers_are_those_of_the_fixtures() -> None:
     """Batch 1 and 2, one frame, with and without history, on every attention; a training step; HunyuanVideo."""
     environment = {**os.environ, "MKL_CBWR": "COMPATIBLE", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.video_reference"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.video_reference"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 4 * 4 + 3
     assert {name: value for name, value in found.items() if value > 2e-5} == {}
@@ -126,21 +131,28 @@ def test_sections_are_those_of_the_published_program() -> None:
             }
             layout = section.layout
             assert [list(x) for x in (layout.target, layout.clean, layout.clean_2x, layout.clean_4x)] == [
-                expected["latent_indices"], expected["clean_latent_indices"], expected["clean_latent_2x_indices"],
+                expected["latent_indices"],
+                expected["clean_latent_indices"],
+                expected["clean_latent_2x_indices"],
                 expected["clean_latent_4x_indices"],
-            ]  # fmt: skip
+            ]
     for case in described["one_frame"]:
         if "error" in case:  # the published program crashes where no target is given; ours takes the window
             continue
         settings = OneFrame(
-            case["fp_1f_target_index"], tuple(case["fp_1f_clean_indices"]), case["fp_1f_no_post"], case["one_frame_no_2x"],
-            case["one_frame_no_4x"], case["latent_window_size"],
-        )  # fmt: skip
+            case["fp_1f_target_index"],
+            tuple(case["fp_1f_clean_indices"]),
+            case["fp_1f_no_post"],
+            case["one_frame_no_2x"],
+            case["one_frame_no_4x"],
+            case["latent_window_size"],
+        )
         layout = settings.layout()
         assert (list(layout.target), list(layout.clean)) == (case["latent_indices"], case["clean_latent_indices"])
         assert (list(layout.clean_2x) or None, list(layout.clean_4x) or None) == (
-            case["clean_2x_indices"], case["clean_4x_indices"],
-        )  # fmt: skip
+            case["clean_2x_indices"],
+            case["clean_4x_indices"],
+        )
 
 
 def test_windows_are_those_of_musubi_tuner() -> None:
@@ -148,9 +160,12 @@ def test_windows_are_those_of_musubi_tuner() -> None:
         if "windows" not in case:
             continue
         options = ClipOptions(
-            tuple(case["target_frames"] or (1,)), case["frame_extraction"], case["frame_stride"], case["frame_sample"],
-            case["max_frames"],
-        )  # fmt: skip
+            target_frames=tuple(case["target_frames"] or (1,)),
+            extraction=case["frame_extraction"],
+            stride=case["frame_stride"],
+            sample=case["frame_sample"],
+            max_frames=case["max_frames"],
+        )
         expected = list(dict.fromkeys((start, length) for start, length in case["windows"]))
         assert windows(case["n_frames"], options)[0] == expected, case
 
@@ -172,7 +187,15 @@ def test_frames_are_dropped_evenly(source: float, target: float) -> None:
 def test_buckets_are_those_of_musubi_tuner() -> None:
     for case in data("buckets")["cases"]:
         width, height = case["resolution"]
-        rule = BucketRule((width, height), case["enable_bucket"], 1, 2**31, 16, case["bucket_no_upscale"], True)
+        rule = BucketRule(
+            resolution=(width, height),
+            enabled=case["enable_bucket"],
+            min_size=1,
+            max_size=2**31,
+            step=16,
+            no_upscale=case["bucket_no_upscale"],
+            musubi=True,
+        )
         bucketing = Bucketing(rule)
         if case["enable_bucket"]:
             assert [list(size) for size in bucketing.sizes] == sorted(case["buckets"])
@@ -228,11 +251,15 @@ def test_the_autoencoder_is_that_of_diffusers_as_a_whole(tmp_path: Any) -> None:
     place = new_place(tmp_path / "place", tmp_path / "model")
     draw_clips(place.folder / "clips", [9])
     run = prepared(place.write(family_changes("hunyuan_video")))
-    ours: Any = family("hunyuan_video").load(run.model, "vae", LoadOptions(torch.float32, torch.device("cpu")))
+    ours: Any = family("hunyuan_video").load(
+        run.model, "vae", LoadOptions(dtype=torch.float32, device=torch.device("cpu"))
+    )
     theirs: Any = AutoencoderKLHunyuanVideo.from_pretrained(tmp_path / "model" / "vae", local_files_only=True)
     pixels = torch.rand(1, 3, 21, 64, 96) * 2 - 1
     with torch.no_grad():
-        assert not torch.allclose(theirs.encode(pixels).latent_dist.mode(), ours.encode(pixels).latent_dist.mode(), atol=1e-3), "framewise coding differs"  # fmt: skip
+        assert not torch.allclose(
+            theirs.encode(pixels).latent_dist.mode(), ours.encode(pixels).latent_dist.mode(), atol=1e-3
+        ), "framewise coding differs"
         theirs.use_framewise_encoding = theirs.use_framewise_decoding = False
         latents = theirs.encode(pixels).latent_dist.mode()
         torch.testing.assert_close(ours.encode(pixels).latent_dist.mode(), latents, rtol=1e-5, atol=1e-5)

@@ -14,9 +14,12 @@ from tests.stand_in import write_video
 from tests.support import ROOT, draw_clip, draw_pictures
 
 RECIPES = {
-    "hunyuan-video-lora": 440, "framepack-lora": 440, "framepack-f1-lora": 440, "framepack-one-frame-lora": 440,
+    "hunyuan-video-lora": 440,
+    "framepack-lora": 440,
+    "framepack-f1-lora": 440,
+    "framepack-one-frame-lora": 440,
     "framepack-full": 0,
-}  # fmt: skip
+}
 """Recipe → layers with adapters."""
 
 

@@ -102,7 +102,9 @@ def test_i2v_from_the_command_line(done: Callable[[str], Place]) -> None:
 
 def test_batch_files_and_interactive(done: Callable[[str], Place]) -> None:
     place = done("i2v")
-    (place.folder / "batch.txt").write_text("# two videos\na dog --i start.png --vs 1 --d 1 --s 2\n\na cat --i other.png --vs 2 --d 2 --s 2\n")  # fmt: skip
+    (place.folder / "batch.txt").write_text(
+        "# two videos\na dog --i start.png --vs 1 --d 1 --s 2\n\na cat --i other.png --vs 2 --d 2 --s 2\n"
+    )
     batch = sample(place, "--prompt-file", "batch.txt", "--dialect", "framepack", "--out", "batch")
     assert [frames_of(file) for file in batch] == [9, 17]
     lines = "a dog --i start.png --vs 1 --d 1 --s 2\na dog --x 2\na cat --i other.png --vs 2 --d 2 --s 2\n"
@@ -119,7 +121,9 @@ def test_batch_files_and_interactive(done: Callable[[str], Place]) -> None:
 
 def test_lora_files_and_merged_models(done: Callable[[str], Place]) -> None:
     place = done("i2v")
-    place.run("export", "--format", "kohya", "--to", "own.safetensors").ok() if (place.output / "best.safetensors").exists() else place.run("apply").ok()  # fmt: skip
+    place.run("export", "--format", "kohya", "--to", "own.safetensors").ok() if (
+        place.output / "best.safetensors"
+    ).exists() else place.run("apply").ok()
     own = place.output / "best.safetensors"
     common = [
         "--checkpoint",
@@ -166,12 +170,18 @@ def test_one_frame_from_the_command_line(done: Callable[[str], Place]) -> None:
         name: sample(place, *common, *more, "--out", name)[0]
         for name, more in {
             "plain": ("target_index=1,control_index=0", "--control-image", "start.png"),
-            "two": ("target_index=1,control_index=0;5,no_2x,no_4x", "--control-image", "start.png", "--control-image", "other.png"),
+            "two": (
+                "target_index=1,control_index=0;5,no_2x,no_4x",
+                "--control-image",
+                "start.png",
+                "--control-image",
+                "other.png",
+            ),
             "masked": ("target_index=1,control_index=0", "--control-image", "start.png", "--control-mask", "mask.png"),
             "image": ("default", "--image", "start.png"),
             "rope": ("default", "--image", "start.png", "--rope-scaling-timestep-threshold", "500"),
         }.items()
-    }  # fmt: skip
+    }
     assert {file.suffix for file in made.values()} == {".png"}
     assert len({file.read_bytes() for file in made.values()}) == 5
     text = Image.open(made["plain"]).text["runner"]  # type: ignore[attr-defined]
@@ -183,11 +193,20 @@ def test_one_frame_from_the_command_line(done: Callable[[str], Place]) -> None:
     [
         (["--prompt", "a"], "error: prompt 1: FramePack makes videos from a picture, and this prompt has none"),
         (["--prompt", "a", "--image", "no.png"], "error: prompt 1: there is no picture"),
-        (["--prompt", "0:a;;;4:b", "--image", "start.png", "--sections", "2"], "names section 4 of a video of 2 sections"),
-        (["--prompt", "a", "--image", "start.png", "--latent-paddings", "a"], "error: --one-frame or --latent-paddings: invalid literal"),
-        (["--prompt", "a", "--image", "start.png", "--blocks-to-swap", "40"], "error: the denoiser has 4 blocks; some must stay"),
+        (
+            ["--prompt", "0:a;;;4:b", "--image", "start.png", "--sections", "2"],
+            "names section 4 of a video of 2 sections",
+        ),
+        (
+            ["--prompt", "a", "--image", "start.png", "--latent-paddings", "a"],
+            "error: --one-frame or --latent-paddings: invalid literal",
+        ),
+        (
+            ["--prompt", "a", "--image", "start.png", "--blocks-to-swap", "40"],
+            "error: the denoiser has 4 blocks; some must stay",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests(done: Callable[[str], Place], arguments: list[str], message: str) -> None:
     place = done("i2v")
     result = place.run("sample", *arguments)

@@ -11,9 +11,9 @@ import pytest
 from runner.config.foreign import FOREIGN_KEYS
 from runner.config.foreign_values import FOREIGN_VALUES
 from runner.config.load import load
+from runner.config.optimizer_kinds import OPTIMIZERS
 from runner.config.schema import all_keys
 from runner.errors import InvalidConfig
-from runner.optim.kinds import OPTIMIZERS
 from tests.inprocess import Verbs, prepared, verb
 from tests.support import Place
 
@@ -43,18 +43,23 @@ def said(tmp_path: Path, text: str) -> list[tuple[str, str | None]]:
         ),
         (
             HEAD + TRAINING + 'optimizer = "AdamW8bit"\n',
-            '`training.optimizer` must be a table, not the text "AdamW8bit"', 'write [training.optimizer] with type = "adamw8bit"',
+            '`training.optimizer` must be a table, not the text "AdamW8bit"',
+            'write [training.optimizer] with type = "adamw8bit"',
         ),
         (
             HEAD + TRAINING + 'optimizer = "AdaFactor"\n',
-            '`training.optimizer` must be a table, not the text "AdaFactor"', 'write [training.optimizer] with type = "adafactor"',
+            '`training.optimizer` must be a table, not the text "AdaFactor"',
+            'write [training.optimizer] with type = "adafactor"',
         ),
         (
             HEAD + TRAINING + 'scheduler = "cosine"\n',
-            '`training.scheduler` must be a table, not the text "cosine"', 'write [training.scheduler] with type = "cosine"',
+            '`training.scheduler` must be a table, not the text "cosine"',
+            'write [training.scheduler] with type = "cosine"',
         ),
         (
-            HEAD + TRAINING + "ema = 0.999\n", "`training.ema` must be a table, not 0.999", "write [training.ema] with decay = 0.999",
+            HEAD + TRAINING + "ema = 0.999\n",
+            "`training.ema` must be a table, not 0.999",
+            "write [training.ema] with decay = 0.999",
         ),
         (
             HEAD + TRAINING + '[dataset]\nresolution = "1024,1024"\n',
@@ -73,7 +78,8 @@ def said(tmp_path: Path, text: str) -> list[tuple[str, str | None]]:
         ),
         (
             HEAD + TRAINING + '[dataset]\nvideo_directory = "clips"\n',
-            "unknown key `video_directory` in [dataset]", "here this is `dataset.sources.path`",
+            "unknown key `video_directory` in [dataset]",
+            "here this is `dataset.sources.path`",
         ),
         (
             HEAD.replace('"model"', '"C:\\pics\\x.safetensors"') + TRAINING,
@@ -102,7 +108,7 @@ def said(tmp_path: Path, text: str) -> list[tuple[str, str | None]]:
             "in double quotes a backslash begins an escape: write 'a\\tb' in single quotes, or \"a/tb\"",
         ),
     ],
-)  # fmt: skip
+)
 def test_values_of_other_tools(tmp_path: Path, text: str, message: str, hint: str) -> None:
     assert (message, hint) in said(tmp_path, text)
 
@@ -149,8 +155,9 @@ def test_missing_files_are_named_with_what_is_near(place: Place) -> None:
         assert problem(place, network={"init_from": name}) == (f"there is no file {place.folder / name}", near)
         assert problem(place, network={"base_weights": [name]}) == (f"there is no file {place.folder / name}", near)
     assert problem(place, model={"checkpoint": "weights/x.pt"}) == (
-        f"there is no file or folder {place.folder / 'weights' / 'x.pt'}", f"there is no folder {place.folder / 'weights'}"
-    )  # fmt: skip
+        f"there is no file or folder {place.folder / 'weights' / 'x.pt'}",
+        f"there is no folder {place.folder / 'weights'}",
+    )
     assert problem(place, model={"checkpoint": "models/zzz"}) == (f"there is no file or folder {models / 'zzz'}", None)
     message, hint = problem(place, model={"checkpoint": "stabilityai/sdxl-turbo"})
     assert "is not in the local hub cache" in message
@@ -163,8 +170,9 @@ def test_prompt_files_and_run_files_that_are_missing(place: Place, verb: Verbs) 
     (place.folder / "prompts.txt").write_text("a cat\n")
     near = f"did you mean {place.folder / 'prompts.txt'}?"
     assert problem(place, sampling={"prompt_file": "prompt.txt"}) == (
-        f"there is no prompt file {place.folder / 'prompt.txt'}", near
-    )  # fmt: skip
+        f"there is no prompt file {place.folder / 'prompt.txt'}",
+        near,
+    )
     assert verb(place, "plan", "runn.toml").err == (
         f"error: there is no file runn.toml\nhint: did you mean {place.file}?\n\n"
     )

@@ -18,8 +18,8 @@ from runner.families.framepack.transformer import Clean, FramepackTransformer
 from runner.families.hunyuan_video.architecture import hunyuan_layers
 from runner.families.hunyuan_video.transformer import HunyuanVideoTransformer
 from runner.families.parts.attention import Attention, set_attention
-from runner.families.parts.layers import origins
 from runner.families.parts.load import from_origin
+from runner.model.layers import origins
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -46,10 +46,18 @@ def answer(model: Any, tensors: dict[str, Tensor], case: str, **changes: Tensor)
         return Clean(given[name], given[index]) if name in given else None
 
     result: Tensor = model(
-        given["hidden_states"], given["timestep"], given["encoder_hidden_states"], given["encoder_attention_mask"],
-        given["pooled_projections"], given["guidance"], given["image_embeddings"], given["latent_indices"], clean(""),
-        clean("_2x"), clean("_4x"),
-    )  # fmt: skip
+        given["hidden_states"],
+        given["timestep"],
+        given["encoder_hidden_states"],
+        given["encoder_attention_mask"],
+        given["pooled_projections"],
+        given["guidance"],
+        given["image_embeddings"],
+        given["latent_indices"],
+        clean(""),
+        clean("_2x"),
+        clean("_4x"),
+    )
     return result
 
 
@@ -93,8 +101,13 @@ def hunyuan(config: dict[str, Any]) -> float:
     given = {key[3:]: x for key, x in tensors.items() if key.startswith("in.")}
     with torch.no_grad():
         out = model(
-            given["x"], given["timestep"], given["text_states"], given["text_mask"], given["text_states_2"], given["guidance"]
-        )  # fmt: skip
+            given["x"],
+            given["timestep"],
+            given["text_states"],
+            given["text_mask"],
+            given["text_states_2"],
+            given["guidance"],
+        )
     return float((out - tensors["out"]).abs().max())
 
 

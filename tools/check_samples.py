@@ -73,7 +73,14 @@ def make(run_file: Path, checkpoint: str, wanted: Sequence[str], folder: Path, c
     prompts = [p for p in read_prompt_file(PROMPTS, "kohya") if p.prompt.split()[2] in wanted]
     sampling = prepared.config.sampling.model_copy(update={"cfg_scale": cfg_scale, "num_inference_steps": steps})
     files = partial(prompt_file, prepared.store, prepared.folder)
-    readying = Readying(sampling, prepared.spec, prepared.model, prepared.config.run.seed, {}, files)
+    readying = Readying(
+        sampling=sampling,
+        spec=prepared.spec,
+        model=prepared.model,
+        seed=prepared.config.run.seed,
+        drawn={},
+        files=files,
+    )
     ready = [readying.ready(index, prompt) for index, prompt in enumerate(prompts)]
     pictures = list(Sampling(prepared, checkpoint, keep_loaded=False).make(ready, folder))
     return quality([prompt.prompt for prompt in prompts], pictures)

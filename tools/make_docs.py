@@ -24,13 +24,23 @@ LEARNING_RATES = {"lora": "1e-4", "full": "1e-5"}
 
 SOURCE_KEYS = ("repeats", "class_tokens", "regularization", "weight")
 VIDEO_SOURCE_KEYS = (
-    "kind", "control_path", "target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps",
-)  # fmt: skip
+    "kind",
+    "control_path",
+    "target_frames",
+    "frame_extraction",
+    "frame_stride",
+    "frame_sample",
+    "max_frames",
+    "source_fps",
+)
 VIDEO_GIVEN = {
-    "model.vae": '"models/vae.safetensors"', "model.text_encoder_1": '"models/llama.safetensors"',
-    "model.tokenizer_1": '"models/llama-tokenizer"', "model.text_encoder_2": '"models/clip_l.safetensors"',
-    "dataset.sources.path": '"clips"', "dataset.sources.kind": '"video"',
-}  # fmt: skip
+    "model.vae": '"models/vae.safetensors"',
+    "model.text_encoder_1": '"models/llama.safetensors"',
+    "model.tokenizer_1": '"models/llama-tokenizer"',
+    "model.text_encoder_2": '"models/clip_l.safetensors"',
+    "dataset.sources.path": '"clips"',
+    "dataset.sources.kind": '"video"',
+}
 """Video models come in several files."""
 
 
@@ -81,9 +91,13 @@ def skeleton(family: str, method: str) -> str:
         "schema_version = 1",
     ]
     given = {
-        "run.name": '"my-run"', "model.family": f'"{family}"', "model.checkpoint": '"models/model.safetensors"',
-        "dataset.sources.path": '"images"', "training.max_train_steps": "1000", "training.learning_rate": LEARNING_RATES[method],
-    }  # fmt: skip
+        "run.name": '"my-run"',
+        "model.family": f'"{family}"',
+        "model.checkpoint": '"models/model.safetensors"',
+        "dataset.sources.path": '"images"',
+        "training.max_train_steps": "1000",
+        "training.learning_rate": LEARNING_RATES[method],
+    }
     given |= VIDEO_GIVEN if spec.clips is not None else {}
     given |= (
         {"model.image_encoder": '"models/image_encoder.safetensors"', "dataset.sources.frame_extraction": '"full"'}

@@ -23,7 +23,7 @@ _AS_APPLIED = 3
 def run_of(file: Path, settings: tuple[str, ...]) -> tuple[Store, Path, str]:
     """The store, folder and name of a run. Raises `InvalidConfig` where run.toml does not say them."""
     from runner.config.load import load
-    from runner.families.locate import resolve_path
+    from runner.files import resolve_path
 
     loaded = load(file, settings)
     name, given = (loaded.source.value(("run", key)) for key in ("name", "output_dir"))
@@ -35,7 +35,8 @@ def run_of(file: Path, settings: tuple[str, ...]) -> tuple[Store, Path, str]:
 
 def stages_of(checkpoint: str) -> tuple[type[Inputs], ...]:
     """The stages that have to be as they were applied where a checkpoint is named so, by their inputs."""
-    from runner.inputs import SelectInputs, TrainInputs
+    from runner.inputs.select import SelectInputs
+    from runner.inputs.train import TrainInputs
 
     if checkpoint == "best":
         return (TrainInputs, SelectInputs)
@@ -68,7 +69,9 @@ def _say_elsewhere(store: Store, file: Path) -> None:
         settings = Applied(record, place).settings
         own = [typed for typed in settings if typed.partition("=")[0].strip() in ("run", "run.name", "run.output_dir")]
         if own and record.get("file") == store.portable(file):
-            out.say(f"note: {file.name} was applied as run {record.get('name')!r}; that run is named by {settings_text(own)}")  # fmt: skip
+            out.say(
+                f"note: {file.name} was applied as run {record.get('name')!r}; that run is named by {settings_text(own)}"
+            )
 
 
 def _check(applied: Applied, prepared: Prepared, stages: Sequence[type[Inputs]], settings: tuple[str, ...]) -> None:

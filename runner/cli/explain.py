@@ -62,9 +62,10 @@ def _search(name: str, wanted: str, keys: dict[str, Key]) -> None:
             theirs.setdefault(ours, []).append(other)
     pattern = re.compile(rf"\b{re.escape(word.replace('_', ' '))}|\b{re.escape(word)}", re.IGNORECASE)
     told = [
-        dotted for dotted, key in keys.items()
+        dotted
+        for dotted, key in keys.items()
         if dotted not in named and not _of_source(dotted, keys) and pattern.search(key.documentation)
-    ]  # fmt: skip
+    ]
     if not named and not theirs and not told and foreign is None:
         near = difflib.get_close_matches(wanted, [*keys, *FOREIGN_KEYS], 3, 0.5)
         hint = f"there is {', '.join(near)}" if near else "`runner explain training` lists a section's keys"

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--checkpoint", default="best", help="best, last or a step (50, 50:ema).")
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), help="Unset: training.checkpoints.dtype.")
-def command(
-    file: Path, settings: tuple[str, ...], form: str, target: Path, checkpoint: str, dtype: str | None
-) -> int:  # fmt: skip
+def command(file: Path, settings: tuple[str, ...], form: str, target: Path, checkpoint: str, dtype: str | None) -> int:
     """Write a checkpoint of what FILE's run last applied, its --set included, as other programs load it.
 
     An existing file is not overwritten.
@@ -60,7 +58,7 @@ def _made(prepared: Prepared, form: str, checkpoint: str, dtype: str | None) -> 
     from runner.execute.apply import Apply
     from runner.execute.checkpoint import find_checkpoint, run_checkpoints
     from runner.execute.export import Exporter
-    from runner.inputs import TrainInputs
+    from runner.inputs.train import TrainInputs
     from runner.stages.stop import StopFlag
 
     session = Apply(prepared, Events(None), StopFlag(), None, "")

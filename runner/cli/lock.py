@@ -19,7 +19,7 @@ _HINT = "apply without --locked to write a new lock, or bring them back"
 
 def _content(prepared: Prepared, graph: Graph) -> dict[str, dict[str, Any]]:
     """What is known without torch."""
-    from runner.plan.fingerprint import fingerprint
+    from runner.identity import fingerprint
     from runner.plan.history import flat_config
 
     config = {key: value for key, value in flat_config(prepared.config).items() if key != "run.output_dir"}

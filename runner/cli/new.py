@@ -26,9 +26,15 @@ from runner.errors import UsageError
 @click.option("--out", "target", type=click.Path(path_type=Path), default=Path("run.toml"), help="The file to write.")
 @settings_option
 def command(
-    model: str, images: Path, memory: str | None, method: str | None, class_tokens: str | None, name: str | None,
-    target: Path, settings: tuple[str, ...],
-) -> None:  # fmt: skip
+    model: str,
+    images: Path,
+    memory: str | None,
+    method: str | None,
+    class_tokens: str | None,
+    name: str | None,
+    target: Path,
+    settings: tuple[str, ...],
+) -> None:
     """Write a short run.toml for MODEL and IMAGES, with settings that fit into this machine's GPU or into --memory. On a
     terminal it asks for what is not given; elsewhere it asks nothing."""
     from runner.atomic import write_text
@@ -47,7 +53,18 @@ def command(
     if without and class_tokens is None and asks:
         noun = "picture has" if without == 1 else "pictures have"
         class_tokens = click.prompt(f"{without} {noun} no caption. Their caption?", default="", err=True) or None
-    proposal = propose(Wishes(model, images, method or "lora", class_tokens, name, limit, settings), target)
+    proposal = propose(
+        Wishes(
+            model=model,
+            images=images,
+            method=method or "lora",
+            class_tokens=class_tokens,
+            name=name,
+            memory=limit,
+            settings=settings,
+        ),
+        target,
+    )
     schema = target.parent / SCHEMA
     if not schema.exists():
         write_text(schema, schema_text())
@@ -69,16 +86,19 @@ def _found_memory() -> int | None:
     return found[0].memory
 
 
-def _asked(
-    images: Path, name: str | None, method: str | None, limit: int | None
-) -> tuple[str, str, int | None]:  # fmt: skip
+def _asked(images: Path, name: str | None, method: str | None, limit: int | None) -> tuple[str, str, int | None]:
     """Name, method and memory, as typed on the terminal where they are not given."""
     from runner.plan.propose import default_name
 
     if name is None:
         name = click.prompt("Name of the run", default=default_name(images), value_proc=_typed_name, err=True)
     if method is None:
-        method = click.prompt("Train an adapter (lora) or the whole model (full)?", default="lora", type=click.Choice(("lora", "full")), err=True)  # fmt: skip
+        method = click.prompt(
+            "Train an adapter (lora) or the whole model (full)?",
+            default="lora",
+            type=click.Choice(("lora", "full")),
+            err=True,
+        )
     if limit is None:
         limit = _found_memory()
     if limit is None:

@@ -111,9 +111,13 @@ def _live() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     bars = Bars(
-        TextColumn("{task.description:<14}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
-        console=console, transient=False,
-    )  # fmt: skip
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=False,
+    )
 
     class Live:
         """One bar a stage."""

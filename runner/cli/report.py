@@ -17,7 +17,9 @@ from runner.errors import Exit, Invalid
 @settings_option
 def command(file: Path, settings: tuple[str, ...]) -> int:
     """Make strip.png and report.html again, of what FILE's run last applied, its --set included."""
-    from runner.inputs import SampleInputs, SelectInputs, TrainInputs
+    from runner.inputs.sample import SampleInputs
+    from runner.inputs.select import SelectInputs
+    from runner.inputs.train import TrainInputs
     from runner.plan.current import finished_training
     from runner.plan.diff import make_plan
     from runner.plan.render import render_plan

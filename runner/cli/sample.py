@@ -27,22 +27,38 @@ if TYPE_CHECKING:
 
 LENGTHS = ("frames", "seconds", "sections")
 _KEYS: tuple[tuple[str, Any], ...] = (
-    ("--negative-prompt", str), ("--width", click.IntRange(8, 8192)), ("--height", click.IntRange(8, 8192)),
-    ("--num-inference-steps", click.IntRange(1, 1000)), ("--cfg-scale", click.FloatRange(0, 100)), ("--sampler", str),
+    ("--negative-prompt", str),
+    ("--width", click.IntRange(8, 8192)),
+    ("--height", click.IntRange(8, 8192)),
+    ("--num-inference-steps", click.IntRange(1, 1000)),
+    ("--cfg-scale", click.FloatRange(0, 100)),
+    ("--sampler", str),
     ("--seed", int),
-    ("--frames", click.IntRange(1)), ("--seconds", click.FloatRange(0, min_open=True)), ("--sections", click.IntRange(1)),
-    ("--fps", click.FloatRange(1, 240)), ("--embedded-guidance", click.FloatRange(0, 100)),
-    ("--guidance-rescale", click.FloatRange(0, 1)), ("--flow-shift", click.FloatRange(0, 100, min_open=True)),
-    ("--image", str), ("--end-image", str), ("--image-mask", str), ("--control-image", str), ("--control-mask", str),
-    ("--one-frame", str), ("--latent-paddings", str), ("--custom-system-prompt", str),
+    ("--frames", click.IntRange(1)),
+    ("--seconds", click.FloatRange(0, min_open=True)),
+    ("--sections", click.IntRange(1)),
+    ("--fps", click.FloatRange(1, 240)),
+    ("--embedded-guidance", click.FloatRange(0, 100)),
+    ("--guidance-rescale", click.FloatRange(0, 1)),
+    ("--flow-shift", click.FloatRange(0, 100, min_open=True)),
+    ("--image", str),
+    ("--end-image", str),
+    ("--image-mask", str),
+    ("--control-image", str),
+    ("--control-mask", str),
+    ("--one-frame", str),
+    ("--latent-paddings", str),
+    ("--custom-system-prompt", str),
     ("--rope-scaling-factor", click.FloatRange(0, 4, min_open=True)),
     ("--rope-scaling-timestep-threshold", click.FloatRange(0, 1000)),
-)  # fmt: skip
+)
 _WRITTEN = {
     "one_frame": " Written as in a prompt file: target_index=1,control_index=0;10,no_post.",
-    "latent_paddings": " Written with commas: 3,2,1,0.", "control_image": " May be given again.",
-    "control_mask": " May be given again.", "seed": " Here -1 draws one at each call.",
-}  # fmt: skip
+    "latent_paddings": " Written with commas: 3,2,1,0.",
+    "control_image": " May be given again.",
+    "control_mask": " May be given again.",
+    "seed": " Here -1 draws one at each call.",
+}
 """What the command line adds to the schema's words."""
 _REPEATED = {"control_image": "control_images", "control_mask": "control_masks"}
 
@@ -111,11 +127,25 @@ def _key_options(command: Any) -> Any:
 @click.option("--vae-tile-size", type=click.IntRange(64, 8192), help="Side of the tiles that are decoded, in pixels.")
 @click.option("--blocks-to-swap", type=click.IntRange(0), help="Blocks of the denoiser that wait in the host's memory.")
 def command(
-    file: Path, settings: tuple[str, ...], checkpoint: str, texts: tuple[str, ...], prompt_file: Path | None,
-    dialect: str | None, interactive: bool, folder: Path | None, loras: tuple[str, ...], include: tuple[str, ...],
-    exclude: tuple[str, ...], skip_unknown: bool, save_merged: Path | None, output_type: str, vae_chunk_size: int | None,
-    vae_tile_size: int | None, blocks_to_swap: int | None, **defaults: Any,
-) -> int:  # fmt: skip
+    file: Path,
+    settings: tuple[str, ...],
+    checkpoint: str,
+    texts: tuple[str, ...],
+    prompt_file: Path | None,
+    dialect: str | None,
+    interactive: bool,
+    folder: Path | None,
+    loras: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    skip_unknown: bool,
+    save_merged: Path | None,
+    output_type: str,
+    vae_chunk_size: int | None,
+    vae_tile_size: int | None,
+    blocks_to_swap: int | None,
+    **defaults: Any,
+) -> int:
     """Make pictures with a checkpoint of what FILE's run last applied, its --set included.
 
     Without prompts, those of run.toml are made: the same bytes as in training. --width and the other keys of
@@ -125,7 +155,7 @@ def command(
         raise UsageError(
             "--include, --exclude and --skip-unknown are for LoRA files, and none is given", hint="say --lora FILE"
         )
-    patterns = (_expressions("--include", include), _expressions("--exclude", exclude))
+    include, exclude = _expressions("--include", include), _expressions("--exclude", exclude)
     files = [_lora_file(lora) for lora in loras]
     if save_merged is not None and save_merged.suffix != ".safetensors":
         raise UsageError(f"--save-merged {save_merged}: the file is a .safetensors file")
@@ -149,7 +179,10 @@ def command(
     from runner.store.lock import in_use
 
     target = folder or prepared.output_dir / "samples" / "made"
-    loaded = [LoraFile(*given, *patterns, skip_unknown) for given in files]
+    loaded = [
+        LoraFile(file=file, multiplier=factor, include=include, exclude=exclude, skip_unknown=skip_unknown)
+        for file, factor in files
+    ]
     with in_use(prepared.store, "runner sample"):
         sampling = Sampling(prepared, checkpoint, keep_loaded=interactive, loras=loaded, output=output_type)
         for note in sampling.notes:
@@ -214,12 +247,7 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
     """Fills in what a prompt leaves open: from the command line, then [sampling], then the family."""
     from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem, sampler_name
     from runner.config.prompts import located
-    from runner.families.prompts import (
-        PromptProblem,
-        Readying,
-        pure_noise,
-        sampler_problem,
-    )
+    from runner.families.prompts import PromptProblem, Readying, pure_noise, sampler_problem
     from runner.plan.prompts import prompt_file
 
     why_pure = pure_noise(prepared.config, prepared.model)
@@ -244,9 +272,15 @@ def _ready(prepared: Prepared, placed: list[Placed], defaults: dict[str, Any], d
         kept = kept.model_copy(update=dict.fromkeys(LENGTHS))
     sampling = located(kept.model_copy(update=given), Path.cwd(), set(given))
     readying = Readying(
-        sampling, prepared.spec, prepared.model, prepared.config.run.seed, {},
-        partial(prompt_file, prepared.store, prepared.folder), dialect, why_pure,
-    )  # fmt: skip
+        sampling=sampling,
+        spec=prepared.spec,
+        model=prepared.model,
+        seed=prepared.config.run.seed,
+        drawn={},
+        files=partial(prompt_file, prepared.store, prepared.folder),
+        dialect=dialect,
+        pure_noise=why_pure,
+    )
     ready, wrong = [], []
     for index, prompt in enumerate(found):
         try:

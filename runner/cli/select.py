@@ -29,7 +29,7 @@ def command(file: Path, settings: tuple[str, ...], step: int | None, weights: st
 
     It is chosen among the checkpoints of what FILE's run last applied, its --set included.
     """
-    from runner.inputs import TrainInputs
+    from runner.inputs.train import TrainInputs
     from runner.plan.current import current_graph, finished_training
     from runner.store.lock import run_held
     from runner.store.run_folder import clear_pin, write_pin

@@ -84,12 +84,24 @@ def status_of(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     # Until an apply is done the folder shows what was chosen of the one before it.
     chosen, loss = _chosen(output) if record.get("complete", True) else (None, None)
     return {
-        "name": record["name"], "file": str(file), "output_dir": str(output), "state": state,
-        "stage": last.get("stage"), "step": step.get("step"), "total": record.get("steps"), "loss": step.get("loss"),
-        "steps_per_second": rate, "seconds": _seconds(events, step.get("stage")), "seconds_left": left, "last_event": last.get("time"),
-        "chosen": chosen, "chosen_loss": loss, "settings": list(applied.settings), "file_changed": _changed(applied, file),
+        "name": record["name"],
+        "file": str(file),
+        "output_dir": str(output),
+        "state": state,
+        "stage": last.get("stage"),
+        "step": step.get("step"),
+        "total": record.get("steps"),
+        "loss": step.get("loss"),
+        "steps_per_second": rate,
+        "seconds": _seconds(events, step.get("stage")),
+        "seconds_left": left,
+        "last_event": last.get("time"),
+        "chosen": chosen,
+        "chosen_loss": loss,
+        "settings": list(applied.settings),
+        "file_changed": _changed(applied, file),
         "reason": last.get("text") if state in ("failed", "stopped") else None,
-    }  # fmt: skip
+    }
 
 
 def _changed(applied: Applied, file: Path) -> bool | None:
@@ -168,9 +180,19 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     loss, chosen_loss = (f"{row[key]:.4f}" if row[key] is not None else "" for key in ("loss", "chosen_loss"))
     last = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["last_event"])) if row["last_event"] is not None else ""
     return (
-        row["name"], row["state"], row["stage"] or "", f"{row['step'] or 0}/{row['total']}", loss, row["chosen"] or "",
-        chosen_loss, speed, left, took, last, _shown_folder(row),
-    )  # fmt: skip
+        row["name"],
+        row["state"],
+        row["stage"] or "",
+        f"{row['step'] or 0}/{row['total']}",
+        loss,
+        row["chosen"] or "",
+        chosen_loss,
+        speed,
+        left,
+        took,
+        last,
+        _shown_folder(row),
+    )
 
 
 def _shown_folder(row: dict[str, Any]) -> str:

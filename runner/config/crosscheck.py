@@ -27,10 +27,24 @@ def cross_check(config: RunConfig, source: Source) -> list[Diagnostic]:
 
 
 _PATHS = frozenset(
-    ("checkpoint", "vae", "image_encoder", "init_from", "config_file", "path", "control_path", "mask_path", "prompt_file",
-     "image", "end_image", "image_mask", "directory", "output_dir",
-     *(f"{kind}_{number}" for kind in ("text_encoder", "tokenizer") for number in (1, 2, 3)))
-)  # fmt: skip
+    (
+        "checkpoint",
+        "vae",
+        "image_encoder",
+        "init_from",
+        "config_file",
+        "path",
+        "control_path",
+        "mask_path",
+        "prompt_file",
+        "image",
+        "end_image",
+        "image_mask",
+        "directory",
+        "output_dir",
+        *(f"{kind}_{number}" for kind in ("text_encoder", "tokenizer") for number in (1, 2, 3)),
+    )
+)
 """Keys that name files and folders."""
 
 
@@ -67,22 +81,26 @@ def _exclusive(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         if len(given) > 1:
             listed = " and ".join(f"`{name}`" for name in given)
             yield conflict(
-                source, f"[{dotted(section)}] has {listed}; they say the same thing",
-                [(*section, name) for name in given], "keep one of them",
-            )  # fmt: skip
+                source,
+                f"[{dotted(section)}] has {listed}; they say the same thing",
+                [(*section, name) for name in given],
+                "keep one of them",
+            )
     held_out = source.value(("dataset", "held_out"))
     if isinstance(held_out, dict) and "path" not in held_out:
         section = ("dataset", "held_out")
         for name in (name for name in held_out if name not in ("fraction", "count")):
             yield Diagnostic(
-                f"`{name}` of [dataset.held_out] goes with `path`", source.key_places((*section, name)),
+                f"`{name}` of [dataset.held_out] goes with `path`",
+                source.key_places((*section, name)),
                 "items that are held out of the sources are as in their source; take it out",
-            )  # fmt: skip
+            )
     if isinstance(held_out, dict) and not held_out:
         yield Diagnostic(
-            "[dataset.held_out] is empty", source.header_places(("dataset", "held_out")),
+            "[dataset.held_out] is empty",
+            source.header_places(("dataset", "held_out")),
             "give one of fraction, count and path, or leave the section out",
-        )  # fmt: skip
+        )
 
 
 def _length(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -90,37 +108,48 @@ def _length(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         written = source.value(("training",)) or {}
         if "max_train_steps" not in written and "max_train_epochs" not in written:
             yield Diagnostic(
-                "[training] needs `max_train_steps` or `max_train_epochs`", source.header_places(("training",)),
+                "[training] needs `max_train_steps` or `max_train_epochs`",
+                source.header_places(("training",)),
                 "say how long to train: max_train_steps = 1000",
-            )  # fmt: skip
+            )
 
 
 def _network(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     network, components = config.network, config.training.components
     if network is not None and config.model.from_scratch:
         yield conflict(
-            source, "from_scratch draws new weights for the parts that train, but with [network] only the adapter trains",
-            [("model", "from_scratch"), ("network",)], "leave out [network] to train from scratch, or from_scratch to train an adapter",
-        )  # fmt: skip
+            source,
+            "from_scratch draws new weights for the parts that train, but with [network] only the adapter trains",
+            [("model", "from_scratch"), ("network",)],
+            "leave out [network] to train from scratch, or from_scratch to train an adapter",
+        )
     if network is not None and network.conv_alpha is not None and network.conv_rank is None:
         yield conflict(
-            source, "`conv_alpha` without `conv_rank`: there are no adapters on convolutions",
-            [("network", "conv_alpha")], "set network.conv_rank too, or take conv_alpha out",
-        )  # fmt: skip
+            source,
+            "`conv_alpha` without `conv_rank`: there are no adapters on convolutions",
+            [("network", "conv_alpha")],
+            "set network.conv_rank too, or take conv_alpha out",
+        )
     if network is not None:
         yield from _adapter(config, source)
     if not components.denoiser and not components.text_encoders:
         yield conflict(
-            source, "nothing trains: every component is off", [("training", "components", "denoiser")],
+            source,
+            "nothing trains: every component is off",
+            [("training", "components", "denoiser")],
             "turn on training.components.denoiser or text_encoder_1",
-        )  # fmt: skip
+        )
 
 
 _FOR_KINDS: dict[str, tuple[str, ...]] = {
-    "dropout": ("lora", "dora"), "rank_dropout": ("lora", "loha", "lokr"), "module_dropout": ("lora", "loha", "lokr"),
-    "decompose_factor": ("lokr",), "scale_weight_norms": ("lora",), "rslora": ("lora", "dora", "loha", "lokr"),
+    "dropout": ("lora", "dora"),
+    "rank_dropout": ("lora", "loha", "lokr"),
+    "module_dropout": ("lora", "loha", "lokr"),
+    "decompose_factor": ("lokr",),
+    "scale_weight_norms": ("lora",),
+    "rslora": ("lora", "dora", "loha", "lokr"),
     "alpha": ("lora", "dora", "loha", "lokr"),
-}  # fmt: skip
+}
 """Kinds of adapters that a key of [network] means something for."""
 
 
@@ -131,14 +160,18 @@ def _adapter(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         if source.value(("network", name)) not in (None, False, 0, 0.0, -1) and network.type not in kinds:
             verb = "is for" if len(kinds) == 1 else "is not for"
             yield conflict(
-                source, f"`{name}` {verb} {kinds[0] if len(kinds) == 1 else network.type}",
-                [("network", name), ("network", "type")], f"it works with {', '.join(kinds)}; take it out",
-            )  # fmt: skip
+                source,
+                f"`{name}` {verb} {kinds[0] if len(kinds) == 1 else network.type}",
+                [("network", name), ("network", "type")],
+                f"it works with {', '.join(kinds)}; take it out",
+            )
     if network.type == "oft" and network.conv_rank is not None:
         yield conflict(
-            source, "oft on 3x3 convolutions would not start as the model that it is for",
-            [("network", "conv_rank"), ("network", "type")], "take conv_rank out",
-        )  # fmt: skip
+            source,
+            "oft on 3x3 convolutions would not start as the model that it is for",
+            [("network", "conv_rank"), ("network", "type")],
+            "take conv_rank out",
+        )
 
 
 def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
@@ -146,51 +179,63 @@ def _dataset(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     written = source.value(("dataset",)) or {}
     if dataset.config_file is not None and dataset.sources:
         yield conflict(
-            source, "`config_file` owns the sources; [[dataset.sources]] would be others",
-            [("dataset", "config_file"), ("dataset", "sources", 0)], "keep one of them",
-        )  # fmt: skip
+            source,
+            "`config_file` owns the sources; [[dataset.sources]] would be others",
+            [("dataset", "config_file"), ("dataset", "sources", 0)],
+            "keep one of them",
+        )
     elif dataset.config_file is None and not dataset.sources and "sources" not in written:
         yield Diagnostic(
-            "[dataset] needs a source", source.header_places(("dataset",)),
+            "[dataset] needs a source",
+            source.header_places(("dataset",)),
             'add [[dataset.sources]] with path = "FOLDER", or config_file',
-        )  # fmt: skip
+        )
     if dataset.config_file is not None and "buckets" in written:
         yield conflict(
-            source, "`config_file` says the buckets too", [("dataset", "config_file"), ("dataset", "buckets")],
+            source,
+            "`config_file` says the buckets too",
+            [("dataset", "config_file"), ("dataset", "buckets")],
             "set enable_bucket, min_bucket_reso, … there, and take [dataset.buckets] out",
-        )  # fmt: skip
+        )
     buckets = config.dataset.buckets
     if buckets.min_size is not None and buckets.max_size is not None and buckets.min_size > buckets.max_size:
         yield conflict(
-            source, f"`min_size` {buckets.min_size} is above `max_size` {buckets.max_size}",
-            [("dataset", "buckets", "min_size"), ("dataset", "buckets", "max_size")], "swap or change them",
-        )  # fmt: skip
+            source,
+            f"`min_size` {buckets.min_size} is above `max_size` {buckets.max_size}",
+            [("dataset", "buckets", "min_size"), ("dataset", "buckets", "max_size")],
+            "swap or change them",
+        )
     if config.dataset.sources and all(item.regularization for item in config.dataset.sources):
         yield Diagnostic(
             "every source is a regularization set; there is nothing to train on",
-            source.key_places(("dataset", "sources", 0, "regularization")), "add a source without regularization = true",
-        )  # fmt: skip
+            source.key_places(("dataset", "sources", 0, "regularization")),
+            "add a source without regularization = true",
+        )
     trained = config.training.components.text_encoders
     if trained and config.caching.text in ("disk", "memory"):
         yield conflict(
-            source, f'captions cannot be cached (caching.text = "{config.caching.text}") while a text encoder trains',
+            source,
+            f'captions cannot be cached (caching.text = "{config.caching.text}") while a text encoder trains',
             [("caching", "text"), *(("training", "components", name) for name in trained)],
             f"leave caching.text out, or turn off training.components.{trained[0]}",
-        )  # fmt: skip
+        )
 
 
 def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
     selection = config.selection
     if selection.strategy == "manual" and selection.step is None:
         yield Diagnostic(
-            'strategy = "manual" needs `step`', source.value_places(("selection", "strategy")),
+            'strategy = "manual" needs `step`',
+            source.value_places(("selection", "strategy")),
             "add step = the checkpoint to take, or use `runner select run.toml --step N` later",
-        )  # fmt: skip
+        )
     if selection.strategy != "manual" and selection.step is not None:
         yield conflict(
-            source, f'`step` is for strategy = "manual", but the strategy is "{selection.strategy}"',
-            [("selection", "step"), ("selection", "strategy")], 'set strategy = "manual" or take step out',
-        )  # fmt: skip
+            source,
+            f'`step` is for strategy = "manual", but the strategy is "{selection.strategy}"',
+            [("selection", "step"), ("selection", "strategy")],
+            'set strategy = "manual" or take step out',
+        )
     if selection.strategy == "best" and not selection.metrics:
         yield Diagnostic(
             'strategy = "best" needs a metric', source.key_places(("selection", "metrics")), 'metrics = ["stable_loss"]'
@@ -200,19 +245,23 @@ def _selection(config: RunConfig, source: Source) -> Iterator[Diagnostic]:
         problem = None if publish.name is None else _name_problem(publish.name, config.run.name)
         if problem is not None:
             yield Diagnostic(
-                f"`name` {publish.name!r} {problem}", source.value_places((*path, "name")),
+                f"`name` {publish.name!r} {problem}",
+                source.value_places((*path, "name")),
                 "fields are {name}, {step} and {weights}; {step:08} has at least eight digits",
-            )  # fmt: skip
+            )
         elif publish.which == "all" and publish.name is not None and "{step" not in publish.name:
             yield Diagnostic(
                 'with which = "all" the name needs {step}, or every checkpoint gets the same file',
-                source.value_places((*path, "name")), f'name = "{publish.name}-{{step}}"',
-            )  # fmt: skip
+                source.value_places((*path, "name")),
+                f'name = "{publish.name}-{{step}}"',
+            )
         if publish.format == "kohya" and config.network is None:
             yield conflict(
-                source, 'format = "kohya" is a LoRA file, but this is a full fine-tune',
-                [(*path, "format")], 'use "single_file", "comfyui" or "diffusers", or add [network]',
-            )  # fmt: skip
+                source,
+                'format = "kohya" is a LoRA file, but this is a full fine-tune',
+                [(*path, "format")],
+                'use "single_file", "comfyui" or "diffusers", or add [network]',
+            )
 
 
 LONGEST_NAME = 200

@@ -12,14 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from runner.config.foreign import FOREIGN_KEYS
-from runner.config.foreign_values import (
-    foreign_value,
-    list_hint,
-    numbers_hint,
-    pattern_hint,
-    pattern_words,
-    table_hint,
-)
+from runner.config.foreign_values import foreign_value, list_hint, numbers_hint, pattern_hint, pattern_words, table_hint
 from runner.config.schema import all_keys
 from runner.config.source import Path, Source
 from runner.errors import Diagnostic
@@ -114,9 +107,10 @@ def _wrong_shape(path: Path, details: list[ErrorDetails], value: Any, source: So
                     f'add [[{key.dotted}]] with path = "a folder"',
                 )
             return Diagnostic(
-                f"`{key.dotted}` must be an array of tables, not {_shown(value)}", places,
+                f"`{key.dotted}` must be an array of tables, not {_shown(value)}",
+                places,
                 list_hint(key.dotted, _FIRST.get(key.dotted, "path"), value) or f"write [[{key.dotted}]]",
-            )  # fmt: skip
+            )
         own = frozenset(other.path[-1] for other in all_keys().values() if other.path[:-1] == key.path)
         way_out = table_hint(key.dotted, value, own) or f"write [{key.dotted}]"
         return Diagnostic(f"`{key.dotted}` must be a table, not {_shown(value)}", places, way_out)

@@ -122,8 +122,8 @@ def read(file: FilePath) -> Source:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         message = f"{file.name} is not UTF-8: byte {error.start} (line {line}) cannot be read"
-        raise InvalidConfig([Diagnostic(message, (Place(file.name),), "save the file as UTF-8")]) from None
-    return Source(file, text, parse_toml(text, file.name))
+        raise InvalidConfig([Diagnostic(message, (Place(file=file.name),), "save the file as UTF-8")]) from None
+    return Source(file=file, text=text, document=parse_toml(text, file.name))
 
 
 def _unfit(source: Source) -> list[Diagnostic]:

@@ -8,50 +8,100 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from runner.dataset.media import IMAGE_EXTENSIONS
+from runner.media import IMAGE_EXTENSIONS
 from schemas.sampling import Sampler
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 PURE_NOISE_SAMPLERS = (
-    "ddim", "ddpm", "euler", "euler_a", "unipc", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde", "dpm++_sde_karras",
-)  # fmt: skip
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_a",
+    "unipc",
+    "dpm++_2m",
+    "dpm++_2m_karras",
+    "dpm++_sde",
+    "dpm++_sde_karras",
+)
 """Samplers whose diffusers class can rescale its betas; a test compares this with the classes."""
 _VIDEO = {
-    "i": "image", "ei": "end_image", "im": "image_mask", "ci": "control_images", "cim": "control_masks", "of": "one_frame",
+    "i": "image",
+    "ei": "end_image",
+    "im": "image_mask",
+    "ci": "control_images",
+    "cim": "control_masks",
+    "of": "one_frame",
     "vs": "sections",
-}  # fmt: skip
+}
 DIALECTS: dict[str, dict[str, str]] = {
     "kohya": {
-        "w": "width", "h": "height", "d": "seed", "s": "num_inference_steps", "l": "cfg_scale", "n": "negative_prompt",
+        "w": "width",
+        "h": "height",
+        "d": "seed",
+        "s": "num_inference_steps",
+        "l": "cfg_scale",
+        "n": "negative_prompt",
         "ss": "sampler",
     },
     "musubi": {
-        "w": "width", "h": "height", "f": "frames", "d": "seed", "s": "num_inference_steps", "g": "embedded_guidance",
-        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
+        "w": "width",
+        "h": "height",
+        "f": "frames",
+        "d": "seed",
+        "s": "num_inference_steps",
+        "g": "embedded_guidance",
+        "l": "cfg_scale",
+        "n": "negative_prompt",
+        "fs": "flow_shift",
+        **_VIDEO,
     },
     "framepack": {
-        "w": "width", "h": "height", "f": "seconds", "d": "seed", "s": "num_inference_steps", "g": "cfg_scale",
-        "l": "cfg_scale", "n": "negative_prompt", "fs": "flow_shift", **_VIDEO,
+        "w": "width",
+        "h": "height",
+        "f": "seconds",
+        "d": "seed",
+        "s": "num_inference_steps",
+        "g": "cfg_scale",
+        "l": "cfg_scale",
+        "n": "negative_prompt",
+        "fs": "flow_shift",
+        **_VIDEO,
     },
-}  # fmt: skip
+}
 OPTION = re.compile(r"(?:^|\s)--([A-Za-z]+)(?=\s|$)")
 REPEATABLE = ("control_images", "control_masks")
 PICTURES = ("image", "end_image", "image_mask", *REPEATABLE)
 KOHYA_NAMES = {
-    "scale": "cfg_scale", "sample_steps": "num_inference_steps", "sample_sampler": "sampler",
+    "scale": "cfg_scale",
+    "sample_steps": "num_inference_steps",
+    "sample_sampler": "sampler",
     "guidance_scale": "cfg_scale",
-}  # fmt: skip
+}
 SAMPLER_ALIASES = {
-    "k_euler": "euler", "k_euler_a": "euler_a", "k_lms": "lms", "k_dpm_2": "dpm2", "k_dpm_2_a": "dpm2_a",
-    "dpm_2": "dpm2", "dpm_2_a": "dpm2_a", "dpmsolver++": "dpm++_2m", "euler_ancestral": "euler_a",
-}  # fmt: skip
+    "k_euler": "euler",
+    "k_euler_a": "euler_a",
+    "k_lms": "lms",
+    "k_dpm_2": "dpm2",
+    "k_dpm_2_a": "dpm2_a",
+    "dpm_2": "dpm2",
+    "dpm_2_a": "dpm2_a",
+    "dpmsolver++": "dpm++_2m",
+    "euler_ancestral": "euler_a",
+}
 _ELSEWHERE = {"g": "embedded guidance", "f": "frames", "fs": "flow shift", "i": "a start image", "ei": "an end image"}
 """Letters of the video tools, named when one stands in a line for a family that makes stills."""
 _LETTERS = {letter: key for letters in DIALECTS.values() for letter, key in letters.items()}
 _WORDS = {
-    **{key: key for key in _LETTERS.values()}, **KOHYA_NAMES, "steps": "num_inference_steps", "num_steps": "num_inference_steps",
-    "cfg": "cfg_scale", "guidance": "cfg_scale", "negative": "negative_prompt", "neg": "negative_prompt", "neg_prompt": "negative_prompt",
-}  # fmt: skip
+    **{key: key for key in _LETTERS.values()},
+    **KOHYA_NAMES,
+    "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "cfg": "cfg_scale",
+    "guidance": "cfg_scale",
+    "negative": "negative_prompt",
+    "neg": "negative_prompt",
+    "neg_prompt": "negative_prompt",
+}
 """What people write instead of a letter."""
 _DASH = "\u2010-\u2015\u2212-"  # a word processor makes an en or em dash of two
 _LOOKS = re.compile(
@@ -109,7 +159,14 @@ def _is_value(key: str, value: str) -> bool:
     if key == "sampler":
         return SAMPLER_ALIASES.get(value, value) in SAMPLERS
     if key == "one_frame":
-        return value.partition("=")[0].partition(",")[0] in ("default", "target_index", "control_index", "no_post", "no_2x", "no_4x")  # fmt: skip
+        return value.partition("=")[0].partition(",")[0] in (
+            "default",
+            "target_index",
+            "control_index",
+            "no_post",
+            "no_2x",
+            "no_4x",
+        )
     return _NUMBER.fullmatch(value) is not None
 
 

@@ -111,21 +111,31 @@ def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
     options = list(OPTION.finditer(line))
     text = (line[: options[0].start()] if options else line).strip()
     values: dict[str, Any] = {"prompt": text}
-    places = {"": (Place(name, number, len(line) - len(line.lstrip()) + 1, max(1, len(text)), line),)}
+    places = {
+        "": (
+            Place(
+                file=name, line=number, column=len(line) - len(line.lstrip()) + 1, length=max(1, len(text)), text=line
+            ),
+        )
+    }
     findings = [
-        _as_text(stray, dialect, Place(name, number, stray.start + 1, len(stray.written), line))
+        _as_text(
+            stray, dialect, Place(file=name, line=number, column=stray.start + 1, length=len(stray.written), text=line)
+        )
         for stray in strays(line)
     ]
     if findings:
         raise InvalidConfig(findings)
     if options and not text:
-        place = Place(name, number, options[0].start(1) - 1, len(options[0].group(1)) + 2, line)
+        place = Place(
+            file=name, line=number, column=options[0].start(1) - 1, length=len(options[0].group(1)) + 2, text=line
+        )
         hint = "options stand on the line of their prompt, behind its text"
         raise InvalidConfig([Diagnostic("there is no prompt before the options", (place,), hint)])
     for option, following in zip(options, [*options, None][1:], strict=True):
         letter = option.group(1)
         raw = line[option.end() : following.start() if following else len(line)].strip()
-        place = Place(name, number, option.start(1) - 1, len(letter) + 2, line)
+        place = Place(file=name, line=number, column=option.start(1) - 1, length=len(letter) + 2, text=line)
         key = letters.get(letter)
         if key is None:
             findings.append(Diagnostic(f"unknown option `--{letter}`", (place,), letter_hint(letter, dialect)))
@@ -154,9 +164,10 @@ def placed_line(line: str, dialect: str, name: str, number: int) -> Placed:
 
 def _as_text(stray: Stray, dialect: str, place: Place) -> Diagnostic:
     return Diagnostic(
-        f"`{stray.written}` would be a part of the text: an option is two dashes, its letter and a blank", (place,),
+        f"`{stray.written}` would be a part of the text: an option is two dashes, its letter and a blank",
+        (place,),
         f"write --{stray.letter(dialect)} {stray.value}",
-    )  # fmt: skip
+    )
 
 
 def _converted(key: str, raw: str) -> Any:
@@ -205,7 +216,9 @@ def _from_toml(file: FilePath) -> list[Placed]:
         subsets = document["prompt"].get("subset", [])
         if not isinstance(subsets, list) or not all(isinstance(entry, dict) for entry in subsets):
             places = source.value_places(("prompt", "subset"))
-            raise InvalidConfig([Diagnostic("`prompt.subset` must be an array of tables", places, "write [[prompt.subset]]")])  # fmt: skip
+            raise InvalidConfig(
+                [Diagnostic("`prompt.subset` must be an array of tables", places, "write [[prompt.subset]]")]
+            )
         entries: list[tuple[Path, Any]] = [
             (("prompt", "subset", index), {**shared, **entry}) for index, entry in enumerate(subsets)
         ]
@@ -221,17 +234,21 @@ def _from_toml(file: FilePath) -> list[Placed]:
 
 def _from_json(file: FilePath) -> list[Placed]:
     text = _text_of(file)
-    with parsing(lambda reason: InvalidConfig([Diagnostic(f"{file.name} cannot be read: {reason}", (Place(file.name),))])):  # fmt: skip
+    with parsing(
+        lambda reason: InvalidConfig([Diagnostic(f"{file.name} cannot be read: {reason}", (Place(file=file.name),))])
+    ):
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            place = Place(file.name, error.lineno, error.colno, 1, text.split("\n")[error.lineno - 1])
+            place = Place(
+                file=file.name, line=error.lineno, column=error.colno, length=1, text=text.split("\n")[error.lineno - 1]
+            )
             raise InvalidConfig([Diagnostic(f"not valid JSON: {error.msg}", (place,))]) from None
     if isinstance(content, dict) and isinstance(content.get("prompts"), list):
         content = content["prompts"]
     if not isinstance(content, list):
-        raise InvalidConfig([Diagnostic(f"{file.name} must be a list of objects", (Place(file.name),))])
-    source = Source(file, "", {"prompts": content})
+        raise InvalidConfig([Diagnostic(f"{file.name} must be a list of objects", (Place(file=file.name),))])
+    source = Source(file=file, text="", document={"prompts": content})
     entries: list[tuple[Path, dict[str, Any]]] = [(("prompts", index), entry) for index, entry in enumerate(content)]
     return _validated(entries, source, True, _beginnings(text, file.name))
 
@@ -248,7 +265,11 @@ def _beginnings(text: str, name: str) -> list[Place]:
         if at >= len(text) or text[at] == "]":
             return found
         line, counted = line + text.count("\n", counted, at), at
-        found.append(Place(name, line, at - text.rfind("\n", 0, at), 1, lines[line - 1].rstrip("\r")))
+        found.append(
+            Place(
+                file=name, line=line, column=at - text.rfind("\n", 0, at), length=1, text=lines[line - 1].rstrip("\r")
+            )
+        )
         try:
             _, at = decoder.raw_decode(text, at)
         except ValueError:  # the words stood in a text before the list
@@ -264,7 +285,7 @@ def _validated(
     for path, entry in entries:
         number = path[-1]
         assert isinstance(number, int)
-        place = source.key_places(path) if source.text else (Place(source.shown_name),)
+        place = source.key_places(path) if source.text else (Place(file=source.shown_name),)
         if not isinstance(entry, dict):
             findings.append(Diagnostic(f"prompt {number + 1} must be a table with the key `prompt`", place))
             continue
@@ -280,7 +301,9 @@ def _validated(
             prompt = prompt_class().model_validate_json(text, strict=True)
             prompts.append(Placed(prompt, _places(path, entry, source, beginnings)))
         except ValidationError as error:
-            found, wrong = diagnose(error, Source(source.file, "", values, shown_name=source.shown_name))
+            found, wrong = diagnose(
+                error, Source(file=source.file, text="", document=values, shown_name=source.shown_name)
+            )
             places = _places(path, entry, source, beginnings)
             for item, own in zip(found, wrong, strict=False):
                 where = places.get(str(own[0]) if own else "", places[""])

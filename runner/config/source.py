@@ -11,7 +11,7 @@ from runner.config.locate import Path, Positions, Span, locate
 from runner.errors import Diagnostic, Place
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Source:
     """The parsed document and its text; `overrides` are the paths that --set gave, with what was typed."""
 
@@ -56,19 +56,27 @@ class Source:
         return self._places(found)
 
     def file_place(self) -> tuple[Place, ...]:
-        return (Place(self.shown_name),)
+        return (Place(file=self.shown_name),)
 
     def _override_place(self, path: Path) -> tuple[Place, ...]:
         for end in range(len(path), 0, -1):
             typed = self.overrides.get(path[:end])
             if typed is not None:
-                return (Place(f"--set {typed}"),)
+                return (Place(file=f"--set {typed}"),)
         return ()
 
     def _places(self, span: Span | None) -> tuple[Place, ...]:
         if span is None:
             return self.file_place()
-        return (Place(self.shown_name, span.line, span.column, span.length, self.lines[span.line - 1]),)
+        return (
+            Place(
+                file=self.shown_name,
+                line=span.line,
+                column=span.column,
+                length=span.length,
+                text=self.lines[span.line - 1],
+            ),
+        )
 
 
 def conflict(source: Source, message: str, paths: list[Path], hint: str) -> Diagnostic:

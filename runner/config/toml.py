@@ -35,12 +35,12 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         except tomli.TOMLDecodeError as error:
             line = min(max(error.lineno, 1), len(lines))
             column = max(1, min(error.colno, len(lines[line - 1]) + 1))
-            place = Place(name, line, column, 1, lines[line - 1])
+            place = Place(file=name, line=line, column=column, length=1, text=lines[line - 1])
             message = f"not valid TOML: {error.msg[0].lower()}{error.msg[1:]}"
             hint = _syntax_hint(error.msg, lines[line - 1])
             raise InvalidConfig([Diagnostic(message, (place,), hint)]) from None
     if depth(document) > MOST_DEPTH:
-        raise InvalidConfig([Diagnostic(f"{name} cannot be read: it is nested too deeply", (Place(name),))])
+        raise InvalidConfig([Diagnostic(f"{name} cannot be read: it is nested too deeply", (Place(file=name),))])
     return document
 
 
@@ -53,9 +53,11 @@ def check_parts(text: str, name: str) -> None:
 
 def _at(found: re.Match[str] | None, text: str, name: str) -> Place:
     if found is None:
-        return Place(name)
+        return Place(file=name)
     line, start = text.count("\n", 0, found.start()), text.rfind("\n", 0, found.start())
-    return Place(name, line + 1, found.start() - start, 1, text.split("\n")[line].rstrip("\r"))
+    return Place(
+        file=name, line=line + 1, column=found.start() - start, length=1, text=text.split("\n")[line].rstrip("\r")
+    )
 
 
 def depth(document: Any) -> int:

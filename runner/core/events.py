@@ -42,9 +42,15 @@ class Events:
         """Writes one event and tells the listeners. Numbers that are not finite are written as null."""
         self.seq += 1
         event = {
-            "v": EVENTS_VERSION, "time": round(time.time(), 3), "attempt": self.attempt, "seq": self.seq,
-            "stage": self.stage, "step": step, "type": kind, **content,
-        }  # fmt: skip
+            "v": EVENTS_VERSION,
+            "time": round(time.time(), 3),
+            "attempt": self.attempt,
+            "seq": self.seq,
+            "stage": self.stage,
+            "step": step,
+            "type": kind,
+            **content,
+        }
         if self._stream is not None:
             assert self.file is not None
             with writing(self.file):
@@ -89,7 +95,10 @@ def _is_event(event: Any) -> bool:
         loss = event.get("loss") or 0.0
         if not isinstance(loss, (int, float)) or not abs(loss) < 1e308:  # a run that diverges has what losses it has
             return False
-    return all(isinstance(number, (int, float)) and abs(number) < _MOST for number in numbers) and numbers[0] <= EVENTS_VERSION  # fmt: skip
+    return (
+        all(isinstance(number, (int, float)) and abs(number) < _MOST for number in numbers)
+        and numbers[0] <= EVENTS_VERSION
+    )
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from runner.core.rng import seed_modules
 from runner.core.state import State, flatten_optimizer, restore_optimizer
 from runner.core.task import Task
 from runner.errors import RunFailed
 from runner.optim.averaging import begin_training, evaluated
 from runner.optim.rates import effective_rates
 from runner.optim.single import SingleOptimizers
+from runner.rng import seed_modules
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """How the loop runs. `factor` gives the schedule's factor for each step (from 0)."""
 
@@ -35,7 +35,7 @@ class Loop:
     ema_every: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What happens around the steps. Each is told the number of finished steps."""
 
@@ -57,7 +57,7 @@ class Stop(Exception):
         self.state = state
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Meters:
     """Sums on the device, read only when a line is logged: reading waits for the device."""
 
@@ -80,7 +80,9 @@ def fit(
     accelerator = Accelerator(cpu=task.device.type == "cpu")
     parameters = list(task.parameters.values())
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    meters = _Meters(torch.zeros((), device=task.device), torch.full((), loop.steps + 1, device=task.device))
+    meters = _Meters(
+        loss=torch.zeros((), device=task.device), first_bad=torch.full((), loop.steps + 1, device=task.device)
+    )
     step = _restore(task, optimizer, scaler, loop, start, meters) if start is not None else 0
 
     trained: list[Tensor] | None = None  # the weights that train, while others stand in their places
@@ -173,19 +175,24 @@ def _log(meters: _Meters, step: int, optimizer: torch.optim.Optimizer, hooks: Ho
 
 
 def _capture(
-    task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loop: Loop, meters: _Meters, step: int,
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loop: Loop,
+    meters: _Meters,
+    step: int,
     trained: list[Tensor] | None,
-) -> State:  # fmt: skip
+) -> State:
     tensors, rest = flatten_optimizer(optimizer.state_dict())
     weights = trained if trained is not None else [parameter.detach() for parameter in task.parameters.values()]
-    groups = {
-        "weights": dict(zip(task.parameters, weights, strict=True)),
-        "optimizer": tensors,
-    }
+    groups = {"weights": dict(zip(task.parameters, weights, strict=True)), "optimizer": tensors}
     counters: dict[str, Any] = {
-        "optimizer": rest, "scaler": scaler.state_dict(), "history": meters.history,
-        "loss_sum": meters.loss.item(), "loss_count": meters.count,
-    }  # fmt: skip
+        "optimizer": rest,
+        "scaler": scaler.state_dict(),
+        "history": meters.history,
+        "loss_sum": meters.loss.item(),
+        "loss_count": meters.count,
+    }
     if loop.ema is not None:
         groups["ema"] = dict(zip(task.parameters, loop.ema.shadow_params, strict=True))
         counters["ema_steps"] = loop.ema.optimization_step

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from runner.atomic import make_folder, new_folder, remove, sweep, write_json
 from runner.files import file_digest
-from runner.formats.tensors import write_tensors
 from runner.records import DamagedRecord, read_record, write_record
+from runner.weights.tensors import write_tensors
 
 STATE_VERSION = 1
 WHOLE = frozenset({"counters.json", "weights.safetensors", "optimizer.safetensors"})

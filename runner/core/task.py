@@ -19,7 +19,7 @@ def moved(conditioning: Mapping[str, Tensor], device: torch.device) -> dict[str,
     return {name: tensor if name in ON_HOST else tensor.to(device) for name, tensor in conditioning.items()}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """One micro-batch, made ahead of its step. `names` are its items, for messages; `share` is its part of the step.
 

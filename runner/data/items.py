@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.atomic import new_file
-from runner.formats.tensors import tensor_bytes, tensors_digest
 from runner.store.index import stamp
 from runner.store.store import Store
+from runner.weights.tensors import tensor_bytes, tensors_digest
 
 MEMORY_BUDGET = 2**30
 """Bytes of encodings that a reader keeps in memory, so that a small dataset is read from disk once."""

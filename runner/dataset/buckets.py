@@ -11,7 +11,7 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BucketRule:
     """The settings of [dataset.buckets] with nothing left to derive."""
 
@@ -29,7 +29,7 @@ class BucketRule:
         return self.resolution[0] * self.resolution[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """How a picture is shown to the encoder: resized, cropped at (left, top) to the bucket, mirrored or not."""
 
@@ -83,7 +83,7 @@ class Fit:
     def centre(self) -> View:
         """The view without chance: used where nothing varies, and for held-out items."""
         left, top = (self.resized[0] - self.bucket[0]) // 2, (self.resized[1] - self.bucket[1]) // 2
-        return View(self.resized, left, top, self.bucket, False, area=self.area)
+        return View(resized=self.resized, left=left, top=top, bucket=self.bucket, flip=False, area=self.area)
 
 
 def bucket_sizes(rule: BucketRule) -> list[Size]:

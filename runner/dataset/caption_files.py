@@ -96,7 +96,7 @@ def _unusable(path: Path, why: str) -> FileContent:
     return FileContent("", problem=f"has a caption file that cannot be used: {path.name} {why}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pairing:
     """Which caption file is whose."""
 
@@ -180,21 +180,25 @@ def note_unused(found: Pairing, folder: str, extension: str, notes: Notes) -> No
 
     notes.add(
         "text ~files ~are named after a picture's whole name and ~are not used",
-        f"name ~them without the picture's ending: NAME{extension}", listed(found.whole),
-    )  # fmt: skip
+        f"name ~them without the picture's ending: NAME{extension}",
+        listed(found.whole),
+    )
     for ending, names in sorted(found.other_ending.items()):
         notes.add(
             f"text ~files that ~are named after a picture ~end in {ending} and ~are not used; captions end in {extension}",
-            f'set caption_extension = "{ending}", or rename ~them', listed(names),
-        )  # fmt: skip
+            f'set caption_extension = "{ending}", or rename ~them',
+            listed(names),
+        )
     notes.add(
         "text ~files ~differ from a picture's caption file only in case or Unicode form and ~are not used",
-        "keep one of them", listed(found.second),
-    )  # fmt: skip
+        "keep one of them",
+        listed(found.second),
+    )
     notes.add(
         "text ~files ~belong to no picture and ~are not used",
-        f"a caption has its picture's name, NAME{extension} beside NAME.png", listed(found.orphans),
-    )  # fmt: skip
+        f"a caption has its picture's name, NAME{extension} beside NAME.png",
+        listed(found.orphans),
+    )
 
 
 def link_problem(location: str, name: str, real_folder: str) -> str | None:
@@ -221,5 +225,6 @@ def note_captions(texts: Mapping[str, str], wildcard: bool, notes: Notes) -> Non
     notes.add(
         "~captions ~have several lines, of which the first is used",
         "enable_wildcard = true draws one of the lines at each use; or write each caption into one line",
-        [name for name in several if len(lines_of(texts[name])) > 1], of=len(texts),
-    )  # fmt: skip
+        [name for name in several if len(lines_of(texts[name])) > 1],
+        of=len(texts),
+    )

@@ -15,7 +15,7 @@ from functools import cached_property
 from schemas.dataset import ItemOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaptionRule:
     """The caption options of one source."""
 
@@ -36,11 +36,19 @@ class CaptionRule:
     @classmethod
     def of(cls, options: ItemOptions, whole: bool = False) -> CaptionRule:
         return cls(
-            options.caption_separator, options.shuffle_caption, options.keep_tokens, options.keep_tokens_separator,
-            options.secondary_separator, options.enable_wildcard, options.caption_prefix, options.caption_suffix,
-            options.caption_tag_dropout_rate, options.token_warmup_min, options.token_warmup_step,
-            whole,
-        )  # fmt: skip
+            separator=options.caption_separator,
+            shuffle=options.shuffle_caption,
+            keep_tokens=options.keep_tokens,
+            keep_tokens_separator=options.keep_tokens_separator,
+            secondary_separator=options.secondary_separator,
+            wildcard=options.enable_wildcard,
+            prefix=options.caption_prefix,
+            suffix=options.caption_suffix,
+            tag_dropout=options.caption_tag_dropout_rate,
+            warmup_min=options.token_warmup_min,
+            warmup_step=options.token_warmup_step,
+            whole=whole,
+        )
 
     @cached_property
     def marks(self) -> str:

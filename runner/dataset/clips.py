@@ -25,7 +25,7 @@ class Clip(NamedTuple):
         return f"{self.start}+{self.length}{rate}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipOptions:
     """The video keys of a source."""
 
@@ -37,7 +37,7 @@ class ClipOptions:
     source_fps: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClipRule:
     """What a family makes of videos. `window`: latent frames of a section of FramePack, of which a clip is cut into whole
     ones; None: a clip is trained as it is."""

@@ -41,7 +41,7 @@ class CollectProblem(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Collection:
     """The items of a run. `items` are sorted by content, so that names and places of files decide nothing."""
 
@@ -69,14 +69,29 @@ def bucket_rule(
     chosen = buckets.step or step
     shortest = buckets.min_size or (1 if musubi else max(chosen, min(size) // 2 // chosen * chosen))
     longest = buckets.max_size or (2**31 if musubi else 2 * max(size))
-    return BucketRule(size, buckets.enabled, shortest, longest, chosen, buckets.no_upscale, musubi)
+    return BucketRule(
+        resolution=size,
+        enabled=buckets.enabled,
+        min_size=shortest,
+        max_size=longest,
+        step=chosen,
+        no_upscale=buckets.no_upscale,
+        musubi=musubi,
+    )
 
 
 def collect(
-    scanned: Scan, scanned_held_out: Scan | None, buckets: Buckets, held_out: HeldOut | None,
-    native_size: int | list[int], bucket_step: int, seed: int, clips: ClipRule | None = None, notes: Notes | None = None,
+    scanned: Scan,
+    scanned_held_out: Scan | None,
+    buckets: Buckets,
+    held_out: HeldOut | None,
+    native_size: int | list[int],
+    bucket_step: int,
+    seed: int,
+    clips: ClipRule | None = None,
+    notes: Notes | None = None,
     references: ReferenceRule | None = None,
-) -> Collection:  # fmt: skip
+) -> Collection:
     """What is not used, and why, goes to `notes`. Raises `CollectProblem` where nothing would be left to train on."""
     bad = list(scanned.bad)
     fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes, references)
@@ -90,15 +105,16 @@ def collect(
             "~items ~lie in a source too, by content, and ~are held out: ~they ~are not trained on",
             "take ~them out of the folder of held_out.path to train on ~them",
             dict.fromkeys(item.name for item in placed if item.digest in known),
-        )  # fmt: skip
+        )
         placed = [item for item in placed if item.digest not in known]
     else:
         chosen = _held_out(placed, scanned.items, held_out, seed)
         evaluated = [item for item in placed if item.digest in chosen and not item.settings.regularization]
         fitting.notes.add(
-            "regularization ~pictures ~are held out too, by content, and ~are not used", "take ~them out of their folder",
+            "regularization ~pictures ~are held out too, by content, and ~are not used",
+            "take ~them out of their folder",
             [item.name for item in placed if item.digest in chosen and item.settings.regularization],
-        )  # fmt: skip
+        )
         placed = [item for item in placed if item.digest not in chosen]
     placed = _once(placed, fitting.notes)
     placed.sort(key=_CONTENT_ORDER)
@@ -108,26 +124,40 @@ def collect(
     _check_uses(placed)
     turning = _in_turn(placed)
     groups = group_items(
-        [item.fit.bucket for item in placed], [item.settings.batch_size for item in placed],
-        [item.repeats for item in placed], range(len(placed)), [item.layout for item in placed] if clips or references else (),
+        [item.fit.bucket for item in placed],
+        [item.settings.batch_size for item in placed],
+        [item.repeats for item in placed],
+        range(len(placed)),
+        [item.layout for item in placed] if clips or references else (),
         set(turning),
-    )  # fmt: skip
+    )
     uses = sum(len(group.uses) for group in groups)
     if not turning or not uses:
         batches = batches_per_epoch([(len(group.uses), group.batch_size) for group in groups])
-        return Collection(placed, evaluated, bad, groups, batches, uses)
+        return Collection(
+            items=placed, held_out=evaluated, bad=bad, groups=groups, batches_per_epoch=batches, uses_per_epoch=uses
+        )
     groups, cycle = make_cycle(groups, turning, uses)
     if uses < len(turning):
         fitting.notes.add(
             "regularization ~items ~are used in the first epoch, the others in those after it",
             f"all have had a turn after {-(-len(turning) // uses)} epochs; more repeats of the training sources bring more an epoch",
-            count=uses, of=len(turning),
-        )  # fmt: skip
+            count=uses,
+            of=len(turning),
+        )
     first = Counter(use.item for _, use in cycle.uses(0))
     placed = [
         item._replace(repeats=first[n]) if item.settings.regularization else item for n, item in enumerate(placed)
     ]
-    return Collection(placed, evaluated, bad, groups, cycle.batches, 2 * uses, cycle)
+    return Collection(
+        items=placed,
+        held_out=evaluated,
+        bad=bad,
+        groups=groups,
+        batches_per_epoch=cycle.batches,
+        uses_per_epoch=2 * uses,
+        cycle=cycle,
+    )
 
 
 _CONTENT_ORDER = attrgetter("order")
@@ -145,9 +175,14 @@ def _check_uses(items: list[TrainItem]) -> None:
 
 class _Fitting:
     def __init__(
-        self, buckets: Buckets, native_size: int | list[int], step: int, clips: ClipRule | None, notes: Notes,
+        self,
+        buckets: Buckets,
+        native_size: int | list[int],
+        step: int,
+        clips: ClipRule | None,
+        notes: Notes,
         references: ReferenceRule | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.references = references
         self.buckets, self.native_size, self.step, self.clips, self.notes = buckets, native_size, step, clips, notes
         self.bucketings: dict[BucketRule, Bucketing] = {}
@@ -165,9 +200,17 @@ class _Fitting:
                 continue
             face = _face_of(item.name) if settings.look.face_range or settings.look.crop_style == "face" else None
             own = TrainItem(
-                item.name, item.path, item.digest, fit, item.text, item.folder.repeats, settings, face, item.mask,
+                item.name,
+                item.path,
+                item.digest,
+                fit,
+                item.text,
+                item.folder.repeats,
+                settings,
+                face,
+                item.mask,
                 read=decoding(item.facts, masked=item.mask is not None and item.mask.path is None),
-            )  # fmt: skip
+            )
             if item.frames:
                 placed += self._clips(item, own, bad)
             else:
@@ -187,7 +230,9 @@ class _Fitting:
             return [own]
         given = item.folder.one_frame or OneFrameOptions()
         target = given.target_index if given.target_index is not None else self.clips.window
-        settings = OneFrame(target, tuple(given.clean_indices), given.no_post, given.no_2x, given.no_4x, self.clips.window)  # fmt: skip
+        settings = OneFrame(
+            target, tuple(given.clean_indices), given.no_post, given.no_2x, given.no_4x, self.clips.window
+        )
         if len(item.controls) != len(settings.clean_indices):
             reason = f"has {len(item.controls)} control images, one_frame.clean_indices {len(settings.clean_indices)}"
             bad.append(BadItem(item.folder.number, item.name, reason))
@@ -213,9 +258,10 @@ class _Fitting:
         if missing:
             listed = ", ".join(map(str, missing))
             self.notes.add(
-                f"~videos ~are too short for target_frames {listed}", "shorter windows are used",
+                f"~videos ~are too short for target_frames {listed}",
+                "shorter windows are used",
                 [f"{item.name} has {item.frames} frames{kept}"],
-            )  # fmt: skip
+            )
         clips: list[TrainItem] = []
         for start, length in found:
             clip = Clip(start, length, options.source_fps, rule.fps)
@@ -233,10 +279,11 @@ class _Fitting:
             longest = max(length for _, length in found)
             bad.append(
                 BadItem(
-                    item.folder.number, item.name,
+                    item.folder.number,
+                    item.name,
                     f"gives clips of {longest} frames{kept}; a section of {rule.window} latent frames needs {least}",
                 )
-            )  # fmt: skip
+            )
         return clips
 
     def _of(self, folder: Folder) -> tuple[ItemSettings, Bucketing]:
@@ -282,14 +329,20 @@ def _face_of(name: str) -> tuple[int, int, int, int] | None:
 def _settings(folder: Folder) -> ItemSettings:
     options = folder.options
     return ItemSettings(
-        CaptionRule.of(options, folder.whole_captions), options.caption_dropout_rate, options.caption_dropout_every_n_epochs, options.flip_aug,
-        Look(
-            options.random_crop, options.crop_style,
+        captions=CaptionRule.of(options, folder.whole_captions),
+        dropout_rate=options.caption_dropout_rate,
+        dropout_every_n_epochs=options.caption_dropout_every_n_epochs,
+        flip=options.flip_aug,
+        look=Look(
+            options.random_crop,
+            options.crop_style,
             tuple(options.face_crop_aug_range) if options.face_crop_aug_range else None,  # type: ignore[arg-type]
             options.color_aug,
         ),
-        folder.weight, folder.regularization, options.batch_size,
-    )  # fmt: skip
+        weight=folder.weight,
+        regularization=folder.regularization,
+        batch_size=options.batch_size,
+    )
 
 
 def _held_out(placed: list[TrainItem], items: list[Item], rule: HeldOut | None, seed: int) -> set[str]:
@@ -336,9 +389,11 @@ def _once(items: list[TrainItem], notes: Notes) -> list[TrainItem]:
     )
     repeated = [item.name for item in found.values() if item.repeats > 1]
     notes.add(
-        "regularization ~pictures ~have repeats that do not count", "each gets its turn; a picture to be seen more often needs a copy with other settings",
-        repeated, of=len(found),
-    )  # fmt: skip
+        "regularization ~pictures ~have repeats that do not count",
+        "each gets its turn; a picture to be seen more often needs a copy with other settings",
+        repeated,
+        of=len(found),
+    )
     return kept
 
 

@@ -11,9 +11,9 @@ from runner.dataset.caption_files import list_folder, normal
 from runner.dataset.encodings import Mask
 from runner.dataset.folders import Folder
 from runner.dataset.known import known_pictures
-from runner.dataset.media import is_media
 from runner.dataset.metadata import control_problem
 from runner.dataset.notes import Notes
+from runner.media import is_media
 from runner.pictures import TRANSPARENT, decoding
 from runner.store.index import Index
 
@@ -70,19 +70,23 @@ class Companions:
         folder = self.folder.name
         if self.noun == "mask":
             notes.add(
-                "~masks ~have transparent pixels, which do not count", "paint those white where they should",
+                "~masks ~have transparent pixels, which do not count",
+                "paint those white where they should",
                 [f"{folder}/{name}" for name in self.transparent],
-            )  # fmt: skip
+            )
         plural = "~masks" if self.noun == "mask" else "control ~images"
         notes.add(
-            f"{plural} ~have the name of another with another ending, and ~are not used", "keep one of each name",
+            f"{plural} ~have the name of another with another ending, and ~are not used",
+            "keep one of each name",
             [f"{folder}/{name}" for name in sorted(self.second)],
-        )  # fmt: skip
+        )
         unused = [name for name in self.names if normal(os.path.splitext(name)[0]) not in self._used]
         notes.add(
-            f"{plural} ~belong to nothing that is trained on, and ~are not used", "give each the name of its picture or video",
-            [f"{folder}/{name}" for name in unused if name not in self.second], of=len(self.names) if unused else None,
-        )  # fmt: skip
+            f"{plural} ~belong to nothing that is trained on, and ~are not used",
+            "give each the name of its picture or video",
+            [f"{folder}/{name}" for name in unused if name not in self.second],
+            of=len(self.names) if unused else None,
+        )
 
 
 class Controls:

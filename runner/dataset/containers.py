@@ -12,9 +12,11 @@ _BOXES = frozenset(
 _SEGMENT, _CLUSTER, _EBML = 0x18538067, 0x1F43B675, 0x1A45DFA3
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_OBJECTS = (
-    _ASF, bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"), bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"),
+    _ASF,
+    bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),
+    bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"),
     bytes.fromhex("d329e2d6da35d111903400a0c90349be"),
-)  # fmt: skip
+)
 """The header, the data, the indexes."""
 
 

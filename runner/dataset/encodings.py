@@ -54,7 +54,7 @@ class Mask(NamedTuple):
         return "alpha" if self.path is None else f"{self.digest} {self.read}".rstrip()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ItemSettings:
     """What the items of one folder share."""
 

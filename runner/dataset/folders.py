@@ -11,11 +11,10 @@ from typing import Any
 
 from runner.dataset.caption_files import Entries, is_text, list_folder, shown
 from runner.dataset.clips import ClipOptions
-from runner.dataset.media import ENDINGS, endings, is_media
 from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, note_unlisted, read_metadata
 from runner.dataset.notes import Notes
-from runner.families.locate import resolve_path
-from runner.files import name_problem, near_name, shown_path
+from runner.files import name_problem, near_name, resolve_path, shown_path
+from runner.media import ENDINGS, endings, is_media
 from schemas.dataset import Buckets, Dataset, ItemOptions, Media, Source
 from schemas.families.framepack import OneFrame
 
@@ -32,7 +31,7 @@ class SourceProblem(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Folder:
     """One folder of pictures or videos with everything its source says. `number` is the source's place in the file."""
 
@@ -100,10 +99,14 @@ def source_folders(
         shared: dict[str, Any] = {
             "masks": _side_folder(number, source.mask_path, base, "masks"),
             "controls": _side_folder(number, source.control_path, base, "control images"),
-            "kind": source.kind, "clips": _clip_options(source), "one_frame": source.one_frame,
-            "follow_links": dataset.follow_links, "regularization": source.regularization, "weight": source.weight,
+            "kind": source.kind,
+            "clips": _clip_options(source),
+            "one_frame": source.one_frame,
+            "follow_links": dataset.follow_links,
+            "regularization": source.regularization,
+            "weight": source.weight,
             "options": options,
-        }  # fmt: skip
+        }
         if path.suffix.lower() in METADATA_SUFFIXES and os.path.isfile(path):
             place = images or path.parent
             try:
@@ -113,13 +116,25 @@ def source_folders(
             except MetadataProblem as problem:
                 raise SourceProblem(number, str(problem), problem.hint) from None
             folders.append(
-                Folder(number, place, path.stem, source.repeats or 1, source.class_tokens, listing=listing, **shared)
+                Folder(
+                    number=number,
+                    path=place,
+                    label=path.stem,
+                    repeats=source.repeats or 1,
+                    class_tokens=source.class_tokens,
+                    listing=listing,
+                    **shared,
+                )
             )
             continue
         for place, entries in _places(number, path, source.kind, notes, named):
             repeats, tokens = _from_name(place)
             if place == path and not named and repeats not in (None, 1):
-                notes.add("~folders ~have a number in the name, which a dataset file does not read", "set num_repeats there", [place.name])  # fmt: skip
+                notes.add(
+                    "~folders ~have a number in the name, which a dataset file does not read",
+                    "set num_repeats there",
+                    [place.name],
+                )
             if place == path and not named:
                 repeats = 1
             repeats = source.repeats or (1 if repeats is None else repeats)
@@ -127,7 +142,17 @@ def source_folders(
                 left_out.append(place.name)
                 continue
             own = source.class_tokens if source.class_tokens is not None else tokens
-            folders.append(Folder(number, place, place.name, repeats, own, entries=entries, **shared))
+            folders.append(
+                Folder(
+                    number=number,
+                    path=place,
+                    label=place.name,
+                    repeats=repeats,
+                    class_tokens=own,
+                    entries=entries,
+                    **shared,
+                )
+            )
     notes.add("~folders ~have 0 repeats in the name and ~are left out", "give ~them another number", left_out)
     if left_out and not folders:
         raise SourceProblem(
@@ -146,9 +171,13 @@ def _resolved(number: int, name: str, base: Path) -> Path:
 
 
 _CLIP_KEYS = {
-    "target_frames": "target_frames", "frame_extraction": "extraction", "frame_stride": "stride", "frame_sample": "sample",
-    "max_frames": "max_frames", "source_fps": "source_fps",
-}  # fmt: skip
+    "target_frames": "target_frames",
+    "frame_extraction": "extraction",
+    "frame_stride": "stride",
+    "frame_sample": "sample",
+    "max_frames": "max_frames",
+    "source_fps": "source_fps",
+}
 """A source's key → its name in `ClipOptions`."""
 
 
@@ -192,11 +221,14 @@ def held_out_folders(dataset: Dataset, base: Path, folders: Sequence[Folder], no
     )
     return [
         replace(
-            folder, clips=clips, one_frame=held.one_frame or like.one_frame, buckets=like.buckets,
+            folder,
+            clips=clips,
+            one_frame=held.one_frame or like.one_frame,
+            buckets=like.buckets,
             class_tokens=folder.class_tokens if folder.class_tokens is not None else like.class_tokens,
         )
         for folder in found
-    ]  # fmt: skip
+    ]
 
 
 def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True) -> list[tuple[Path, Entries]]:
@@ -208,8 +240,10 @@ def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True
         raise SourceProblem(number, f"there is no {what} {path}", near_name(path))
     if not os.path.isdir(path):
         raise SourceProblem(
-            number, f"{path} is a file; a source is a folder of {noun}", f"name {path.parent}, or a list that ends in .jsonl or .json"
-        )  # fmt: skip
+            number,
+            f"{path} is a file; a source is a folder of {noun}",
+            f"name {path.parent}, or a list that ends in .jsonl or .json",
+        )
     own = _listed(number, path)
     if not own.folders and any(is_media(name, kind) for name in own.files):
         return [(path, own)]
@@ -223,21 +257,25 @@ def _places(number: int, path: Path, kind: str, notes: Notes, opens: bool = True
     if not numbered:
         first = own.folders[0]
         raise SourceProblem(
-            number, f"no {noun} in {path}, and its folder {first!r} has no number of repeats in its name",
+            number,
+            f"no {noun} in {path}, and its folder {first!r} has no number of repeats in its name",
             f"name the folder with the {noun} itself, or call it 1_{first}" + (_FRAMES if kind == "video" else ""),
-        )  # fmt: skip
+        )
     if not filled:
         first = next(iter(numbered))
         raise _nothing(number, path / first, kind, numbered[first])
     beside = f"~{noun} ~lie beside folders with a number of repeats, which are trained instead, and ~are not used"
     notes.add(beside, "move ~them into a folder such as 1_name", [f"{path.name}/{name}" for name in loose])
     rest = [f"{path.name}/{name}" for name in own.files if name not in loose]
-    notes.add("~files ~lie beside folders with a number of repeats, and ~are not used", "move ~them into one of those", rest)  # fmt: skip
+    notes.add(
+        "~files ~lie beside folders with a number of repeats, and ~are not used", "move ~them into one of those", rest
+    )
     others = [name for name in own.folders if name not in numbered]
     notes.add(
-        "~folders ~have no number of repeats in the name and ~are left out", "rename ~them, as 1_name, or make each a source of its own",
+        "~folders ~have no number of repeats in the name and ~are left out",
+        "rename ~them, as 1_name, or make each a source of its own",
         [f"{path.name}/{name}" for name in others],
-    )  # fmt: skip
+    )
     empty = [f"{path.name}/{name}" for name in numbered if name not in filled]
     notes.add(f"~folders ~hold no {noun} and ~are left out", "fill or remove ~them", empty)
     unreadable = [f"{path.name}/{name}" for name in own.unreadable]

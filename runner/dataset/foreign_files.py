@@ -14,7 +14,15 @@ class ForeignFile(NamedTuple):
     hint: str
 
 
-_DIFFUSION_PIPE = {"directory", "resolutions", "enable_ar_bucket", "ar_buckets", "num_ar_buckets", "frame_buckets", "size_buckets"}  # fmt: skip
+_DIFFUSION_PIPE = {
+    "directory",
+    "resolutions",
+    "enable_ar_bucket",
+    "ar_buckets",
+    "num_ar_buckets",
+    "frame_buckets",
+    "size_buckets",
+}
 _PIPE = ForeignFile(
     "a dataset file of diffusion-pipe",
     "write each [[directory]] as [[dataset.sources]]: path and mask_path as they are, num_repeats as repeats, resolutions as "
@@ -81,7 +89,9 @@ def recognised(content: Any) -> ForeignFile | None:
 
 def recognised_text(text: str) -> ForeignFile | None:
     """What a file that is neither TOML nor JSON is."""
-    if re.search(r"^[ \t-]*folder_path[ \t]*:", text, re.MULTILINE) and re.search(r"^[ \t-]*process[ \t]*:", text, re.MULTILINE):  # fmt: skip
+    if re.search(r"^[ \t-]*folder_path[ \t]*:", text, re.MULTILINE) and re.search(
+        r"^[ \t-]*process[ \t]*:", text, re.MULTILINE
+    ):
         return _AI_TOOLKIT
     if re.match(r'\s*\{.*"(image|video)_path"', text):
         return _LIST

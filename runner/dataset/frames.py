@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from PIL import Image
 
 from runner.dataset.containers import said_bytes
-from runner.dataset.media import is_media
+from runner.media import is_media
 from runner.pictures import MIRRORED, TRANSPARENT, alpha_of, as_rgb
 
 if TYPE_CHECKING:
@@ -37,11 +37,15 @@ _HDR_CURVES = (16, 18)
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf"
 """No playlists and no scripts: those name other files and addresses to read."""
 _TURNS = {
-    (1, 0, 0, 1): None, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT, (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180, (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90, (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}  # fmt: skip
+}
 """What a display matrix (a, b, c, d) does: a point (x, y) is shown at (ax + cy, bx + dy)."""
 
 
@@ -206,8 +210,10 @@ def _look(frame: av.VideoFrame, found: VideoFacts) -> None:
             f"changes its size: frame {found.frames} is {size[0]}x{size[1]}, the first {found.size[0]}x{found.size[1]}"
         )
     for word, holds in (
-        (MIRRORED, turn in _MIRRORS), (INTERLACED, frame.interlaced_frame), (HDR, frame.color_trc in _HDR_CURVES),
-    ):  # fmt: skip
+        (MIRRORED, turn in _MIRRORS),
+        (INTERLACED, frame.interlaced_frame),
+        (HDR, frame.color_trc in _HDR_CURVES),
+    ):
         if holds and word not in found.words:
             found.words.append(word)
     if TRANSPARENT not in found.words and _has_alpha(frame) and alpha_of(_seen_through(frame)).getextrema()[0] != 255:
@@ -225,9 +231,11 @@ def _seen_through(frame: av.VideoFrame) -> Image.Image:
 
 
 _MIRRORS = (
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
     Image.Transpose.TRANSVERSE,
-)  # fmt: skip
+)
 
 
 def _turn(frame: av.VideoFrame) -> Image.Transpose | None:

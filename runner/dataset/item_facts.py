@@ -39,12 +39,20 @@ CAPTIONS = {
     "tags": Column(
         lambda item: item.settings.caption_facts,
         (
-            "caption_separator", "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator",
-            "enable_wildcard", "caption_prefix", "caption_suffix", "caption_tag_dropout_rate", "token_warmup_min",
+            "caption_separator",
+            "shuffle_caption",
+            "keep_tokens",
+            "keep_tokens_separator",
+            "secondary_separator",
+            "enable_wildcard",
+            "caption_prefix",
+            "caption_suffix",
+            "caption_tag_dropout_rate",
+            "token_warmup_min",
             "token_warmup_step",
         ),
     ),
-}  # fmt: skip
+}
 """What decides the texts."""
 USES = {
     "repeats": Column(lambda item: str(item.repeats), ("repeats", "regularization")),
@@ -67,8 +75,12 @@ def column_facts(
     late = known_after or {}
     return {
         name: Fact(
-            KnownAfter(late[name]) if name in late and items else _digest(items, column),
-            (*(f"dataset.**.{option}" for option in column.options), "dataset.config_file", *_MORE.get(name, ())),
+            value=KnownAfter(late[name]) if name in late and items else _digest(items, column),
+            origin=(
+                *(f"dataset.**.{option}" for option in column.options),
+                "dataset.config_file",
+                *_MORE.get(name, ()),
+            ),
             files=column.noun,
         )
         for name, column in columns.items()

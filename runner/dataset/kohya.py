@@ -26,22 +26,46 @@ from runner.dataset.folders import Folder, SourceProblem, source_folders
 from runner.dataset.foreign_files import recognised, recognised_text
 from runner.dataset.notes import Notes
 from runner.errors import Diagnostic, InvalidConfig, Place
-from runner.families.locate import resolve_path
-from runner.files import MOST_TEXT_BYTES, parsing, read_bytes, reason, shown_path
+from runner.files import MOST_TEXT_BYTES, parsing, read_bytes, reason, resolve_path, shown_path
 from schemas.dataset import Buckets, Dataset, ItemOptions, Source
 
 _ITEM = {
-    "resolution", "batch_size", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
-    "secondary_separator", "enable_wildcard", "color_aug", "flip_aug", "face_crop_aug_range", "random_crop",
-    "caption_prefix", "caption_suffix", "token_warmup_min", "token_warmup_step", "caption_dropout_rate",
-    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "caption_extension", "alpha_mask",
-}  # fmt: skip
+    "resolution",
+    "batch_size",
+    "shuffle_caption",
+    "caption_separator",
+    "keep_tokens",
+    "keep_tokens_separator",
+    "secondary_separator",
+    "enable_wildcard",
+    "color_aug",
+    "flip_aug",
+    "face_crop_aug_range",
+    "random_crop",
+    "caption_prefix",
+    "caption_suffix",
+    "token_warmup_min",
+    "token_warmup_step",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "caption_extension",
+    "alpha_mask",
+}
 """Keys with our own names."""
 _SOURCE = {
-    "metadata_file": "path", "image_jsonl_file": "path", "video_jsonl_file": "path", "image_dir": "path",
-    "image_directory": "path", "video_directory": "path", "control_directory": "control_path",
-    "num_repeats": "repeats", "class_tokens": "class_tokens", "is_reg": "regularization", "conditioning_data_dir": "mask_path",
-}  # fmt: skip
+    "metadata_file": "path",
+    "image_jsonl_file": "path",
+    "video_jsonl_file": "path",
+    "image_dir": "path",
+    "image_directory": "path",
+    "video_directory": "path",
+    "control_directory": "control_path",
+    "num_repeats": "repeats",
+    "class_tokens": "class_tokens",
+    "is_reg": "regularization",
+    "conditioning_data_dir": "mask_path",
+}
 DEFAULT_WINDOW = 9
 _PICTURES = tuple(name for name, own in _SOURCE.items() if own == "path")
 """Keys that name the pictures; the first that is given does."""
@@ -50,30 +74,44 @@ _CLIPS = {
     for name in ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames", "source_fps")
 }
 _ONE_FRAME = {
-    "fp_1f_clean_indices": "clean_indices", "fp_1f_target_index": "target_index", "fp_1f_no_post": "no_post",
-    "fp_1f_no_2x": "no_2x", "fp_1f_no_4x": "no_4x",
-}  # fmt: skip
+    "fp_1f_clean_indices": "clean_indices",
+    "fp_1f_target_index": "target_index",
+    "fp_1f_no_post": "no_post",
+    "fp_1f_no_2x": "no_2x",
+    "fp_1f_no_4x": "no_4x",
+}
 """musubi-tuner's keys of one-frame training; the last two are options of its caching script."""
 _BUCKETS = {
-    "enable_bucket": "enabled", "min_bucket_reso": "min_size", "max_bucket_reso": "max_size", "bucket_reso_steps": "step",
+    "enable_bucket": "enabled",
+    "min_bucket_reso": "min_size",
+    "max_bucket_reso": "max_size",
+    "bucket_reso_steps": "step",
     "bucket_no_upscale": "no_upscale",
-}  # fmt: skip
+}
 _KOHYA_DEFAULTS: dict[str, Any] = {
-    "enable_bucket": False, "min_bucket_reso": 256, "max_bucket_reso": 1024, "caption_extension": ".caption",
-}  # fmt: skip
+    "enable_bucket": False,
+    "min_bucket_reso": 256,
+    "max_bucket_reso": 1024,
+    "caption_extension": ".caption",
+}
 _IDLE = {
-    "cache_info": "nothing is needed: what was read is remembered", "cache_directory": "caches lie in the store, keyed by content",
+    "cache_info": "nothing is needed: what was read is remembered",
+    "cache_directory": "caches lie in the store, keyed by content",
     "debug_dataset": "look at the plan",
-}  # fmt: skip
+}
 _REFUSED = {
     "custom_attributes": "only scripts of one's own read them",
     "validation_seed": "held-out items are chosen by run.seed",
     "num_timestep_buckets": "timesteps are drawn from run.seed",
-}  # fmt: skip
+}
 _ONE_VALUE: dict[str, tuple[Any, ...]] = {
-    "network_multiplier": (1, 1.0), "resize_interpolation": ("lanczos",), "skip_image_resolution": (None,),
-    "multiple_target": (False,), "no_resize_control": (False,), "control_resolution": (None,),
-}  # fmt: skip
+    "network_multiplier": (1, 1.0),
+    "resize_interpolation": ("lanczos",),
+    "skip_image_resolution": (None,),
+    "multiple_target": (False,),
+    "no_resize_control": (False,),
+    "control_resolution": (None,),
+}
 _KNOWN = (*_ITEM, *_SOURCE, *_CLIPS, *_ONE_FRAME, *_BUCKETS, "fp_latent_window_size", "validation_split")
 _MUSUBI_DEFAULTS: dict[str, Any] = {"enable_bucket": False}
 
@@ -218,9 +256,10 @@ class _Reading:
         own = self.run.value(("model", "latent_window_size")) or DEFAULT_WINDOW
         if window is not None and window != own:
             self._error(
-                places["fp_latent_window_size"], f"`fp_latent_window_size` is {window!r}, model.latent_window_size is {own}",
+                places["fp_latent_window_size"],
+                f"`fp_latent_window_size` is {window!r}, model.latent_window_size is {own}",
                 "say the same in run.toml",
-            )  # fmt: skip
+            )
 
     def _captions(self, folders: list[Folder], path: KeyPath) -> None:
         """Kohya's default ending is `.caption`; most people's captions are .txt files. With class_tokens a note says so."""
@@ -232,9 +271,11 @@ class _Reading:
                 self.warnings.append(
                     Diagnostic(
                         f"captions end in {extension} (Kohya's default), but {folder.path} has only .txt files",
-                        self.document.value_places(path), 'set caption_extension = ".txt" there', "warning",
+                        self.document.value_places(path),
+                        'set caption_extension = ".txt" there',
+                        "warning",
                     )
-                )  # fmt: skip
+                )
 
     def _known(self, path: KeyPath, name: str, value: Any) -> bool:
         if name in _REFUSED:
@@ -292,7 +333,7 @@ def _parse(file: Path) -> Document:
     is_json = file.suffix.lower() == ".json"
 
     def problem(message: str, hint: str | None = None, place: Place | None = None) -> InvalidConfig:
-        return InvalidConfig([Diagnostic(message, (place or Place(file.name),), hint)])
+        return InvalidConfig([Diagnostic(message, (place or Place(file=file.name),), hint)])
 
     def unreadable(why: str) -> InvalidConfig:
         foreign = recognised_text(text)
@@ -319,13 +360,17 @@ def _parse(file: Path) -> Document:
             raise unreadable(error.msg) from None
         lines = text.replace("\r\n", "\n").split("\n")
         line = min(error.lineno, len(lines))
-        raise problem(f"{file.name} is no TOML: {error.msg}", None, Place(file.name, line, error.colno, 1, lines[line - 1])) from None  # fmt: skip
+        raise problem(
+            f"{file.name} is no TOML: {error.msg}",
+            None,
+            Place(file=file.name, line=line, column=error.colno, length=1, text=lines[line - 1]),
+        ) from None
     foreign = recognised(content)
     if foreign is not None:
         raise problem(f"{file.name} is {foreign.what}", foreign.hint)
     if not isinstance(content, dict):
         raise problem(f"{file.name} holds no table")
-    return Document(file, "" if is_json else text, content)
+    return Document(file=file, text="" if is_json else text, document=content)
 
 
 class _NoToml(Exception):

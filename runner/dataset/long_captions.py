@@ -14,7 +14,15 @@ Count = Callable[[list[str]], list[int]]
 """Texts → tokens of each."""
 
 
-def note_long(items: Sequence[TrainItem], limit: int, lengths: Mapping[int, int], identity: str, count: Count, index: Index, notes: Notes) -> None:  # fmt: skip
+def note_long(
+    items: Sequence[TrainItem],
+    limit: int,
+    lengths: Mapping[int, int],
+    identity: str,
+    count: Count,
+    index: Index,
+    notes: Notes,
+) -> None:
     """Says how many captions are cut at `limit` tokens. `lengths`: what max_token_length may be → its limit; `identity` is the
     tokenizer's, under which the index remembers what was counted."""
     names: dict[str, str] = {}
@@ -36,9 +44,13 @@ def note_long(items: Sequence[TrainItem], limit: int, lengths: Mapping[int, int]
     texts = sorted(names)
     notes.add(
         f"~captions ~are longer than the {limit} tokens that the text encoder takes, and ~are cut (the longest has {longest:,})",
-        f"max_token_length = {fitting} takes up to {lengths[fitting]}" if fitting else "write ~them shorter, what matters first",
-        [names[texts[place]] for place in places], count=cut, of=len(seen),
-    )  # fmt: skip
+        f"max_token_length = {fitting} takes up to {lengths[fitting]}"
+        if fitting
+        else "write ~them shorter, what matters first",
+        [names[texts[place]] for place in places],
+        count=cut,
+        of=len(seen),
+    )
 
 
 def _counted(texts: list[str], limit: int, identity: str, count: Count, index: Index) -> tuple[int, int, list[int]]:

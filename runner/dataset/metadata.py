@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.dataset.caption_files import is_text, link_problem, list_folder
-from runner.dataset.media import ENDINGS, is_media
 from runner.dataset.notes import Notes
 from runner.files import name_problem, parsing, read_bytes, reason, shown_path
+from runner.media import ENDINGS, is_media
 
 METADATA_SUFFIXES = (".json", ".jsonl")
 MAX_BYTES = 500_000_000
@@ -71,9 +71,13 @@ def read_metadata(
         raise MetadataProblem(f"{file} lists no {noun}s")
     if notes is not None:
         notes.add(
-            f"~keys of {file.name} ~are not read", "a caption stands under `caption` and `tags`; a source has options for all of its files",
-            [f"{name!a} of {count:,} {noun}s" if count > 1 else f"{name!a} of one {noun}" for name, count in sorted(unread.items())],
-        )  # fmt: skip
+            f"~keys of {file.name} ~are not read",
+            "a caption stands under `caption` and `tags`; a source has options for all of its files",
+            [
+                f"{name!a} of {count:,} {noun}s" if count > 1 else f"{name!a} of one {noun}"
+                for name, count in sorted(unread.items())
+            ],
+        )
         notes.add(
             f"~{noun}s ~are listed more than once in {file.name}, and only the last line counts",
             "list each once",
@@ -85,7 +89,9 @@ def read_metadata(
 def _no_entry(file: Path, place: str, entry: Any, kind: str) -> MetadataProblem:
     """What is wrong with a part of a list that names no file."""
     if file.suffix.lower() == ".json":
-        return MetadataProblem(f"{file.name}, {place}: it has no table of caption and tags", 'write {"a.png": {"caption": "a cat"}}')  # fmt: skip
+        return MetadataProblem(
+            f"{file.name}, {place}: it has no table of caption and tags", 'write {"a.png": {"caption": "a cat"}}'
+        )
     line = f'{{"{kind}_path": "{"a.mp4" if kind == "video" else "a.png"}", "caption": "a cat"}}'
     other = "image" if kind == "video" else "video"
     if not isinstance(entry, dict):

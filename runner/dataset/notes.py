@@ -16,10 +16,16 @@ from dataclasses import dataclass, field
 EXAMPLES = 5
 """So many names are kept of each note."""
 _FOR_ONE = {
-    "are": "is", "have": "has", "they": "it", "them": "it",
+    "are": "is",
+    "have": "has",
+    "they": "it",
+    "them": "it",
     **{verb: f"{verb}s" for verb in ("belong", "differ", "end", "hold", "lie", "look", "name", "use")},
-    **{f"{noun}s": noun for noun in ("caption", "file", "folder", "image", "item", "key", "mask", "name", "picture", "video")},
-}  # fmt: skip
+    **{
+        f"{noun}s": noun
+        for noun in ("caption", "file", "folder", "image", "item", "key", "mask", "name", "picture", "video")
+    },
+}
 _MARKED = re.compile(rf"~({'|'.join(_FOR_ONE)})\b")
 
 
@@ -29,7 +35,7 @@ def _numbered(sentence: str, count: int, of: int | None = None) -> str:
     return _MARKED.sub(lambda word: _FOR_ONE[word[1]] if next(numbers, count) == 1 else word[1], sentence)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Note:
     """One kind of finding: "4 of 6 pictures have no caption file and use `cat`"."""
 
@@ -58,9 +64,7 @@ class Note:
     def as_record(self) -> dict[str, object]:
         """The note for `--json`."""
         message, way_out = self.words()
-        return {
-            "message": message, "count": self.count, "of": self.of, "examples": self.examples, "way_out": way_out,
-        }  # fmt: skip
+        return {"message": message, "count": self.count, "of": self.of, "examples": self.examples, "way_out": way_out}
 
 
 class Notes:
@@ -70,14 +74,20 @@ class Notes:
         self._notes: dict[tuple[str, str], Note] = {}
 
     def add(
-        self, message: str, way_out: str, examples: Iterable[str] = (), *, count: int | None = None, of: int | None = None
-    ) -> None:  # fmt: skip
+        self,
+        message: str,
+        way_out: str,
+        examples: Iterable[str] = (),
+        *,
+        count: int | None = None,
+        of: int | None = None,
+    ) -> None:
         """`message` follows the count, which is that of the examples where it is not given; a note of 0 is not shown."""
         named = list(examples)
         number = len(named) if count is None else count
         if number == 0 and of is None:
             return
-        note = self._notes.setdefault((message, way_out), Note(message, way_out))
+        note = self._notes.setdefault((message, way_out), Note(message=message, way_out=way_out))
         note.count += number
         if of is not None:
             note.of = (note.of or 0) + of

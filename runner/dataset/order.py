@@ -25,7 +25,7 @@ class Use(NamedTuple):
     occurrence: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """Uses that may share a batch: of one bucket, one batch size and one layout in time."""
 
@@ -48,7 +48,7 @@ class Group:
         return min(self.batch_size, max(len(self.uses), self.most))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cycle:
     """The turns of the regularization items. They go on through the epochs, so that each item has one before any has its
     next. How many of them fall into a bucket differs from epoch to epoch; every epoch has `batches` nonetheless."""
@@ -93,7 +93,7 @@ def make_cycle(groups: Sequence[Group], items: Sequence[int], turns: int) -> tup
     group_of = {item: number for number, group in enumerate(groups) for item in group.cycled}
     size = len(items)
     epochs = min(size // math.gcd(size, turns), max(MOST_EPOCHS, math.ceil(size / turns)))
-    cycle = Cycle(tuple(items), tuple(group_of[item] for item in items), turns, epochs)
+    cycle = Cycle(items=tuple(items), groups=tuple(group_of[item] for item in items), turns=turns, epochs=epochs)
     places = [[place for place, number in enumerate(cycle.groups) if number == own] for own in range(len(groups))]
     twice = [[*own, *(place + size for place in own)] for own in places]
     whole, rest = divmod(turns, size)
@@ -149,9 +149,13 @@ def epoch_batches(groups: Sequence[Group], seed: int, epoch: int, cycle: Cycle |
 
 
 def group_items(
-    buckets: Sequence[Size], batch_sizes: Sequence[int], repeats: Sequence[int], items: Sequence[int],
-    layouts: Sequence[str] = (), cycled: Collection[int] = (),
-) -> list[Group]:  # fmt: skip
+    buckets: Sequence[Size],
+    batch_sizes: Sequence[int],
+    repeats: Sequence[int],
+    items: Sequence[int],
+    layouts: Sequence[str] = (),
+    cycled: Collection[int] = (),
+) -> list[Group]:
     """Groups the items with these numbers, of which those of `cycled` take turns; the other sequences are indexed by item."""
     found: dict[tuple[Size, int, str], tuple[list[Use], list[int]]] = {}
     for item in items:
@@ -161,7 +165,7 @@ def group_items(
         else:
             uses += [Use(item, occurrence) for occurrence in range(repeats[item])]
     return [
-        Group(bucket, size, tuple(uses), layout, tuple(turning))
+        Group(bucket=bucket, batch_size=size, uses=tuple(uses), layout=layout, cycled=tuple(turning))
         for (bucket, size, layout), (uses, turning) in sorted(found.items())
     ]
 

@@ -20,11 +20,7 @@ _MADE = (
         "~are folders whose frames have numbers that are left out or stand twice, and ~are trained as if they went on evenly",
         "add or remove frames, or make a folder of each part",
     ),
-    (
-        HDR,
-        "~are HDR, and ~look pale, read as usual ones",
-        "map ~them first: ffmpeg with zscale and tonemap",
-    ),
+    (HDR, "~are HDR, and ~look pale, read as usual ones", "map ~them first: ffmpeg with zscale and tonemap"),
 )
 
 
@@ -48,21 +44,25 @@ def note_rate(name: str, facts: str, source_fps: float | None, fps: float, notes
     if VARIABLE in facts:
         notes.add(
             "~videos ~have frames at uneven times, and ~are trained as if these were even",
-            f"make ~them even first: ffmpeg -i IN -fps_mode cfr -r {fps:g} OUT", [f"{name}, {rate:.4g} fps in the mean"],
-        )  # fmt: skip
+            f"make ~them even first: ffmpeg -i IN -fps_mode cfr -r {fps:g} OUT",
+            [f"{name}, {rate:.4g} fps in the mean"],
+        )
     if source_fps is not None:
         if abs(rate / source_fps - 1) > NEAR:
             notes.add(
                 f"~videos ~have another rate than source_fps = {source_fps:g} says",
-                "say their own rate; a source for each rate, where they have several", [f"{name} has {rate:.4g}"],
-            )  # fmt: skip
+                "say their own rate; a source for each rate, where they have several",
+                [f"{name} has {rate:.4g}"],
+            )
     elif rate > fps * (1 + NEAR):
         notes.add(
             f"~videos of {rate:.4g} fps ~are trained frame by frame at {fps:g} fps, {rate / fps:.2g} times slower than ~they ~are",
-            f"source_fps = {rate:.4g} drops frames", [name],
-        )  # fmt: skip
+            f"source_fps = {rate:.4g} drops frames",
+            [name],
+        )
     elif rate < fps * (1 - NEAR):
         notes.add(
             f"~videos of {rate:.4g} fps ~are trained frame by frame at {fps:g} fps, {fps / rate:.2g} times faster than ~they ~are",
-            f"no frames are made up; convert ~them first where that matters: ffmpeg -i IN -r {fps:g} OUT", [name],
-        )  # fmt: skip
+            f"no frames are made up; convert ~them first where that matters: ffmpeg -i IN -r {fps:g} OUT",
+            [name],
+        )

@@ -23,9 +23,9 @@ from runner.dataset.companions import Companions, Controls
 from runner.dataset.encodings import Mask
 from runner.dataset.folders import NOUNS, Folder, SourceProblem
 from runner.dataset.known import Progress, known_sequence, read_anew
-from runner.dataset.media import endings, is_media
 from runner.dataset.notes import Notes
 from runner.dataset.probe import probe_image, probe_video
+from runner.media import endings, is_media
 from runner.pictures import ANIMATED, DEEP, GROUND, TRANSPARENT
 from runner.store.index import FileContent, Index
 
@@ -183,12 +183,20 @@ class _Reading:
         if self.folder.class_tokens is not None:
             where = "no caption file" if self.folder.listing is None else "no caption in the list"
             self.notes.add(
-                f"~{self.folder.noun} ~have {where} and ~use `{self.folder.class_tokens}`", f"a caption lies beside its picture, as NAME{self.extension}"
-                if self.folder.listing is None else "give each a caption there", without, of=len(self.items),
-            )  # fmt: skip
+                f"~{self.folder.noun} ~have {where} and ~use `{self.folder.class_tokens}`",
+                f"a caption lies beside its picture, as NAME{self.extension}"
+                if self.folder.listing is None
+                else "give each a caption there",
+                without,
+                of=len(self.items),
+            )
         if not self.folder.whole_captions:
             note_captions(texts, self.folder.options.enable_wildcard, self.notes)
-        self.notes.add("~captions ~are empty, and what ~they ~belong to is trained without words", "write ~them; or delete the ~files, so that class_tokens are used", empty)  # fmt: skip
+        self.notes.add(
+            "~captions ~are empty, and what ~they ~belong to is trained without words",
+            "write ~them; or delete the ~files, so that class_tokens are used",
+            empty,
+        )
         _note_media(self.folder.noun, self.items, self.notes)
 
     def label(self, name: str) -> str:
@@ -222,30 +230,38 @@ class _Reading:
         note_unused(pairing, label, self.extension, self.notes)
         if (folder.path, other) not in self.shared.named:
             self.notes.add(
-                f"~{NOUNS[other]} ~lie among {folder.noun} and ~are not used", f'name the folder again as a source of kind = "{other}"',
+                f"~{NOUNS[other]} ~lie among {folder.noun} and ~are not used",
+                f'name the folder again as a source of kind = "{other}"',
                 [f"{label}/{name}" for name in others],
-            )  # fmt: skip
-        self._note_others(entries, sorted(set(pairing.rest).difference(others), key=lambda name: (os.path.splitext(name)[1], name)), named_so)  # fmt: skip
+            )
+        self._note_others(
+            entries,
+            sorted(set(pairing.rest).difference(others), key=lambda name: (os.path.splitext(name)[1], name)),
+            named_so,
+        )
         return self._followed([*pictures, *named_so], pairing.captions, entries.links)
 
     def _note_others(self, entries: Entries, rest: list[str], named_so: list[str]) -> None:
         """What lies in the folder and is neither a picture nor a text; `named_so`: folders that are named like pictures."""
         folder, label = self.folder, self.folder.label
         self.notes.add(
-            f"~files ~are neither {folder.noun} nor captions and ~are not used", f"{folder.noun} end in {endings(folder.kind)}",
+            f"~files ~are neither {folder.noun} nor captions and ~are not used",
+            f"{folder.noun} end in {endings(folder.kind)}",
             [f"{label}/{name}" for name in rest],
-        )  # fmt: skip
+        )
         self.notes.add(
-            f"~folders ~lie among {folder.noun} and ~are not read", "name each as a source of its own",
+            f"~folders ~lie among {folder.noun} and ~are not read",
+            "name each as a source of its own",
             [f"{label}/{name}" for name in entries.folders if name not in named_so],
-        )  # fmt: skip
+        )
         for name in entries.unreadable:
             if is_media(name, folder.kind):
                 self._refuse(name, "has a name that is not UTF-8; rename it")
         self.notes.add(
-            "~names ~are not UTF-8, and what ~they ~name is left out", "rename ~them",
+            "~names ~are not UTF-8, and what ~they ~name is left out",
+            "rename ~them",
             [f"{label}/{name}" for name in entries.unreadable if not is_media(name, folder.kind)],
-        )  # fmt: skip
+        )
 
     def _followed(
         self, pictures: list[str], captions: dict[str, str], links: frozenset[str]
@@ -274,9 +290,10 @@ class _Reading:
                 elsewhere.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
         known = index.unchanged(self.location, captions.union(pictures))
         own = [
-            name for name in pictures
+            name
+            for name in pictures
             if name not in known and name not in folders and not (elsewhere and os.path.isabs(name))
-        ]  # fmt: skip
+        ]
         known.update(read_anew(self.location, own, index, probe, self.progress))
         for place, names in elsewhere.items():
             there = index.unchanged(place, names)
@@ -295,16 +312,16 @@ def _note_media(noun: str, items: list[Item], notes: Notes) -> None:
         "~pictures ~have several frames or pages; the first is used",
         "save what else is wanted as pictures of their own, or as videos where the model trains on them",
         sorted(item.name for item in told if ANIMATED in item.facts),
-    )  # fmt: skip
+    )
     notes.add(
-        "~pictures ~have grey of more than 8 bits, which is scaled", "save ~them in 8 bits to say what is white",
+        "~pictures ~have grey of more than 8 bits, which is scaled",
+        "save ~them in 8 bits to say what is white",
         sorted(item.name for item in told if DEEP in item.facts.split()),
-    )  # fmt: skip
+    )
     notes.add(
         f"~{noun} ~have transparent pixels; {GROUND} stands behind them",
-        "alpha_mask = true trains only on what is opaque; for another ground, paint it" if noun == "pictures"
+        "alpha_mask = true trains only on what is opaque; for another ground, paint it"
+        if noun == "pictures"
         else "for another ground, paint it",
-        sorted(
-            item.name for item in told if TRANSPARENT in item.facts and not (item.mask and item.mask.path is None)
-        ),
-    )  # fmt: skip
+        sorted(item.name for item in told if TRANSPARENT in item.facts and not (item.mask and item.mask.path is None)),
+    )

@@ -27,7 +27,7 @@ class Layout:
     clean_4x: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """One section for training: latent frames of its clip (ZERO: zeros) and the layout of their positions."""
 
@@ -109,12 +109,21 @@ def training_section(index: int, sections: int, window: int, f1: bool) -> Sectio
     if f1:
         known = tuple(range(1 + index * window))[-19:]
         past = (*[ZERO] * (19 - len(known)), *known)
-        return Section(index, target, (0, past[18]), past[16:18], past[:16], forward_layout(window))
+        return Section(
+            index=index,
+            target=target,
+            clean=(0, past[18]),
+            clean_2x=past[16:18],
+            clean_4x=past[:16],
+            layout=forward_layout(window),
+        )
     last = 1 + sections * window
     future = tuple(range(target[-1] + 1, min(target[-1] + 20, last)))
     future = (*future, *[ZERO] * (19 - len(future)))
     layout = inverted_layout(paddings(sections)[sections - 1 - index], window)
-    return Section(index, target, (0, future[0]), future[1:3], future[3:19], layout)
+    return Section(
+        index=index, target=target, clean=(0, future[0]), clean_2x=future[1:3], clean_4x=future[3:19], layout=layout
+    )
 
 
 def section_order(sections: int, f1: bool) -> Sequence[int]:

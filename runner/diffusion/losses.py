@@ -19,8 +19,14 @@ _SNR_LIMIT = 1000.0
 
 
 def distance(
-    prediction: Tensor, target: Tensor, loss: Loss, t: Tensor, snr: Tensor, num_timesteps: int, mask: Tensor | None = None
-) -> Tensor:  # fmt: skip
+    prediction: Tensor,
+    target: Tensor,
+    loss: Loss,
+    t: Tensor,
+    snr: Tensor,
+    num_timesteps: int,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Mean distance of each item, fp32 [B]. `mask` [B, 1, h, w] in 0..1 weights the positions, as in sd-scripts."""
     prediction, target = prediction.float(), target.float()
     dims = list(range(1, prediction.dim()))

@@ -24,12 +24,23 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
     "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++_sde_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
-}  # fmt: skip
+    "dpm++_sde_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+}
 _KEPT = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "steps_offset", "clip_sample",
-    "set_alpha_to_one", "skip_prk_steps", "timestep_spacing",
-)  # fmt: skip
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "steps_offset",
+    "clip_sample",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "timestep_spacing",
+)
 _FLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "heun": ("FlowMatchHeunDiscreteScheduler", {}),

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from runner.atomic import remove
+from runner.config.optimizer_kinds import OPTIMIZERS
 from runner.core.events import Events
 from runner.core.process import prepare_torch
 from runner.data.items import DamagedItem, read_item
 from runner.errors import RunFailed, Stopped, UsageError
 from runner.families.registry import family
-from runner.inputs import SelectInputs, TrainInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.optim.build import try_optimizer
-from runner.optim.kinds import OPTIMIZERS
 from runner.plan.compile import Graph, Node
 from runner.plan.current import current_graph, dropped_pin, known_pin
 from runner.plan.diff import Planning, within
@@ -35,7 +36,7 @@ MAX_REPAIRS = 3
 """How often damaged items are encoded again before the disk is blamed."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Outcome:
     """What an apply led to."""
 
@@ -66,8 +67,24 @@ class Apply:
             try_optimizer(optimizer)
         self.environment = environment(_device_name(device))
         bundle = family(prepared.config.model.family)
-        self.context = Context(bundle, self.store, graph.runtime, train.numerics, device, events, stop)
-        self.job = Job(self.context, prepared, graph, until, self._remember, plan_text, self.environment)
+        self.context = Context(
+            family=bundle,
+            store=self.store,
+            runtime=graph.runtime,
+            numerics=train.numerics,
+            device=device,
+            events=events,
+            stop=stop,
+        )
+        self.job = Job(
+            context=self.context,
+            prepared=prepared,
+            graph=graph,
+            until=until,
+            remember=self._remember,
+            plan_text=plan_text,
+            environment=self.environment,
+        )
         self.done: list[str] = []
         """The stages that this apply got through."""
 
@@ -91,7 +108,9 @@ class Apply:
             if dropped_pin(self.graph) is not None:
                 clear_pin(self.prepared.output_dir)
             remember(self.graph, self.done, complete=True)
-        return Outcome(self.graph, chosen, self.job.notes, self.environment, complete)
+        return Outcome(
+            graph=self.graph, selection=chosen, notes=self.job.notes, environment=self.environment, published=complete
+        )
 
     @property
     def graph(self) -> Graph:

@@ -11,13 +11,14 @@ from runner.errors import Invalid
 from runner.files import near_name
 from runner.formats.adapter_names import is_adapter_file
 from runner.formats.adapter_read import read_adapters
-from runner.formats.headers import read_header
-from runner.formats.tensors import read_tensors
-from runner.inputs import SelectInputs, TrainInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph
 from runner.stages.checkpoints import Checkpoints
 from runner.store.artifacts import read_selection
 from runner.store.store import Store
+from runner.weights.headers import read_header
+from runner.weights.tensors import read_tensors
 
 
 @dataclass(frozen=True)

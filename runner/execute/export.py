@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from runner.atomic import new_folder, remove
 from runner.core.precision import DTYPES
 from runner.errors import UsageError
+from runner.execute.metadata import publish_metadata
 from runner.files import file_digest
 from runner.formats.adapter_modules import Form, needs_base
 from runner.formats.adapter_names import DORA_NORM
 from runner.formats.adapter_write import Base, diffusers_state, kohya_state
 from runner.formats.markers import V_PRED, ZTSNR
-from runner.formats.metadata import publish_metadata
-from runner.formats.tensors import write_hashed_tensors, write_tensors
-from runner.inputs import PUBLISH_VERSION, TrainInputs
+from runner.identity import fingerprint
+from runner.inputs.publish import PUBLISH_VERSION
+from runner.inputs.train import TrainInputs
 from runner.networks.merge import merged
-from runner.plan.fingerprint import fingerprint
 from runner.plan.prepare import Prepared
 from runner.records import said, sound_record, write_record
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.modules import build
+from runner.weights.tensors import write_hashed_tensors, write_tensors
 
 MANIFEST = "manifest.json"
 _IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
@@ -129,9 +130,13 @@ class Exporter:
 
 
 def whole_model(
-    context: Context, modules: Mapping[str, nn.Module], train: TrainInputs, state: Mapping[str, Tensor],
-    dtype: torch.dtype, only: tuple[str, ...] | None = None,
-) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    context: Context,
+    modules: Mapping[str, nn.Module],
+    train: TrainInputs,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    only: tuple[str, ...] | None = None,
+) -> dict[str, dict[str, Tensor]]:
     """Component → state dict, of these modules and freshly loaded others; the run's adapters of `state` are merged."""
     names = only or tuple(context.runtime.model.components)
     others = {name: context.load(name, plain=True) for name in names if name not in modules}

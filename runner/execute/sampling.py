@@ -20,8 +20,8 @@ from runner.families.prompts import ReadyPrompt
 from runner.families.registry import family
 from runner.formats.adapter_fit import some
 from runner.formats.adapter_read import read_lora
-from runner.formats.tensors import tensor_bytes, write_hashed_tensors
-from runner.inputs import SampleInputs, TrainInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.train import TrainInputs
 from runner.networks.merge import merge_into
 from runner.plan.current import current_graph, trained_folder
 from runner.plan.prepare import Prepared
@@ -30,9 +30,10 @@ from runner.stages.encode import load_text_encoders
 from runner.stages.modules import Trained, build, swap_blocks
 from runner.stages.pictures import decode, encode_prompts, load_picture_parts, make_latents, media, png_bytes
 from runner.store.run_folder import free_name, sample_stem
+from runner.weights.tensors import tensor_bytes, write_hashed_tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraFile:
     """A LoRA file to merge before sampling, how strongly, and which of its layers (regular expressions)."""
 
@@ -79,7 +80,14 @@ class Sampling:
         prepare_torch(prepared.config.run.deterministic, record["threads"] if record else self.graph.runtime.threads)
         bundle = family(prepared.config.model.family)
         numerics = self.train.numerics
-        self.context = Context(bundle, prepared.store, self.graph.runtime, numerics, device, Events(None))
+        self.context = Context(
+            family=bundle,
+            store=prepared.store,
+            runtime=self.graph.runtime,
+            numerics=numerics,
+            device=device,
+            events=Events(None),
+        )
         self.text_trains = bool(prepared.config.training.components.text_encoders)
         self.trained: Trained | None = None
         self.encoders: dict[str, nn.Module] | None = None

@@ -9,8 +9,11 @@ from typing import Any
 from runner.atomic import link_or_copy, remove, write_json
 from runner.execute.export import Exporter
 from runner.execute.publish import place
-from runner.families.locate import resolve_path
-from runner.inputs import PublishInputs, SampleInputs, SelectInputs, TrainInputs, candidates
+from runner.files import resolve_path
+from runner.inputs.publish import PublishInputs
+from runner.inputs.sample import SampleInputs, candidates
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph
 from runner.plan.prepare import Prepared
 from runner.report.write import write_report

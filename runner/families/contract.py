@@ -14,14 +14,15 @@ from runner.data.images import PictureRequest
 from runner.dataset.encodings import TrainItem
 from runner.diffusion.process import Process
 from runner.families.prompts import ReadyPrompt
-from runner.families.spec import FamilySpec, Model
-from runner.inputs import Numerics
+from runner.families.spec import FamilySpec
+from runner.model.model import Model
+from runner.model.numerics import Numerics
 
 Conditioning = dict[str, Tensor]
 """What the denoiser is told besides the noisy latents; each tensor's first dimension is the batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """How a component is loaded."""
 
@@ -59,7 +60,7 @@ class Made:
     decode: Callable[[nn.Module, Tensor, ReadyPrompt, Model], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family's functions.
 

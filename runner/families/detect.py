@@ -9,13 +9,19 @@ from runner.families.locate import locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, read_json
 from runner.families.parts.identify import identify
 from runner.families.registry import FAMILIES
-from runner.families.spec import ModelProblem
-from runner.formats.headers import read_header
+from runner.model.model import ModelProblem
+from runner.weights.headers import read_header
 
 _INDEXES = {
-    "StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux1", "FluxKontextPipeline": "flux1", "ChromaPipeline": "chroma",
-    "HunyuanVideoPipeline": "hunyuan_video", "HunyuanVideoFramepackPipeline": "framepack",
-}  # fmt: skip
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux1",
+    "FluxKontextPipeline": "flux1",
+    "ChromaPipeline": "chroma",
+    "HunyuanVideoPipeline": "hunyuan_video",
+    "HunyuanVideoFramepackPipeline": "framepack",
+}
 _IN_SEVERAL_FILES = {"hunyuan_video": "hunyuan-video-lora", "framepack": "framepack-lora"}
 
 

@@ -6,17 +6,20 @@ import os
 import re
 from pathlib import Path
 
-from runner.errors import Invalid
-from runner.families.spec import ModelProblem
-from runner.files import file_problem, name_problem, near_name, parsing, read_bytes, shown_path
+from runner.files import file_problem, near_name, parsing, read_bytes, resolve_path
+from runner.model.model import ModelProblem
 
 KeyPath = tuple[str | int, ...]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHT_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".json", ".index")
 _WEIGHT_NAMES = (
-    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
-    "model.fp16.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
-)  # fmt: skip
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "pytorch_model.bin",
+)
 
 
 def locate_model(name: str, folder: Path, revision: str | None, builtin: Path, key: KeyPath) -> Path:
@@ -51,16 +54,6 @@ def _first_shard(folder: Path) -> Path | None:
     return first[0] if len(first) == 1 else None
 
 
-def resolve_path(name: str, folder: Path) -> Path:
-    """A path as run.toml means it: `~` is the home folder, relative ones are relative to run.toml's folder. Raises
-    `Invalid` where no file can be called so."""
-    path = os.path.normpath(folder / os.path.expanduser(name))
-    problem = name_problem(path)
-    if problem is not None:
-        raise Invalid(f"{shown_path(name)} is no file: {problem}")
-    return Path(path)
-
-
 def _in_hub_cache(name: str, revision: str, key: KeyPath, path: Path) -> Path:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
@@ -74,9 +67,10 @@ def _in_hub_cache(name: str, revision: str, key: KeyPath, path: Path) -> Path:
     if snapshot.is_dir() and snapshot.parent == model / "snapshots":
         return snapshot
     raise ModelProblem(
-        key, f"there is no {path}, and the hub model {name} ({revision}) is not in the local hub cache {cache}",
+        key,
+        f"there is no {path}, and the hub model {name} ({revision}) is not in the local hub cache {cache}",
         f"nothing is downloaded while running; fetch it once: hf download {name} --revision {revision}",
-    )  # fmt: skip
+    )
 
 
 def child_folder(place: Path, name: str) -> Path:

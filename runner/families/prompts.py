@@ -10,7 +10,8 @@ from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.dataset.buckets import Size
 from runner.diffusion.timesteps import dynamic_shift
 from runner.families.keys import foreign_prompt_keys, is_for_videos, whose_prompt_key
-from runner.families.spec import FamilySpec, Model
+from runner.families.spec import FamilySpec
+from runner.model.model import Model
 from runner.pictures import decoding
 from runner.seeding import derive
 from schemas import RunConfig
@@ -103,7 +104,7 @@ class StillPart(PromptPart):
         return super().facts() | {"references": [[file.identity(), *size] for file, size in self.references]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReadyPrompt:
     """One picture or video to make, nothing left to derive. `seed` is None while a drawn one (-1) has not been drawn."""
 
@@ -145,7 +146,7 @@ class ReadyPrompt:
         return found if self.own is None else found | {"frames": self.frames, **self.own.facts()}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Readying:
     """Fills in what prompts leave open; `sampling` has its family's defaults."""
 
@@ -179,9 +180,18 @@ class Readying:
         chosen = options.seed if options.seed is not None else derive(self.seed, "prompt", index) & 0xFFFFFFFF
         frames, own = self.spec.ready(self, index, options) if self.spec.ready is not None else (1, None)
         return ReadyPrompt(
-            index, options.prompt, options.negative_prompt or "", *floored, options.num_inference_steps, options.cfg_scale,
-            options.sampler, self.drawn.get(index) if chosen == -1 else chosen, frames, own,
-        )  # fmt: skip
+            index=index,
+            prompt=options.prompt,
+            negative_prompt=options.negative_prompt or "",
+            width=floored[0],
+            height=floored[1],
+            num_inference_steps=options.num_inference_steps,
+            cfg_scale=options.cfg_scale,
+            sampler=options.sampler,
+            seed=self.drawn.get(index) if chosen == -1 else chosen,
+            frames=frames,
+            own=own,
+        )
 
     def size(self, options: Any) -> Size:
         """The size that is made."""
@@ -246,7 +256,9 @@ def _references(readying: Readying, options: Any) -> tuple[tuple[PromptFile, Siz
     if options.control_images is None:
         return ()
     if len(options.control_images) > rule.most:
-        raise PromptProblem("control_images", f"there are {len(options.control_images)} control images; the model takes {rule.most}")  # fmt: skip
+        raise PromptProblem(
+            "control_images", f"there are {len(options.control_images)} control images; the model takes {rule.most}"
+        )
     files = [readying.file("control_images", name) for name in options.control_images]
     return tuple((file, rule.size(file.size)) for file in files)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from runner.dataset.clips import ClipRule
 from runner.dataset.references import ReferenceRule
 from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints
-from runner.families.parts.layers import Origin
-from runner.families.parts.tokenizer_kinds import TokenizerKind
 from runner.files import parsing
+from runner.model.model import Model, ModelProblem
+from runner.model.targets import Target
 from schemas import RunConfig
 from schemas.base import Section
 
@@ -20,194 +20,7 @@ if TYPE_CHECKING:
     from runner.families.prompts import PromptPart, Readying
 
 
-class ModelProblem(Exception):
-    """Something about the model's files that does not fit what run.toml says at `key` (a path of names)."""
-
-    def __init__(self, key: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.key = key
-        self.hint = hint
-
-
-@dataclass(frozen=True)
-class Component:
-    """A part of the model: where its bytes lie, what it is made of and how large it is.
-
-    `files` are all files whose content decides its weights, the configuration among them.
-    `layout` tells how its keys are named in those files: diffusers' names, or the family's original ones.
-    """
-
-    name: str
-    weights: tuple[Path, ...]
-    files: tuple[Path, ...]
-    layout: Literal["diffusers", "original", "none"]
-    config: Mapping[str, Any]
-    parameters: int
-    keys: Mapping[str, Origin] = field(default_factory=dict)
-    """Key in diffusers' and transformers' own naming → where it is in the files."""
-    tokenizer: TokenizerKind | None = None
-    """What tokenizer a text encoder needs."""
-
-
-class Stated(NamedTuple):
-    """A value that a checkpoint says, and where."""
-
-    value: Any
-    why: str
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint as far as its headers and configurations tell."""
-
-    family: str
-    components: Mapping[str, Component]
-    tokenizers: Mapping[str, Path | None]
-    """Text encoder → folder of its tokenizer; None is the built-in CLIP tokenizer."""
-    tokenizer_files: tuple[Path, ...]
-    scheduler: Mapping[str, Any]
-    native_size: int
-    """Side in pixels that the model was made for."""
-    latent_factor: int
-    latent_channels: int
-    bucket_step: int
-    size_multiple: int
-    text_tokens: int
-    """Tokens that the denoiser sees of one caption."""
-    text_width: int
-    """Numbers of one token, of all encoders together."""
-    text_extra: int
-    """Numbers of one caption beside its tokens (pooled embeddings)."""
-    label: str
-    frame_factor: int = 0
-    """Frames of one latent frame; 0: the family makes stills."""
-    variant: str = ""
-    """What the denoiser is used for, where its family has several uses."""
-    pipeline: str = ""
-    """What model_index.json calls it, where that is not what the shipped one says."""
-    window: int = 0
-    """Latent frames of one section (framepack)."""
-    history: float = 0.0
-    """What the denoiser sees beside the frames that it makes, in latent frames of full resolution (framepack)."""
-    image_tokens: int = 0
-    """Tokens of an image's embedding beside those of the text (framepack)."""
-    stated: Mapping[str, Stated] = field(default_factory=dict)
-    """Dotted key of run.toml → what the checkpoint itself says of it."""
-
-    @property
-    def makes_video(self) -> bool:
-        return self.frame_factor > 0
-
-    def latent_shape(self, size: tuple[int, int], frames: int = 1) -> tuple[int, ...]:
-        """[C, h, w] of a picture of (width, height), [C, T, h, w] of so many latent frames of a video."""
-        height, width = size[1] // self.latent_factor, size[0] // self.latent_factor
-        if not self.makes_video:
-            return self.latent_channels, height, width
-        return self.latent_channels, frames, height, width
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """The text encoders that this checkpoint has, in order."""
-        return tuple(sorted(name for name in self.components if name.startswith("text_encoder")))
-
-
-Adapter = Literal["lora", "dora", "loha", "lokr", "oft"]
-
-
-class Alias(NamedTuple):
-    """What files call a layer, without a prefix and with underscores for dots, and which rows of that module it is (as in
-    `Target`)."""
-
-    module: str
-    part: tuple[int, int] = (0, 1)
-    span: int = 1
-    swapped: bool = False
-
-
-@dataclass(frozen=True)
-class Target:
-    """A layer that gets an adapter, or that a file may have one for: its component and diffusers name, its size, its rank and
-    alpha.
-
-    The adapter's output is scaled by alpha / rank (rslora is already in alpha).
-    """
-
-    component: str
-    name: str
-    kind: Literal["linear", "conv", "norm", "embedding"]
-    inputs: int
-    outputs: int
-    kernel: int
-    rank: int
-    alpha: float
-    kohya: str
-    """The module's name in Kohya's files: `lora_unet_down_blocks_0_…`."""
-    diffusers: str
-    """The module's name in diffusers' files: `unet.down_blocks.0.…`."""
-    adapter: Adapter = "lora"
-    part: tuple[int, int] = (0, 1)
-    """Which of the equal blocks of rows of Kohya's module this layer is: its q, k and v are one."""
-    span: int = 1
-    """How many of those blocks it takes."""
-    swapped: bool = False
-    """The halves of the rows stand the other way round in Kohya's module."""
-    tied: bool = False
-    """The layers of one module of Kohya's share their first factor."""
-    aliases: tuple[Alias, ...] = field(default=(), compare=False, repr=False)
-    """What files of any tool call it."""
-    bias: bool = field(default=True, compare=False, repr=False)
-    depth: int = field(default=0, compare=False, repr=False)
-    """Frames that a convolution over time sees; 0: it is one over pictures."""
-    comfyui: str = field(default="", compare=False, repr=False)
-    """The module's name in ComfyUI's files, where ComfyUI does not know Kohya's."""
-    separate: str = field(default="", compare=False, repr=False)
-    """What files of LyCORIS' kinds call the layer by itself, where Kohya's module is several layers or swapped; empty: they
-    have no name for it."""
-
-    @property
-    def full_name(self) -> str:
-        return f"{self.component}.{self.name}"
-
-    def facts(self) -> list[Any]:
-        """What decides the training of its adapter."""
-        left_out = {"aliases", "bias", "depth", "comfyui", "separate"} | ({"span"} if self.span == 1 else set())
-        return [value for name, value in self.__dict__.items() if name not in left_out]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of its weight."""
-        return self.outputs, *self.row_shape
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Of one row of its weight."""
-        if self.kind == "norm":
-            return ()
-        depth = (self.depth,) if self.depth else ()
-        return self.inputs, *((*depth, self.kernel, self.kernel) if self.kind == "conv" else ())
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    @property
-    def shares_module(self) -> bool:
-        """Whether Kohya's module is not just this layer as it is."""
-        return self.part[1] > 1 or self.swapped
-
-    @property
-    def rows(self) -> slice:
-        """Its rows in Kohya's module."""
-        unit = self.outputs // self.span
-        return slice(self.part[0] * unit, (self.part[0] + self.span) * unit)
-
-    @property
-    def module_outputs(self) -> int:
-        """Rows of Kohya's module."""
-        return self.outputs // self.span * self.part[1]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Defaults:
     """What a family says where run.toml says nothing."""
 
@@ -232,7 +45,7 @@ class Defaults:
     """Frames a second of the videos that it is trained on and makes; 0: stills."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryQuestion:
     """What predicted memory depends on."""
 
@@ -328,11 +141,14 @@ STILLS_REFUSED = {
 """Keys that families of stills cannot use."""
 FLOW_REFUSED = dict.fromkeys(
     (
-        "training.loss.min_snr_gamma", "training.loss.debiased_estimation", "training.loss.zero_terminal_snr",
-        "training.loss.scale_v_pred_loss_like_noise_pred", "training.loss.v_pred_like_loss",
+        "training.loss.min_snr_gamma",
+        "training.loss.debiased_estimation",
+        "training.loss.zero_terminal_snr",
+        "training.loss.scale_v_pred_loss_like_noise_pred",
+        "training.loss.v_pred_like_loss",
     ),
     "it belongs to the noise schedule of Stable Diffusion 1.5 and XL; this is flow matching",
-)  # fmt: skip
+)
 """Keys that families of flow matching cannot use."""
 TRANSFORMER_REFUSED = dict.fromkeys(
     ("network.conv_rank", "network.conv_alpha"), "the transformer has no residual convolutions"
@@ -340,7 +156,7 @@ TRANSFORMER_REFUSED = dict.fromkeys(
 """Keys that families whose denoiser is a transformer cannot use."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FamilySpec:
     """A family's torch-free bundle."""
 

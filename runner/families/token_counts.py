@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tokenizer_fit import sentence_pieces
-from runner.families.parts.tokenizer_kinds import SPIECE
-from runner.families.spec import Model
 from runner.files import MOST_JSON_BYTES, parsing, read_bytes
+from runner.model.model import SPIECE, Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

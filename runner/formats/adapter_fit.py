@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from runner.families.spec import Target
 from runner.formats.adapter_names import DORA_NORM, EMBEDDING, Module, Parsed, is_adapter_file, parse
-from runner.formats.headers import Header
+from runner.model.targets import Target
 from runner.networks.shapes import BIASES, skew_side
+from runner.weights.headers import Header
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 Shape = tuple[int, ...]
@@ -136,7 +136,7 @@ def incomplete(names: Mapping[str, object]) -> str | None:
         return f"has no {missing[0]}"
     decomposed = [name for name in DECOMPOSED if name in names]
     if len(decomposed) > 1 or (decomposed and kind not in ("lora", "loha", "lokr")):
-        return f"has {' and '.join(decomposed)}, which {'exclude each other' if kind in ('lora', 'loha', 'lokr') else 'is not for its kind'}"  # fmt: skip
+        return f"has {' and '.join(decomposed)}, which {'exclude each other' if kind in ('lora', 'loha', 'lokr') else 'is not for its kind'}"
     return "has diff_b and b_norm" if all(name in names for name in BIASES) else None
 
 
@@ -152,7 +152,7 @@ def _misfit(shapes: Mapping[str, Shape], module: Module) -> str | None:
     rows, row = first.module_outputs, first.row_shape
     kind = kind_of(shapes)
     if first.kind in ("norm", "embedding") and kind not in ("diff", "norm", ""):
-        return f"is {_article(kind)} {kind} on {'a norm' if first.kind == 'norm' else 'an embedding'}, which takes differences only"  # fmt: skip
+        return f"is {_article(kind)} {kind} on {'a norm' if first.kind == 'norm' else 'an embedding'}, which takes differences only"
     for name in BIASES:
         if name in shapes and not all(layer.bias for layer in module.layers):
             return f"has {name}, and the layer has no bias"
@@ -220,7 +220,7 @@ def _lokr(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
             return f"has lokr_w1_a {list(first)} and lokr_w1_b {list(second)}, which have no product"
         small = (first[0], second[1])
     if rows % small[0] or row[0] % small[1]:
-        return f"has {'lokr_w1' if 'lokr_w1' in shapes else 'a lokr_w1'} {list(small[:2])}, which does not divide {rows} x {row[0]}"  # fmt: skip
+        return f"has {'lokr_w1' if 'lokr_w1' in shapes else 'a lokr_w1'} {list(small[:2])}, which does not divide {rows} x {row[0]}"
     large = (rows // small[0], row[0] // small[1], *row[1:])
     if "lokr_w2" not in shapes:
         return _pair(shapes, "lokr_w2", "lokr_t2", large[0], large[1:])
@@ -264,8 +264,15 @@ def _diff(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:
 
 
 _FORMS = {
-    "lora": _lora, "loha": _loha, "lokr": _lokr, "glora": _glora, "oft": _oft, "oft_blocks": _oft_blocks, "diff": _diff, "norm": _diff,
-}  # fmt: skip
+    "lora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "glora": _glora,
+    "oft": _oft,
+    "oft_blocks": _oft_blocks,
+    "diff": _diff,
+    "norm": _diff,
+}
 
 
 def _magnitude(shapes: Mapping[str, Shape], rows: int, row: Shape) -> str | None:

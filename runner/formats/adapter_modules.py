@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.families.spec import Target
+from runner.model.targets import Target
 
 Form = Literal["kohya", "comfyui"]
 
@@ -56,11 +56,12 @@ def file_modules(targets: Sequence[Target], form: Form) -> list[Module]:
         groups.setdefault(_name(target, form), []).append(target)
     return [
         Module(
-            name, tuple(sorted(group, key=lambda target: target.part)),
+            name,
+            tuple(sorted(group, key=lambda target: target.part)),
             not group[0].shares_module or name == group[0].separate,
         )
         for name, group in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def _name(target: Target, form: Form) -> str:

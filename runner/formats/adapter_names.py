@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from runner.families.spec import Alias, Target
+from runner.model.targets import Alias, Target
 from runner.networks.shapes import BIASES
 
 _HALVES = {"down": "lora_A", "up": "lora_B", "mid": "lora_mid", "A": "lora_A", "B": "lora_B"}
@@ -45,11 +45,19 @@ _TEXT_ENCODERS = {
 }
 _PREFIXES = {
     "denoiser": (
-        "lora_unet_", "lora_transformer_", "lycoris_", "oft_unet_", "Hunyuan_video_I2V_lora_", "model.diffusion_model.",
-        "diffusion_model.", "unet.", "transformer.", "",
+        "lora_unet_",
+        "lora_transformer_",
+        "lycoris_",
+        "oft_unet_",
+        "Hunyuan_video_I2V_lora_",
+        "model.diffusion_model.",
+        "diffusion_model.",
+        "unet.",
+        "transformer.",
+        "",
     ),
     **_TEXT_ENCODERS,
-}  # fmt: skip
+}
 _PEFT = "base_model.model."
 _ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """What diffusers' first files call the attention layers of text encoders."""
@@ -158,7 +166,10 @@ def _layers_of(module: str, index: Mapping[tuple[str, str], list[tuple[Target, A
             for name in _spellings(path):
                 found = index.get((component, name))
                 if found is not None:
-                    pieces = [replace(layer, part=alias.part, span=alias.span, swapped=alias.swapped) for layer, alias in found]  # fmt: skip
+                    pieces = [
+                        replace(layer, part=alias.part, span=alias.span, swapped=alias.swapped)
+                        for layer, alias in found
+                    ]
                     return tuple(sorted(pieces, key=lambda piece: piece.part))
     return ()
 

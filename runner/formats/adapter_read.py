@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from runner.errors import Invalid
-from runner.families.spec import Target
 from runner.formats.adapter_fit import check_mergeable, kind_of, some
 from runner.formats.adapter_modules import columns_of
 from runner.formats.adapter_names import ADAPTER_METADATA, SCALED, Module, parse
 from runner.formats.adapter_start import check_adapter_file
-from runner.formats.headers import read_header
-from runner.formats.tensors import read_tensors
+from runner.model.targets import Target
 from runner.networks.merge import Change, halves_swapped
 from runner.networks.shapes import adapter_shapes
 from runner.patterns import Search
+from runner.weights.headers import read_header
+from runner.weights.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,13 @@ def read_adapters(file: Path, targets: Sequence[Target], decompose_factor: int =
 
 
 def read_lora(
-    file: Path, layers: Sequence[Target], multiplier: float, include: Sequence[str] = (), exclude: Sequence[str] = (),
+    file: Path,
+    layers: Sequence[Target],
+    multiplier: float,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     skip_unknown: bool = False,
-) -> Lora:  # fmt: skip
+) -> Lora:
     """A file with adapters of any of a model's layers, of any kinds and ranks. `include` and `exclude` are regular
     expressions on names such as `unet.down_blocks.0.attentions.0.proj_in`. Raises `Invalid` where something does not fit."""
     header = read_header(file)
@@ -102,10 +106,16 @@ def read_lora(
         tensors, scale, rank = _tensors(file, module, raw, header.metadata)
         if "lora_B" in tensors and module.fused:
             parts = [_part_scale(layer, tensors["lora_B"], scale, rank, header.metadata) for layer in module.layers]
-            tensors["lora_B"] = torch.cat([tensors["lora_B"][layer.rows] * part for layer, part in zip(module.layers, parts, strict=True)])  # fmt: skip
+            tensors["lora_B"] = torch.cat(
+                [tensors["lora_B"][layer.rows] * part for layer, part in zip(module.layers, parts, strict=True)]
+            )
             scale = 1.0
         terms = _series(header.metadata, module.layers[0]) if "oft_R" in tensors else 0
-        changes.append(Change(module.layers, chosen, tensors, scale, multiplier, terms))
+        changes.append(
+            Change(
+                pieces=module.layers, chosen=chosen, tensors=tensors, scale=scale, multiplier=multiplier, terms=terms
+            )
+        )
     return Lora(changes, checked.left_out)
 
 
@@ -142,9 +152,14 @@ def _tensors(
 
 
 def _own(
-    module: Module, layer: Target, tensors: Mapping[str, Tensor], scale: float, rank: int, metadata: Mapping[str, str],
+    module: Module,
+    layer: Target,
+    tensors: Mapping[str, Tensor],
+    scale: float,
+    rank: int,
+    metadata: Mapping[str, str],
     columns: slice | None,
-) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
+) -> tuple[float, dict[str, Tensor]]:
     """(scale, tensors) of one layer, of a module that may be several's. `columns`: where its ranks stand beside the others'."""
     own = {("lora_magnitude_vector" if name == "dora_scale" else name): tensor for name, tensor in tensors.items()}
     if "lora_mid" in own:
@@ -170,7 +185,7 @@ def _check_rest(file: Path, module: Module, tensors: Mapping[str, Tensor]) -> No
         raise Invalid(
             f"{file} does not fit: {module.name} is for more layers than {some([x.name for x in module.layers])}, which alone get adapters here",
             hint="let the others get adapters too: network.targets",
-        )  # fmt: skip
+        )
 
 
 def _series(metadata: Mapping[str, str], layer: Target) -> int:
@@ -197,9 +212,13 @@ def _columns(up: Tensor) -> slice:
 
 
 def _unfused(
-    layer: Target, tensors: dict[str, Tensor], rank: int, scale: float, metadata: Mapping[str, str],
+    layer: Target,
+    tensors: dict[str, Tensor],
+    rank: int,
+    scale: float,
+    metadata: Mapping[str, str],
     columns: slice | None,
-) -> tuple[float, dict[str, Tensor]]:  # fmt: skip
+) -> tuple[float, dict[str, Tensor]]:
     """One layer's share of a module whose rows are several layers'."""
     scale = _part_scale(layer, tensors["lora_B"], scale, rank, metadata)
     up = tensors["lora_B"][layer.rows]

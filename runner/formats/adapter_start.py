@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from runner.families.spec import Target
 from runner.formats.adapter_fit import (
     DECOMPOSED,
     Tensors,
@@ -22,8 +21,9 @@ from runner.formats.adapter_fit import (
 )
 from runner.formats.adapter_modules import Columns, columns_of
 from runner.formats.adapter_names import Module, parse
-from runner.formats.headers import DTYPE_BYTES, Header
+from runner.model.targets import Target
 from runner.networks.shapes import adapter_shapes
+from runner.weights.headers import DTYPE_BYTES, Header
 
 
 def check_adapter_file(file: Path, header: Header, targets: Sequence[Target], decompose_factor: int = -1) -> str | None:
@@ -86,7 +86,12 @@ def _other(tensors: Tensors, module: Module, target: Target, factor: int, column
     if kind != target.adapter:
         return f"{module.name} is of kind {kind}, [network] says {target.adapter}"
     expected = adapter_shapes(target, factor)
-    taken = {*expected, "alpha", *(("lora_mid",) if kind in ("lora", "dora") else ()), *(DECOMPOSED if kind == "dora" else ())}  # fmt: skip
+    taken = {
+        *expected,
+        "alpha",
+        *(("lora_mid",) if kind in ("lora", "dora") else ()),
+        *(DECOMPOSED if kind == "dora" else ()),
+    }
     strange = [name for name in module.keys if name not in taken]
     if strange:
         return f"{module.name} has {some(strange)}, and adapters of type {target.adapter} have none here"

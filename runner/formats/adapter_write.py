@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from runner.families.spec import Target
 from runner.formats.adapter_modules import Form, Module, file_modules
 from runner.formats.adapter_names import ADAPTER_METADATA, SCALED
+from runner.model.targets import Target
 from runner.networks.merge import adapted, by_layer, delta, halves_swapped
 from runner.networks.shapes import oft_block
 
@@ -32,9 +32,12 @@ class Base:
 
 
 def kohya_state(
-    targets: Sequence[Target], state: Mapping[str, Tensor], dtype: torch.dtype, base: Base | None = None,
+    targets: Sequence[Target],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    base: Base | None = None,
     form: Form = "kohya",
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Kohya's and LyCORIS' keys with the true alpha of each module, under names that Kohya's tools or ComfyUI know."""
     layers = by_layer(targets, state)
     found: dict[str, Tensor] = {}
@@ -123,10 +126,12 @@ def _loha(module: Module, layers: Layers) -> dict[str, Tensor]:
     first, alpha = _side_by_side(module.members, [own["hada_w1_a"] for own in tensors])
     second, _ = _side_by_side(plain, [own["hada_w2_a"] for own in tensors])
     return {
-        "hada_w1_a": _rows(module, first), "hada_w1_b": torch.cat([own["hada_w1_b"] for own in tensors]),
-        "hada_w2_a": _rows(module, second), "hada_w2_b": torch.cat([own["hada_w2_b"] for own in tensors]),
+        "hada_w1_a": _rows(module, first),
+        "hada_w1_b": torch.cat([own["hada_w1_b"] for own in tensors]),
+        "hada_w2_a": _rows(module, second),
+        "hada_w2_b": torch.cat([own["hada_w2_b"] for own in tensors]),
         "alpha": torch.tensor(alpha),
-    }  # fmt: skip
+    }
 
 
 def _lokr(module: Module, layers: Layers) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.core.rng import generator
-from runner.families.spec import Target
+from runner.model.targets import Target
 from runner.networks.shapes import oft_block
+from runner.rng import generator
 
 ADAPTER = "default"
 _ZERO = ("lora_B", "hada_w2_b", "lokr_w1", "oft_R")
@@ -66,19 +66,28 @@ def _configs(targets: Sequence[Target], dropouts: Dropouts, decompose_factor: in
     if first.adapter in ("lora", "dora"):
         return [
             peft.LoraConfig(
-                r=first.rank, lora_alpha=first.alpha, lora_dropout=dropouts.inputs, use_dora=first.adapter == "dora",
-                **names, **patterns,
+                r=first.rank,
+                lora_alpha=first.alpha,
+                lora_dropout=dropouts.inputs,
+                use_dora=first.adapter == "dora",
+                **names,
+                **patterns,
             )
-        ]  # fmt: skip
+        ]
     if first.adapter in ("loha", "lokr"):
         extra = {} if first.adapter == "loha" else {"decompose_factor": decompose_factor}
         kind = peft.LoHaConfig if first.adapter == "loha" else peft.LoKrConfig
         return [
             kind(
-                r=first.rank, alpha=first.alpha, rank_dropout=dropouts.ranks, module_dropout=dropouts.modules,
-                **names, **patterns, **extra,
+                r=first.rank,
+                alpha=first.alpha,
+                rank_dropout=dropouts.ranks,
+                module_dropout=dropouts.modules,
+                **names,
+                **patterns,
+                **extra,
             )
-        ]  # fmt: skip
+        ]
     sizes: dict[int, list[str]] = {}
     for target in targets:
         sizes.setdefault(oft_block(target), []).append(target.name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.families.spec import Target
+from runner.model.targets import Target
 from runner.networks.formulas import changed
 from runner.networks.formulas import delta as difference
 from runner.networks.quantize import QuantizedLinear
@@ -25,11 +25,17 @@ def by_layer(targets: Sequence[Target], state: State) -> dict[str, dict[str, Ten
     for name, tensor in state.items():
         layer, _, last = name.rpartition(".")
         found.setdefault(layer, {})[last] = tensor.float()
-    shared = {target.kohya: found[target.full_name]["lora_A"] for target in targets if target.tied and "lora_A" in found.get(target.full_name, {})}  # fmt: skip
-    return {
-        target.full_name: {"lora_A": shared[target.kohya], **found[target.full_name]} if target.tied else found[target.full_name]
+    shared = {
+        target.kohya: found[target.full_name]["lora_A"]
         for target in targets
-    }  # fmt: skip
+        if target.tied and "lora_A" in found.get(target.full_name, {})
+    }
+    return {
+        target.full_name: {"lora_A": shared[target.kohya], **found[target.full_name]}
+        if target.tied
+        else found[target.full_name]
+        for target in targets
+    }
 
 
 def delta(target: Target, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -47,7 +53,7 @@ def halves_swapped(tensor: Tensor) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """What one module of an adapter file does: to a layer, or to several whose rows it holds together."""
 
@@ -72,12 +78,19 @@ def merge_into(modules: Mapping[str, nn.Module], changes: Sequence[Change]) -> N
             own = {key: tensor for key, tensor in change.tensors.items() if (key in BIASES) == (name == "bias")}
             if not own:
                 continue
-            whole = torch.cat([_swapped(piece, getattr(layer, name).detach()) for piece, layer in zip(change.pieces, layers, strict=True)])  # fmt: skip
+            whole = torch.cat(
+                [
+                    _swapped(piece, getattr(layer, name).detach())
+                    for piece, layer in zip(change.pieces, layers, strict=True)
+                ]
+            )
             if name == "weight":
                 whole = changed(own, change.scale, whole, change.multiplier, change.terms)
             else:
                 whole = whole.float() + change.multiplier * next(iter(own.values())).reshape(-1).to(whole.device)
-            for piece, layer, rows in zip(change.pieces, layers, whole.split([piece.outputs for piece in change.pieces]), strict=True):  # fmt: skip
+            for piece, layer, rows in zip(
+                change.pieces, layers, whole.split([piece.outputs for piece in change.pieces]), strict=True
+            ):
                 if piece.full_name in change.chosen:
                     _put(component, layer, name, _swapped(piece, rows))
 

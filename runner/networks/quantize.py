@@ -57,7 +57,14 @@ class QuantizedLinear(nn.Linear):
             return (data.to(torch.float32) * scale).to(dtype)
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        state = QuantState(scale, shape=torch.Size(shape), blocksize=NF4_BLOCK, quant_type="nf4", dtype=self.wide, code=_nf4_code(data.device))  # fmt: skip
+        state = QuantState(
+            scale,
+            shape=torch.Size(shape),
+            blocksize=NF4_BLOCK,
+            quant_type="nf4",
+            dtype=self.wide,
+            code=_nf4_code(data.device),
+        )
         return dequantize_4bit(data, state).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isqrt, prod
 
-from runner.families.spec import Target
+from runner.model.targets import Target
 
 Shapes = dict[str, tuple[int, ...]]
 BIASES = ("diff_b", "b_norm")
@@ -60,7 +60,9 @@ def factorization(dimension: int, factor: int) -> tuple[int, int]:
 def oft_block(target: Target) -> int:
     """Size of a rotation's blocks: the divisor of the input's width that is nearest to the rank."""
     width = target.inputs * target.kernel**2
-    return min((size for size in range(2, width + 1) if width % size == 0), key=lambda size: (abs(size - target.rank), size))  # fmt: skip
+    return min(
+        (size for size in range(2, width + 1) if width % size == 0), key=lambda size: (abs(size - target.rank), size)
+    )
 
 
 def skew_side(numbers: int) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.config.optimizer_kinds import OPTIMIZERS, class_problem
 from runner.errors import Invalid, RunFailed
-from runner.optim.kinds import OPTIMIZERS, class_problem
 from runner.optim.single import SingleOptimizers, SingleOptions
 from schemas.training import Optimizer
 
@@ -33,8 +33,7 @@ def optimizer_class(kind: str) -> type[torch.optim.Optimizer]:
         found: type[torch.optim.Optimizer] = resolve_name(known.address)
     except ImportError:
         raise RunFailed(
-            f'optimizer "{kind}" needs the package {known.package}',
-            hint=f'pip install {known.package}, or use "adamw"',
+            f'optimizer "{kind}" needs the package {known.package}', hint=f'pip install {known.package}, or use "adamw"'
         ) from None
     return found
 
@@ -110,8 +109,11 @@ def _make(
 
 
 def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], lora_plus_ratio: float = 1.0, by_place: bool = False
-) -> list[dict[str, Any]]:  # fmt: skip
+    parameters: Mapping[str, nn.Parameter],
+    rates: Mapping[str, float],
+    lora_plus_ratio: float = 1.0,
+    by_place: bool = False,
+) -> list[dict[str, Any]]:
     """One group for each component (the first part of a parameter's name) with its learning rate, and of LoRA+ another
     for the halves that start at zero. `by_place`: matrices at the ends of the model are in groups that say
     `hidden: False`."""

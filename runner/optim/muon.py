@@ -14,9 +14,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
     rate serves both; others go to AdamW. A group that says `hidden: False` goes to AdamW whole."""
 
     def __init__(
-        self, params: Iterable[dict[str, Any]], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True, ns_steps: int = 5,
-    ) -> None:  # fmt: skip
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+    ) -> None:
         matrices: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
         for group in params:
@@ -32,12 +39,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if matrices:
             self.parts.append(
                 torch.optim.Muon(
-                    matrices, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
-                    ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw",
+                    matrices,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    momentum=momentum,
+                    nesterov=nesterov,
+                    ns_steps=ns_steps,
+                    adjust_lr_fn="match_rms_adamw",
                 )
-            )  # fmt: skip
+            )
         if others:
-            self.parts.append(torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True))  # fmt: skip
+            self.parts.append(
+                torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+            )
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.defaults = {"lr": lr}
 
@@ -71,10 +85,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self.parts:
             groups = state_dict["param_groups"][first : first + len(part.param_groups)]
             count = sum(len(group["params"]) for group in part.param_groups)
-            state = {index - offset: entry for index, entry in state_dict["state"].items() if offset <= index < offset + count}  # fmt: skip
+            state = {
+                index - offset: entry
+                for index, entry in state_dict["state"].items()
+                if offset <= index < offset + count
+            }
             part.load_state_dict(
-                {"state": state, "param_groups": [{**group, "params": [i - offset for i in group["params"]]} for group in groups]}
-            )  # fmt: skip
+                {
+                    "state": state,
+                    "param_groups": [{**group, "params": [i - offset for i in group["params"]]} for group in groups],
+                }
+            )
             offset += count
             first += len(part.param_groups)
         self.param_groups = [group for part in self.parts for group in part.param_groups]

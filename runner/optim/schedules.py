@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
-from runner.optim.kinds import POLYNOMIAL_END
+from runner.config.optimizer_kinds import POLYNOMIAL_END
 from schemas.training import Scheduler
 
 Factor = Callable[[int], float]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.core.rng import generator
+from runner.rng import generator
 
 Group = dict[str, Any]
 
@@ -38,7 +38,7 @@ class SingleOptimizers(torch.optim.Optimizer):
 
     def __init__(
         self, make: Callable[[Sequence[Group]], torch.optim.Optimizer], groups: Sequence[Group], options: SingleOptions
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.options = options
         self.singles: list[torch.optim.Optimizer] = []
         self.param_groups = []

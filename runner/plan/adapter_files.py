@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runner.families.spec import Target
 from runner.formats.adapter_modules import Form, file_modules
+from runner.model.targets import Target
 from runner.networks.shapes import count_parameters
 from schemas import RunConfig
 
@@ -42,7 +42,7 @@ def adapter_file_notes(config: RunConfig, targets: Sequence[Target]) -> list[str
             notes.append(
                 f"{what}: {len(whole)} of {len(modules)} modules are written as differences of the weights, {size / 1e6:,.1f} MB, since "
                 f'{why}; format = "diffusers" holds the adapter as it is'
-            )  # fmt: skip
+            )
     if network.type == "dora" and "comfyui" in published:
         notes.append(
             "ComfyUI divides DoRA's rows by the length of the base's; its files hold the lengths that give the trained weights "

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import Invalid
-from runner.families.locate import resolve_path
-from runner.families.spec import FamilySpec, Model, Target
-from runner.files import file_problem, near_name
+from runner.families.spec import FamilySpec
+from runner.files import file_problem, near_name, resolve_path
 from runner.formats.adapter_fit import check_mergeable
 from runner.formats.adapter_start import check_adapter_file
-from runner.formats.headers import read_header
+from runner.model.model import Model
+from runner.model.targets import Target
 from runner.plan.places import Report
+from runner.weights.headers import read_header
 from schemas.network import Network
 
 
@@ -40,7 +41,7 @@ def start_file(network: Network | None, targets: Sequence[Target], folder: Path,
 
 def merged_files(
     network: Network | None, spec: FamilySpec, model: Model | None, folder: Path, error: Report
-) -> list[tuple[Path, float]]:  # fmt: skip
+) -> list[tuple[Path, float]]:
     """The files of network.base_weights with their multipliers. What is wrong with them is reported."""
     found: list[tuple[Path, float]] = []
     for index, text in enumerate(network.base_weights if network is not None else ()):

@@ -11,8 +11,12 @@ from typing import Any, TypeVar
 from runner.dataset.encodings import TrainItem
 from runner.dataset.item_facts import COLUMNS, column_facts
 from runner.facts import Fact, KnownAfter, Tree, unknown, values
-from runner.inputs import BaseModel, LatentEncoder, Numerics, Runtime, TextEncoder, TrainInputs
-from runner.plan.fingerprint import fingerprint
+from runner.identity import fingerprint
+from runner.inputs.cache import LatentEncoder, TextEncoder
+from runner.inputs.runtime import Runtime
+from runner.inputs.sample import BaseModel
+from runner.inputs.train import TrainInputs
+from runner.model.numerics import Numerics
 from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
 from runner.plan.stage import Inputs, Stage
@@ -29,7 +33,7 @@ _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule",
 Given = TypeVar("Given", bound=Inputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """One stage of the graph."""
 
@@ -108,13 +112,23 @@ class Run(_Nodes):
         prediction_type = prepared.spec.defaults.prediction_type or config.model.prediction_type
         assert prediction_type is not None
         return Numerics(
-            config.model.family, config.model.dtype, _vae_dtype(prepared), config.training.mixed_precision, prediction_type,
-            bool(config.training.loss.zero_terminal_snr), {key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
-            config.model.max_token_length or prepared.spec.defaults.max_token_length, config.model.clip_skip or prepared.spec.defaults.clip_skip,
-            prepared.model.text_width, config.model.quantization, config.model.text_encoder_quantization,
-            _guidance(prepared), " ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])]) or None,
-            prepared.spec.version if prepared.spec.version > 1 else None,
-        )  # fmt: skip
+            family=config.model.family,
+            dtype=config.model.dtype,
+            vae_dtype=_vae_dtype(prepared),
+            mixed_precision=config.training.mixed_precision,
+            prediction_type=prediction_type,
+            zero_terminal_snr=bool(config.training.loss.zero_terminal_snr),
+            noise_schedule={key: prepared.model.scheduler.get(key) for key in _NOISE_KEYS},
+            max_token_length=config.model.max_token_length or prepared.spec.defaults.max_token_length,
+            clip_skip=config.model.clip_skip or prepared.spec.defaults.clip_skip,
+            text_width=prepared.model.text_width,
+            quantization=config.model.quantization,
+            text_encoder_quantization=config.model.text_encoder_quantization,
+            guidance=_guidance(prepared),
+            variant=" ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])])
+            or None,
+            version=prepared.spec.version if prepared.spec.version > 1 else None,
+        )
 
     @cached_property
     def picture_weights(self) -> dict[str, Fact]:
@@ -133,18 +147,26 @@ class Run(_Nodes):
         caching = self.config.caching
         assert caching.dtype is not None
         return LatentEncoder(
-            self.picture_weights, self.numerics.vae_dtype, caching.latent_draw, self.config.run.seed, caching.dtype,
-            caching.vae_tile_size,
-        )  # fmt: skip
+            weights=self.picture_weights,
+            dtype=self.numerics.vae_dtype,
+            draw=caching.latent_draw,
+            seed=self.config.run.seed,
+            stored_dtype=caching.dtype,
+            tile_size=caching.vae_tile_size,
+        )
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         numerics, caching = self.numerics, self.config.caching
         assert caching.dtype is not None
         return TextEncoder(
-            {**self.text_weights, **self.prepared.merged_first}, numerics.dtype, numerics.clip_skip, numerics.max_token_length,
-            caching.dtype, numerics.text_encoder_quantization,
-        )  # fmt: skip
+            weights={**self.text_weights, **self.prepared.merged_first},
+            dtype=numerics.dtype,
+            clip_skip=numerics.clip_skip,
+            max_token_length=numerics.max_token_length,
+            stored_dtype=caching.dtype,
+            quantization=numerics.text_encoder_quantization,
+        )
 
     @cached_property
     def item_facts(self) -> Tree:
@@ -191,7 +213,13 @@ def compile_graph(prepared: Prepared, pinned: dict[str, Any] | None = None, kept
         # What a stage takes from those before it stands in its facts; that it follows them changes nothing: a caption that
         # only evaluation uses, or another padded batch, makes no other trajectory.
         named = {"kind": stage.name, "version": stage.version, "facts": values(facts)} if late is None else None
-        node = Node(stage, inputs, facts, f"known after {late}" if named is None else fingerprint(named), late)
+        node = Node(
+            stage=stage,
+            inputs=inputs,
+            facts=facts,
+            fingerprint=f"known after {late}" if named is None else fingerprint(named),
+            known_after=late,
+        )
         run.nodes[stage.name] = node
         settled = stage.settled(run.prepared, inputs, node.fingerprint) if late is None else run.prepared
         if settled is not run.prepared:

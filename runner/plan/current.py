@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.inputs import SampleInputs, SelectInputs, TrainInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph, compile_graph
 from runner.plan.history import last_applied
 from runner.plan.prepare import Prepared

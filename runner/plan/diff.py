@@ -71,7 +71,7 @@ class Planning:
         actions = {name: self.action(name) for name in self.graph.nodes}
         for name, action in actions.items():
             if name not in wanted and action.pending:
-                actions[name] = Action(name, "=", "not in this target")
+                actions[name] = Action(node=name, symbol="=", summary="not in this target")
         return Plan(self.graph.given, self.graph, actions, self._notes())
 
     def action(self, name: str) -> Action:
@@ -79,7 +79,7 @@ class Planning:
         if name not in self._actions:
             node = self.graph.nodes[name]
             if node.known_after is not None:
-                self._actions[name] = Action(name, "+", node.fingerprint)
+                self._actions[name] = Action(node=name, symbol="+", summary=node.fingerprint)
             else:
                 self._actions[name] = node.stage.pending(node.inputs, self)
         return self._actions[name]

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+from runner.config.optimizer_kinds import state_bytes
 from runner.dataset.order import batch_counts, bucket_counts
 from runner.families.spec import MemoryAnswer, MemoryQuestion
-from runner.inputs import LatentsInputs, SampleInputs, TextsInputs, TrainInputs
-from runner.optim.kinds import state_bytes
+from runner.inputs.cache import LatentsInputs, TextsInputs
+from runner.inputs.sample import SampleInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.device import has_gpu
 from runner.plan.diff import Plan
 from runner.plan.resolve import checkpoint_steps
@@ -21,7 +23,7 @@ LIBRARIES = {"cpu": 500_000_000, "cuda": 900_000_000}
 """What the libraries themselves take: of a GPU CUDA's context and their kernels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What a plan says about size and length."""
 

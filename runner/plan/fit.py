@@ -32,7 +32,7 @@ _CACHES = (LATENTS.name, TEXTS.name)
 Chosen = tuple[Remedy, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A proposal. `steps` has for each remedy what the peak is with it and all before it, the libraries included."""
 
@@ -53,10 +53,17 @@ class Fit:
 
     def as_record(self) -> dict[str, Any]:
         return {
-            "limit_bytes": self.limit, "predicted_before_bytes": self.before, "predicted_after_bytes": self.after,
-            "fits": self.fits, "step_time_factor": round(self.slower, 3), "settings": self.settings,
-            "reasons": [{"settings": dict(remedy.settings), "why": remedy.why, "peak_bytes": peak} for remedy, peak in self.steps],
-        }  # fmt: skip
+            "limit_bytes": self.limit,
+            "predicted_before_bytes": self.before,
+            "predicted_after_bytes": self.after,
+            "fits": self.fits,
+            "step_time_factor": round(self.slower, 3),
+            "settings": self.settings,
+            "reasons": [
+                {"settings": dict(remedy.settings), "why": remedy.why, "peak_bytes": peak}
+                for remedy, peak in self.steps
+            ],
+        }
 
 
 def parse_memory(text: str) -> int | None:
@@ -188,7 +195,14 @@ class _Search:
             peak = answer.peak if len(left) == 1 else int(self._whole_peak(ordered))
             steps.append((ordered[-1], peak + libraries))
         before = int(self._whole_peak(())) + libraries
-        return Fit(limit, before, answer.peak + libraries, answer.highest, _cost(chosen)[0], tuple(steps))
+        return Fit(
+            limit=limit,
+            before=before,
+            after=answer.peak + libraries,
+            phase=answer.highest,
+            slower=_cost(chosen)[0],
+            steps=tuple(steps),
+        )
 
     def _whole_peak(self, chosen: Chosen) -> float:
         return max(self.peak(chosen, caching) for caching in (True, False))

@@ -135,9 +135,11 @@ def remember_given(prepared: Prepared) -> None:
 def _given(prepared: Prepared) -> dict[str, Any]:
     """run.toml, --set, and the files they name, as of this apply."""
     return {
-        "settings": list(prepared.source.overrides.values()), "file_digest": text_digest(prepared.source.text),
-        "config": flat_config(prepared.config), "files": prepared.read_files,
-    }  # fmt: skip
+        "settings": list(prepared.source.overrides.values()),
+        "file_digest": text_digest(prepared.source.text),
+        "config": flat_config(prepared.config),
+        "files": prepared.read_files,
+    }
 
 
 def _stages(graph: Graph, before: Applied | None) -> dict[str, Any]:

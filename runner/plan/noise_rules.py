@@ -9,7 +9,7 @@ from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.config.source import Source
 from runner.errors import Diagnostic
 from runner.families.prompts import pure_noise
-from runner.families.spec import Model
+from runner.model.model import Model
 from schemas import RunConfig
 
 _ZERO_SNR = ("training", "loss", "zero_terminal_snr")
@@ -22,16 +22,20 @@ def noise_findings(config: RunConfig, resolved: RunConfig, model: Model, source:
         given = _at(config, path)
         if given is not None and given != stated.value:
             yield Diagnostic(
-                f"{dotted} = {_toml(given)}, but {stated.why} says {_toml(stated.value)}", source.value_places(path),
-                "run.toml is followed; take the key out to follow the checkpoint", "warning",
-            )  # fmt: skip
+                f"{dotted} = {_toml(given)}, but {stated.why} says {_toml(stated.value)}",
+                source.value_places(path),
+                "run.toml is followed; take the key out to follow the checkpoint",
+                "warning",
+            )
     if not resolved.training.loss.zero_terminal_snr:
         return
     if resolved.model.prediction_type == "epsilon" and config.model.prediction_type is None:
         yield Diagnostic(
             "zero_terminal_snr makes the last step pure noise, from which epsilon cannot be learned, and nothing says that "
-            "the checkpoint predicts v", source.key_places(_ZERO_SNR), 'use prediction_type = "v_prediction", or take it out',
-        )  # fmt: skip
+            "the checkpoint predicts v",
+            source.key_places(_ZERO_SNR),
+            'use prediction_type = "v_prediction", or take it out',
+        )
     why, sampler = pure_noise(resolved, model), config.sampling.sampler
     if config.training.loss.zero_terminal_snr is None and why and sampler and sampler not in PURE_NOISE_SAMPLERS:
         message, hint = pure_noise_problem(sampler, why)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.dataset.folders import Folder
-from runner.families.locate import resolve_path
+from runner.files import resolve_path
 from schemas import RunConfig
 
 Key = tuple[str | int, ...]

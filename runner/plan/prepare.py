@@ -25,16 +25,17 @@ from runner.dataset.scan import BadItem, scan
 from runner.errors import Diagnostic, InvalidConfig
 from runner.facts import Fact, Tree, content, said
 from runner.families.keys import foreign_model_keys, takes_controls, whose_model_key
-from runner.families.locate import resolve_path
 from runner.families.prompts import ReadyPrompt, sampler_problem
 from runner.families.registry import family_spec
-from runner.families.spec import FamilySpec, Model, ModelProblem, Target
+from runner.families.spec import FamilySpec
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
-from runner.files import file_problem, near_name
+from runner.files import file_problem, near_name, resolve_path
+from runner.identity import canonical, identity
+from runner.model.model import Model, ModelProblem
+from runner.model.targets import Target
 from runner.patterns import BadPattern, SlowPattern
 from runner.plan.adapter_files import adapter_file_notes
 from runner.plan.adapter_inputs import merged_files, start_file
-from runner.plan.fingerprint import canonical, identity
 from runner.plan.noise_rules import noise_findings
 from runner.plan.places import Key, check_apart, check_writable
 from runner.plan.prompts import PromptReading
@@ -48,7 +49,7 @@ DEFER_DIGEST_ABOVE = 2 * 2**30
 """Bytes of unread model files above which a plan does not wait for their digests; apply computes them."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Prepared:
     """A valid run: its configuration with nothing left open, its model, its items, its prompts."""
 
@@ -93,9 +94,13 @@ class Prepared:
 
 
 def prepare(
-    loaded: Loaded, store: Store, *, progress: Progress | None = None, may_defer: bool = True,
+    loaded: Loaded,
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    may_defer: bool = True,
     drawn_seeds: Callable[[Path], dict[int, int]] = lambda _: {},
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Raises `InvalidConfig` with every finding."""
     if loaded.config is None:
         raise InvalidConfig(loaded.diagnostics)
@@ -104,9 +109,14 @@ def prepare(
 
 class _Preparation:
     def __init__(
-        self, loaded: Loaded, config: RunConfig, store: Store, progress: Progress | None, may_defer: bool,
+        self,
+        loaded: Loaded,
+        config: RunConfig,
+        store: Store,
+        progress: Progress | None,
+        may_defer: bool,
         drawn_seeds: Callable[[Path], dict[int, int]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.source, self.config, self.store = loaded.source, config, store
         self.findings = list(loaded.diagnostics)
         self.progress, self.may_defer, self.drawn_seeds = progress, may_defer, drawn_seeds
@@ -146,9 +156,22 @@ class _Preparation:
         remarks = self.spec.remarks(config, model) if self.spec.remarks is not None else []
         notes = [*notes, *remarks, *adapter_file_notes(config, targets)]
         prepared = Prepared(
-            self.source, config, derived + more, length, self.spec, model, targets, collection, prompts, warnings,
-            notes, self.dataset_notes, self.store, init_from, base_weights,
-        )  # fmt: skip
+            source=self.source,
+            config=config,
+            derived=derived + more,
+            length=length,
+            spec=self.spec,
+            model=model,
+            targets=targets,
+            collection=collection,
+            prompts=prompts,
+            warnings=warnings,
+            notes=notes,
+            dataset_notes=self.dataset_notes,
+            store=self.store,
+            init_from=init_from,
+            base_weights=base_weights,
+        )
         _digests(prepared, self.may_defer)
         return prepared
 
@@ -177,7 +200,14 @@ class _Preparation:
 
     def _prompts(self, model: Model | None) -> tuple[list[ReadyPrompt], list[str]]:
         """The prompts with nothing left open, and notes for the plan."""
-        reading = PromptReading(self.config, self.source, self.folder, self.spec, self.store, self.findings)
+        reading = PromptReading(
+            config=self.config,
+            source=self.source,
+            folder=self.folder,
+            spec=self.spec,
+            store=self.store,
+            findings=self.findings,
+        )
         prompts = reading.read()
         if model is None:
             return [], []
@@ -218,7 +248,11 @@ class _Preparation:
         length = self.config.model.max_token_length
         if length is not None and length not in self.spec.token_lengths:
             known = ", ".join(map(str, self.spec.token_lengths))
-            self._error(("model", "max_token_length"), f"family {self.spec.name} cannot use {length} tokens", f"it takes {known}")  # fmt: skip
+            self._error(
+                ("model", "max_token_length"),
+                f"family {self.spec.name} cannot use {length} tokens",
+                f"it takes {known}",
+            )
         sampler = self.config.sampling.sampler
         if sampler is not None and sampler not in self.spec.samplers:
             self._error(("sampling", "sampler"), *sampler_problem(sampler, self.spec))
@@ -282,10 +316,17 @@ class _Preparation:
             )
         try:
             collection = collect(
-                scanned, scanned_apart if apart else None, dataset.buckets, dataset.held_out,
+                scanned,
+                scanned_apart if apart else None,
+                dataset.buckets,
+                dataset.held_out,
                 list(self.spec.defaults.resolution) if self.spec.defaults.resolution else model.native_size,
-                model.bucket_step, self.config.run.seed, self.spec.clips(model) if self.spec.clips else None, self.dataset_notes, self.spec.references_of(model),
-            )  # fmt: skip
+                model.bucket_step,
+                self.config.run.seed,
+                self.spec.clips(model) if self.spec.clips else None,
+                self.dataset_notes,
+                self.spec.references_of(model),
+            )
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
             return None
@@ -305,9 +346,14 @@ class _Preparation:
             file = tokenizer_file(model, encoder)
             identity = "clip" if file is None else self.store.index.digest(file)
             note_long(
-                collection.items, limit, {length: self.spec.text_limit(model, length)[1] for length in self.spec.token_lengths},
-                identity, partial(count_tokens, file), self.store.index, self.dataset_notes,
-            )  # fmt: skip
+                collection.items,
+                limit,
+                {length: self.spec.text_limit(model, length)[1] for length in self.spec.token_lengths},
+                identity,
+                partial(count_tokens, file),
+                self.store.index,
+                self.dataset_notes,
+            )
 
     def _kinds(self, folders: list[Folder], model: Model | None) -> bool:
         """Sources of a kind that the family does not train on, and keys of a source that do not go together; whether all
@@ -321,21 +367,23 @@ class _Preparation:
                 self._source_error(number, "kind", f"{self.spec.title} trains on pictures, not on videos")
             elif folder.kind == "image" and rule is not None and not rule.stills:
                 self._source_error(
-                    number, "kind", f"{rule.name} trains on videos, and this source holds pictures",
+                    number,
+                    "kind",
+                    f"{rule.name} trains on videos, and this source holds pictures",
                     'set kind = "video"; pictures are trained with model.variant = "one_frame"',
-                )  # fmt: skip
+                )
             one = rule is not None and rule.window is not None and rule.stills and folder.kind == "image"
             controls = folder.controls is not None or any(entry.controls for entry in listed.values())
             if one and not controls:
                 self._source_error(
-                    number, "path", "one-frame training needs control images, and this source has none",
+                    number,
+                    "path",
+                    "one-frame training needs control images, and this source has none",
                     'set control_path = "folder of pictures of the same names"',
-                )  # fmt: skip
+                )
             elif not one and ((controls and not sees) or folder.one_frame is not None):
                 key = "control_path" if controls else "one_frame"
-                self._source_error(
-                    number, key, f"`{key}` belongs to one-frame training", "; ".join(takes_controls())
-                )  # fmt: skip
+                self._source_error(number, key, f"`{key}` belongs to one-frame training", "; ".join(takes_controls()))
             if folder.kind == "video" and folder.options.alpha_mask:
                 self._source_error(number, "alpha_mask", "videos have no transparency", "use mask_path")
         return len(self.findings) == before
@@ -367,9 +415,10 @@ class _Preparation:
             key = ("dataset", "held_out", "path") if number < 0 else self._source_key(number)
             noun = "item" if len(items) == 1 else "items"
             self._error(
-                key, f"{len(items)} {noun} cannot be used:{listed}{more}",
+                key,
+                f"{len(items)} {noun} cannot be used:{listed}{more}",
                 'mend or remove them, or set dataset.on_bad_item = "skip" to leave them out',
-            )  # fmt: skip
+            )
 
 
 def _digests(prepared: Prepared, may_defer: bool) -> None:
@@ -400,8 +449,9 @@ def _digests(prepared: Prepared, may_defer: bool) -> None:
     for number, (file, multiplier) in enumerate(prepared.base_weights):
         key = "network.base_weights"
         prepared.merged_first[str(number)] = {
-            "file": content(index.digest(file), key, label=file.name), "multiplier": said(multiplier, key)
-        }  # fmt: skip
+            "file": content(index.digest(file), key, label=file.name),
+            "multiplier": said(multiplier, key),
+        }
     config = prepared.config
     for key, name_ in (
         ("dataset.config_file", config.dataset.config_file),

@@ -12,17 +12,17 @@ from runner.config.prompts import placed_prompts
 from runner.config.source import Source
 from runner.dataset.known import known_pictures
 from runner.errors import Diagnostic, InvalidConfig, Place
-from runner.families.locate import resolve_path
 from runner.families.prompts import PromptFile, PromptProblem, Readying, ReadyPrompt, pure_noise
-from runner.families.spec import FamilySpec, Model
-from runner.files import file_problem, near_name
+from runner.families.spec import FamilySpec
+from runner.files import file_problem, near_name, resolve_path
+from runner.model.model import Model
 from runner.pictures import ANIMATED, GROUND, TRANSPARENT
 from runner.store.store import Store
 from schemas import RunConfig
 from schemas.sampling import Prompt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptReading:
     """Reads the prompts of one run.toml; what is wrong joins `findings`."""
 
@@ -60,7 +60,14 @@ class PromptReading:
         """The prompts with nothing left open, and notes for the plan. `config` is resolved."""
         sampling, files = config.sampling, partial(prompt_file, self.store, self.folder)
         readying = Readying(
-            sampling, self.spec, model, config.run.seed, drawn, files, sampling.dialect, pure_noise(config, model)
+            sampling=sampling,
+            spec=self.spec,
+            model=model,
+            seed=config.run.seed,
+            drawn=drawn,
+            files=files,
+            dialect=sampling.dialect,
+            pure_noise=pure_noise(config, model),
         )
         ready = []
         for index, prompt in enumerate(prompts):

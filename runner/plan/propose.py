@@ -14,10 +14,10 @@ from typing import Any
 import tomlkit
 
 from runner.config.load import load
-from runner.dataset.media import is_media
 from runner.errors import InvalidConfig
 from runner.families.detect import detect
-from runner.inputs import LEAST_FOR_ERROR
+from runner.inputs.select import LEAST_FOR_ERROR
+from runner.media import is_media
 from runner.plan.diff import make_plan
 from runner.plan.estimate import figures
 from runner.plan.fit import Fit, fit
@@ -34,7 +34,7 @@ HELD_OUT_SHARE = 5
 MOST_HELD_OUT = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What was asked for."""
 
@@ -82,7 +82,9 @@ def propose(wishes: Wishes, target: Path) -> Proposal:
         _prepared(document, wishes.settings, folder)
     else:
         numbers = figures(plan, None)
-        notes.append(f"predicted peak memory: {size_text(numbers.peak)} {memory_words(numbers.device)}; with --memory settings are chosen that fit")  # fmt: skip
+        notes.append(
+            f"predicted peak memory: {size_text(numbers.peak)} {memory_words(numbers.device)}; with --memory settings are chosen that fit"
+        )
     typed = shlex.quote(str(target))
     notes.append(f"next, to look at the plan and to train:\n  runner plan {typed}\n  runner apply {typed}")
     head = f"#:schema ./{SCHEMA}\n# Written by `runner new`. Every key: `runner explain KEY`, docs/run_toml.md; all spelled out: `runner fmt --full {shlex.quote(target.name)}`.\n"
@@ -121,9 +123,12 @@ def _first(wishes: Wishes, family: str, file: Path, folder: Path) -> dict[str, A
         source["class_tokens"] = wishes.class_tokens
     model = wishes.model if wishes.model.startswith("builtin:") else _relative(file.absolute(), folder)
     document: dict[str, Any] = {
-        "schema_version": 1, "run": {"name": name}, "model": {"family": family, "checkpoint": model},
-        "dataset": {"sources": [source]}, "training": {"max_train_steps": 1},
-    }  # fmt: skip
+        "schema_version": 1,
+        "run": {"name": name},
+        "model": {"family": family, "checkpoint": model},
+        "dataset": {"sources": [source]},
+        "training": {"max_train_steps": 1},
+    }
     if wishes.method == "lora":
         document["network"] = {"rank": 16}
     return document

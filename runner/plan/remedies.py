@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from runner.config.optimizer_kinds import state_bytes
 from runner.families.spec import MemoryQuestion
-from runner.inputs import TrainInputs
-from runner.optim.kinds import state_bytes
+from runner.inputs.train import TrainInputs
 from runner.plan.diff import Plan
 
 Change = Callable[[MemoryQuestion], MemoryQuestion]
@@ -24,7 +24,7 @@ LARGE_ENCODERS = 10**9
 """Parameters of text encoders below which packing them is worth nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Remedy:
     """A change of settings that saves memory. Of several with one `group` at most one is taken; later ones save
     more."""
@@ -57,24 +57,37 @@ def _training(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     yield from _activations(question)
     if question.optimizer_bytes > state_bytes("adamw8bit") and config.training.optimizer.type == "adamw":
         yield Remedy(
-            "optimizer", {"training.optimizer.type": "adamw8bit"}, 1.001, "the optimizer's states take 8 bits",
-            _with(optimizer_bytes=state_bytes("adamw8bit")),
-        )  # fmt: skip
+            group="optimizer",
+            settings={"training.optimizer.type": "adamw8bit"},
+            slower=1.001,
+            why="the optimizer's states take 8 bits",
+            change=_with(optimizer_bytes=state_bytes("adamw8bit")),
+        )
     if question.eager_attention:
         yield Remedy(
-            "attention", {"model.attention": "sdpa"}, 1.0, "attention's matrix is not kept", _with(eager_attention=False)
-        )  # fmt: skip
+            group="attention",
+            settings={"model.attention": "sdpa"},
+            slower=1.0,
+            why="attention's matrix is not kept",
+            change=_with(eager_attention=False),
+        )
     if question.sample_size is not None:
         for tile in _tiles(plan, question.sample_tile, question.sample_size):
             yield Remedy(
-                "sample tiles", {"sampling.vae_tile_size": tile}, 1.0002, f"samples are decoded in tiles of {tile} (they change slightly)",
-                _with(sample_tile=tile),
-            )  # fmt: skip
+                group="sample tiles",
+                settings={"sampling.vae_tile_size": tile},
+                slower=1.0002,
+                why=f"samples are decoded in tiles of {tile} (they change slightly)",
+                change=_with(sample_tile=tile),
+            )
         if question.sample_chunk is None:
             yield Remedy(
-                "sample strips", {"sampling.vae_chunk_size": 32}, 1.0003, "samples are decoded in strips of 32",
-                _with(sample_chunk=32),
-            )  # fmt: skip
+                group="sample strips",
+                settings={"sampling.vae_chunk_size": 32},
+                slower=1.0003,
+                why="samples are decoded in strips of 32",
+                change=_with(sample_chunk=32),
+            )
 
 
 def _activations(question: MemoryQuestion) -> Iterator[Remedy]:
@@ -83,18 +96,27 @@ def _activations(question: MemoryQuestion) -> Iterator[Remedy]:
     offload = {"training.memory.activation_offload": True}
     again = "activations are computed again in the backward pass"
     if not question.checkpointing:
-        yield Remedy("activations", checkpointing, 1.33, again, _with(checkpointing=True))
+        yield Remedy(
+            group="activations", settings=checkpointing, slower=1.33, why=again, change=_with(checkpointing=True)
+        )
     if question.activation_offload:
         return
     if question.checkpointing:
         yield Remedy(
-            "activations", offload, 1.1, "what stays of the activations waits on the host", _with(activation_offload=True)
-        )  # fmt: skip
+            group="activations",
+            settings=offload,
+            slower=1.1,
+            why="what stays of the activations waits on the host",
+            change=_with(activation_offload=True),
+        )
     else:
         yield Remedy(
-            "activations", {**checkpointing, **offload}, 1.46, f"{again}; what stays of them waits on the host",
-            _with(checkpointing=True, activation_offload=True),
-        )  # fmt: skip
+            group="activations",
+            settings={**checkpointing, **offload},
+            slower=1.46,
+            why=f"{again}; what stays of them waits on the host",
+            change=_with(checkpointing=True, activation_offload=True),
+        )
 
 
 def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
@@ -106,15 +128,21 @@ def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
         waiting = rule.blocks(count)
         if waiting > question.blocks_to_swap:
             yield Remedy(
-                "swap", {"training.memory.blocks_to_swap": count}, 1 + 0.6 * share, f"{waiting} of {blocks} blocks wait on the host",
-                _with(blocks_to_swap=waiting),
-            )  # fmt: skip
+                group="swap",
+                settings={"training.memory.blocks_to_swap": count},
+                slower=1 + 0.6 * share,
+                why=f"{waiting} of {blocks} blocks wait on the host",
+                change=_with(blocks_to_swap=waiting),
+            )
     now = _PACKED[question.quantization]
     for kind, (bits, slower) in _smaller(question.quantization).items():
         yield Remedy(
-            "quantization", {"model.quantization": kind}, slower / now[1], f"the denoiser's frozen weights take {bits} bits",
-            _with(quantization=kind),
-        )  # fmt: skip
+            group="quantization",
+            settings={"model.quantization": kind},
+            slower=slower / now[1],
+            why=f"the denoiser's frozen weights take {bits} bits",
+            change=_with(quantization=kind),
+        )
 
 
 _PACKED = {"none": (16, 1.0), "fp8": (8, 1.06), "fp8_scaled": (8, 1.06), "int8": (8, 1.06), "nf4": (4, 1.15)}
@@ -130,20 +158,29 @@ def _whole(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     training = plan.prepared.config.training
     if not question.optimizer_offload:
         yield Remedy(
-            "states", {"training.memory.optimizer_offload": True}, 1.4, "the optimizer's states wait on the host",
-            _with(optimizer_offload=True),
-        )  # fmt: skip
+            group="states",
+            settings={"training.memory.optimizer_offload": True},
+            slower=1.4,
+            why="the optimizer's states wait on the host",
+            change=_with(optimizer_offload=True),
+        )
     if question.whole_bytes > 2:
         yield Remedy(
-            "rounding", {"training.optimizer.stochastic_rounding": True}, 1.02,
-            "the trained weights are held in bf16, rounded by chance", _with(whole_bytes=2),
-        )  # fmt: skip
+            group="rounding",
+            settings={"training.optimizer.stochastic_rounding": True},
+            slower=1.02,
+            why="the trained weights are held in bf16, rounded by chance",
+            change=_with(whole_bytes=2),
+        )
     if not question.fused_backward and training.gradient_accumulation_steps == 1:
         clip = {} if training.max_grad_norm == 0 else {"training.clip_grad": "per_tensor"}
         yield Remedy(
-            "fused", {"training.memory.fused_backward": True, **clip}, 1.01,
-            "each gradient is used and freed as it comes", _with(fused_backward=True),
-        )  # fmt: skip
+            group="fused",
+            settings={"training.memory.fused_backward": True, **clip},
+            slower=1.01,
+            why="each gradient is used and freed as it comes",
+            change=_with(fused_backward=True),
+        )
 
 
 def _batches(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
@@ -155,10 +192,15 @@ def _batches(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     smaller = [count for count in (size // 2, size // 4, 1) if count >= 1 and size % count == 0 and count < size]
     for count in dict.fromkeys(smaller):
         yield Remedy(
-            "batch", {"dataset.batch_size": count, "training.gradient_accumulation_steps": accumulation * size // count},
-            1 + 0.5 * (1 - count / size), f"{count} of a batch at a time; as many as before make a step",
-            partial(_smaller_batch, count=count),
-        )  # fmt: skip
+            group="batch",
+            settings={
+                "dataset.batch_size": count,
+                "training.gradient_accumulation_steps": accumulation * size // count,
+            },
+            slower=1 + 0.5 * (1 - count / size),
+            why=f"{count} of a batch at a time; as many as before make a step",
+            change=partial(_smaller_batch, count=count),
+        )
 
 
 def _smaller_batch(question: MemoryQuestion, count: int) -> MemoryQuestion:
@@ -169,28 +211,47 @@ def _caching(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     if question.encodes_latents:
         if question.latent_batch > 1:
             yield Remedy(
-                "latents", {"caching.latent_batch_size": 1}, 1.0005, "one picture or clip is encoded at a time", _with(latent_batch=1)
-            )  # fmt: skip
+                group="latents",
+                settings={"caching.latent_batch_size": 1},
+                slower=1.0005,
+                why="one picture or clip is encoded at a time",
+                change=_with(latent_batch=1),
+            )
         if question.vae_chunk is None:
             yield Remedy(
-                "strips", {"caching.vae_chunk_size": 32}, 1.0006, "the autoencoder works in strips of 32",
-                lambda asked: replace(asked, vae_chunk=32, sample_chunk=asked.sample_chunk or 32),
-            )  # fmt: skip
+                group="strips",
+                settings={"caching.vae_chunk_size": 32},
+                slower=1.0006,
+                why="the autoencoder works in strips of 32",
+                change=lambda asked: replace(asked, vae_chunk=32, sample_chunk=asked.sample_chunk or 32),
+            )
         for tile in _tiles(plan, question.vae_tile, question.size):
             yield Remedy(
-                "tiles", {"caching.vae_tile_size": tile}, 1.002, f"the autoencoder works in tiles of {tile} (its results change slightly)",
-                partial(_tiled, tile=tile),
-            )  # fmt: skip
+                group="tiles",
+                settings={"caching.vae_tile_size": tile},
+                slower=1.002,
+                why=f"the autoencoder works in tiles of {tile} (its results change slightly)",
+                change=partial(_tiled, tile=tile),
+            )
     if question.encodes_text and question.text_batch > 1:
-        yield Remedy("captions", {"caching.text_batch_size": 1}, 1.0004, "one caption is encoded at a time", _with(text_batch=1))  # fmt: skip
+        yield Remedy(
+            group="captions",
+            settings={"caching.text_batch_size": 1},
+            slower=1.0004,
+            why="one caption is encoded at a time",
+            change=_with(text_batch=1),
+        )
     encoders = question.model.text_encoders
     large = sum(question.model.components[name].parameters for name in encoders) > LARGE_ENCODERS
     if large and not any(question.trains.get(name) for name in encoders):
         for kind, (bits, _) in _smaller(question.text_encoder_quantization).items():
             yield Remedy(
-                "text", {"model.text_encoder_quantization": kind}, 1.001 if bits == 8 else 1.003, f"the text encoders are held in {bits} bits",
-                _with(text_encoder_quantization=kind),
-            )  # fmt: skip
+                group="text",
+                settings={"model.text_encoder_quantization": kind},
+                slower=1.001 if bits == 8 else 1.003,
+                why=f"the text encoders are held in {bits} bits",
+                change=_with(text_encoder_quantization=kind),
+            )
 
 
 def _tiled(question: MemoryQuestion, tile: int) -> MemoryQuestion:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from runner.dataset.buckets import describe
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.diff import Plan
 from runner.plan.estimate import LIBRARIES, Figures
 from runner.plan.fit import Fit, toml_lines
@@ -74,7 +74,7 @@ def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
         ("memory", _memory(figures)),
         ("disk", _disk(figures)),
         ("time", _time(figures, plan)),
-    ]  # fmt: skip
+    ]
     lines = [f"  {name:<12} {text}" for name, text in rows]
     lines += [f"  {'left out':<12} {name} {reason}" for name, reason in figures.excluded[:20]]
     if len(figures.excluded) > 20:
@@ -189,7 +189,10 @@ def render_fit(found: Fit) -> str:
         )
     lines = ["", head]
     for remedy, peak in found.steps:
-        named = ", ".join(f"{key} = {str(value).lower() if isinstance(value, bool) else value}" for key, value in remedy.settings.items())  # fmt: skip
+        named = ", ".join(
+            f"{key} = {str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in remedy.settings.items()
+        )
         lines.append(f"  {size_text(peak):>8}  {named}")
         lines.append(
             f"{'':12}{remedy.why}" + (f"; a step takes about x {remedy.slower:.2f}" if remedy.slower > 1.005 else "")

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from runner.families.locate import resolve_path
-from runner.families.spec import FamilySpec, Model
+from runner.families.spec import FamilySpec
+from runner.files import resolve_path
+from runner.model.model import Model
 from schemas import RunConfig
 from schemas.base import MOST_STEPS
 from schemas.dataset import ItemOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph
 
 
@@ -17,10 +17,28 @@ def step_key(graph: Graph) -> str:
     )
     numerics = train.numerics
     parts = (
-        train.weights["denoiser"].value, kind, sorted(train.components.rates), shapes, train.accumulation, numerics.dtype,
-        numerics.mixed_precision, numerics.quantization, train.optimizer.type, train.optimizer.stochastic_rounding,
-        train.ema is not None, train.latents_cached, train.texts_cached, runtime.compile, runtime.gradient_checkpointing,
-        runtime.activation_offload, runtime.blocks_to_swap, runtime.fused_backward, runtime.optimizer_offload,
-        runtime.attention, runtime.split_attention, runtime.deterministic, runtime.device,
-    )  # fmt: skip
+        train.weights["denoiser"].value,
+        kind,
+        sorted(train.components.rates),
+        shapes,
+        train.accumulation,
+        numerics.dtype,
+        numerics.mixed_precision,
+        numerics.quantization,
+        train.optimizer.type,
+        train.optimizer.stochastic_rounding,
+        train.ema is not None,
+        train.latents_cached,
+        train.texts_cached,
+        runtime.compile,
+        runtime.gradient_checkpointing,
+        runtime.activation_offload,
+        runtime.blocks_to_swap,
+        runtime.fused_backward,
+        runtime.optimizer_offload,
+        runtime.attention,
+        runtime.split_attention,
+        runtime.deterministic,
+        runtime.device,
+    )
     return f"step {parts}"

@@ -33,7 +33,7 @@ class Inputs(Protocol):
 I = TypeVar("I", bound=Inputs)  # noqa: E741
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Action:
     """What one stage does. `missing` of `total` things are made: items, steps, pictures, measurements."""
 
@@ -53,9 +53,14 @@ class Action:
     def as_record(self) -> dict[str, Any]:
         """The action for `--json`."""
         return {
-            "stage": self.node, "action": _WORDS[self.symbol], "symbol": self.symbol, "summary": self.summary,
-            "reasons": self.reasons, "total": self.total, "missing": self.missing,
-        }  # fmt: skip
+            "stage": self.node,
+            "action": _WORDS[self.symbol],
+            "symbol": self.symbol,
+            "summary": self.summary,
+            "reasons": self.reasons,
+            "total": self.total,
+            "missing": self.missing,
+        }
 
 
 class Reads(NamedTuple):

@@ -22,15 +22,19 @@ def step_rules(config: RunConfig, source: Source, length: Length) -> Iterator[Di
         if every > steps:
             yield Diagnostic(
                 f"`{path[-1]}` comes to {every:,} steps, and the run has {_length(config, length)}: {what}",
-                source.key_places(path), f"{steps:,} steps at most", "warning",
-            )  # fmt: skip
+                source.key_places(path),
+                f"{steps:,} steps at most",
+                "warning",
+            )
     boundaries = config.training.scheduler.args.get("boundaries")
     late = [step for step in boundaries if step >= steps] if isinstance(boundaries, list) else []
     if late:
         yield Diagnostic(
             f"boundary {late[0]:,} of the schedule is not reached: the run has {_length(config, length)}",
-            source.value_places(("training", "scheduler", "args", "boundaries")), "", "warning",
-        )  # fmt: skip
+            source.value_places(("training", "scheduler", "args", "boundaries")),
+            "",
+            "warning",
+        )
     yield from _manual(config, source, steps)
 
 
@@ -38,14 +42,26 @@ def _cadences(config: RunConfig, source: Source) -> Iterator[tuple[Path, int, st
     """(key as it was given, steps, what a number above the run's length means)."""
     checkpoints, training = config.training.checkpoints, config.training
     candidates: list[tuple[Path, int | None, str]] = [
-        (("training", "checkpoints", "every_n_steps"), checkpoints.every_n_steps, "there will be one checkpoint, the last"),
-        (("training", "checkpoints", "every_n_epochs"), checkpoints.every_n_steps, "there will be one checkpoint, the last"),
+        (
+            ("training", "checkpoints", "every_n_steps"),
+            checkpoints.every_n_steps,
+            "there will be one checkpoint, the last",
+        ),
+        (
+            ("training", "checkpoints", "every_n_epochs"),
+            checkpoints.every_n_steps,
+            "there will be one checkpoint, the last",
+        ),
         (("training", "checkpoints", "state_every_n_steps"), checkpoints.state_every_n_steps, "a kill costs all of it"),
         (("sampling", "every_n_steps"), config.sampling.every_n_steps, "no samples are made while it trains"),
         (("sampling", "every_n_epochs"), config.sampling.every_n_steps, "no samples are made while it trains"),
-        (("training", "ema", "update_every"), training.ema.update_every if training.ema else None, "the average never moves"),
+        (
+            ("training", "ema", "update_every"),
+            training.ema.update_every if training.ema else None,
+            "the average never moves",
+        ),
         (("training", "logging", "every_n_steps"), training.logging.every_n_steps, "the log has one line, the last"),
-    ]  # fmt: skip
+    ]
     for index, own in enumerate(config.dataset.sources):
         last = math.ceil(own.token_warmup_step)
         candidates.append((("dataset", "sources", index, "token_warmup_step"), last, "the last tags are never used"))
@@ -62,9 +78,11 @@ def _manual(config: RunConfig, source: Source, steps: int) -> Iterator[Diagnosti
     if step is not None and step not in planned:
         near = sorted(sorted(planned, key=lambda other: abs(other - step))[:4])
         yield Diagnostic(
-            f"no checkpoint is planned at step {step:,}", source.value_places(("selection", "step")),
-            f"near it are {', '.join(map(str, near))}", "warning",
-        )  # fmt: skip
+            f"no checkpoint is planned at step {step:,}",
+            source.value_places(("selection", "step")),
+            f"near it are {', '.join(map(str, near))}",
+            "warning",
+        )
 
 
 def _length(config: RunConfig, length: Length) -> str:

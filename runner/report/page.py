@@ -21,7 +21,7 @@ PAGE_PICTURE = 512
 """Pictures are embedded at most this large."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that the page shows."""
 
@@ -154,7 +154,10 @@ def _figures(report: Report) -> list[dict[str, str]]:
             "note": "noisy by nature: every step has other noise levels",
         }
     )
-    lines = [Line(", ".join(names), points, kind) for (points, names), kind in zip(_rates(history), cycle("abcd"), strict=False)]  # fmt: skip
+    lines = [
+        Line(", ".join(names), points, kind)
+        for (points, names), kind in zip(_rates(history), cycle("abcd"), strict=False)
+    ]
     figures.append({"title": "Learning rate", "svg": chart(lines, "step", "learning rate"), "note": ""})
     return figures
 

@@ -73,9 +73,13 @@ def draw_strip(prompts: Sequence[str], sizes: Sequence[tuple[int, int]], columns
 
 
 def _cell(
-    strip: Image.Image, pen: ImageDraw.ImageDraw, column: Column, row: int, box: tuple[int, int, int, int],
+    strip: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    column: Column,
+    row: int,
+    box: tuple[int, int, int, int],
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> None:  # fmt: skip
+) -> None:
     x, y, width, height = box
     file = column.pictures.get(row)
     if file is None or not file.is_file():

@@ -7,7 +7,8 @@ from typing import Any
 
 from runner import __version__
 from runner.atomic import new_file, remove, write_text
-from runner.inputs import SampleInputs, TrainInputs, candidates
+from runner.inputs.sample import SampleInputs, candidates
+from runner.inputs.train import TrainInputs
 from runner.plan.compile import Graph
 from runner.plan.current import trained_folder
 from runner.plan.history import flat_config
@@ -59,12 +60,26 @@ def write_report(graph: Graph, selection: dict[str, Any], plan_text: str, enviro
         *(block for own in told for block in own.blocks),
         ("Plan", plan_text),
         ("run.toml", prepared.source.text),
-        ("Resolved configuration", "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat_config(prepared.config).items())),
+        (
+            "Resolved configuration",
+            "\n".join(
+                f"{key} = {json.dumps(value, ensure_ascii=False)}"
+                for key, value in flat_config(prepared.config).items()
+            ),
+        ),
         ("Environment", "\n".join(f"{name} {version}" for name, version in environment.items())),
-    ]  # fmt: skip
+    ]
     report = Report(
-        prepared.config.run.name, f"{prepared.spec.title}, {kind_of(prepared)}", cards, [p.prompt for p in prompts], columns, strip,
-        manifest["history"], selection, blocks, f"runner {__version__}, fingerprint {graph.node(TrainInputs).fingerprint[:16]}",
-    )  # fmt: skip
+        name=prepared.config.run.name,
+        lead=f"{prepared.spec.title}, {kind_of(prepared)}",
+        cards=cards,
+        prompts=[p.prompt for p in prompts],
+        columns=columns,
+        strip=strip,
+        history=manifest["history"],
+        selection=selection,
+        blocks=blocks,
+        footer=f"runner {__version__}, fingerprint {graph.node(TrainInputs).fingerprint[:16]}",
+    )
     write_text(output / "report.html", render_report(report))
     Published.renew(output, (output / "report.html", output / "strip.png"))

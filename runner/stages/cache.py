@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.data.images import PictureRequest
 from runner.data.items import write_item
 from runner.errors import Stopped
-from runner.inputs import LatentEncoder, TextEncoder
+from runner.inputs.cache import LatentEncoder, TextEncoder
 from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding, TextEncoding
 

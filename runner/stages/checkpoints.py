@@ -13,10 +13,10 @@ from torch import Tensor
 from runner.atomic import new_folder, remove
 from runner.errors import RunFailed
 from runner.files import file_digest
-from runner.formats.headers import read_safetensors_header
-from runner.formats.tensors import read_tensors, write_tensors
 from runner.records import DamagedRecord, write_record
 from runner.store.training import CHECKPOINT, checkpoint_digests, numbered
+from runner.weights.headers import read_safetensors_header
+from runner.weights.tensors import read_tensors, write_tensors
 
 CHECKPOINT_VERSION = 1
 

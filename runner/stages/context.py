@@ -15,13 +15,14 @@ from runner.core.process import give_back_memory
 from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
 from runner.formats.adapter_read import read_lora
-from runner.inputs import Numerics, Runtime
+from runner.inputs.runtime import Runtime
+from runner.model.numerics import Numerics
 from runner.networks.merge import merge_into
 from runner.stages.stop import StopFlag
 from runner.store.store import Store
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Context:
     """Shared by the stages of one apply."""
 
@@ -44,13 +45,13 @@ class Context:
         )
         frozen = self.numerics.vae_dtype if component == "vae" else self.numerics.dtype
         options = LoadOptions(
-            whole or DTYPES[frozen],
-            self.device,
-            self.runtime.attention,
-            scratch_seed,
-            whole is not None,
-            "none" if plain or whole is not None else quantization,
-            self.runtime.split_attention,
+            dtype=whole or DTYPES[frozen],
+            device=self.device,
+            attention=self.runtime.attention,
+            scratch_seed=scratch_seed,
+            trains=whole is not None,
+            quantization="none" if plain or whole is not None else quantization,
+            split_attention=self.runtime.split_attention,
         )
         module = self.family.load(self.runtime.model, component, options)
         if component not in self.family.picture_parts:

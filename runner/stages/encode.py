@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.core.precision import DTYPES
-from runner.core.rng import generator
 from runner.data.images import PictureRequest
-from runner.inputs import LatentEncoder
+from runner.inputs.cache import LatentEncoder
+from runner.rng import generator
 from runner.stages.context import Context
 
 Encoding = dict[str, Tensor]
@@ -70,8 +70,12 @@ class TextEncoding:
     """The text encoders and their tokenizers, loaded, with their settings. `modules` has those that are there already."""
 
     def __init__(
-        self, context: Context, stored_dtype: str, modules: Mapping[str, nn.Module] | None = None, weighting: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        context: Context,
+        stored_dtype: str,
+        modules: Mapping[str, nn.Module] | None = None,
+        weighting: bool = False,
+    ) -> None:
         self.context = context
         self.modules = load_text_encoders(context, modules)
         self.tokenizers = context.family.load_tokenizers(context.runtime.model)

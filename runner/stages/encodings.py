@@ -9,7 +9,7 @@ from runner.data.images import PictureRequest
 from runner.data.items import Encodings, HeldEncodings, StoredEncodings
 from runner.dataset.buckets import View
 from runner.dataset.encodings import TrainItem
-from runner.inputs import LatentEncoder, LatentsInputs, TextEncoder, TextsInputs
+from runner.inputs.cache import LatentEncoder, LatentsInputs, TextEncoder, TextsInputs
 from runner.stages.cache import encode_pictures, encode_texts, store_encodings
 from runner.stages.context import Context
 from runner.stages.job import Job

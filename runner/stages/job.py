@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from runner.inputs import SampleInputs
+from runner.inputs.sample import SampleInputs
 from runner.plan.compile import Graph
 from runner.plan.current import current_graph, trained_folder
 from runner.plan.diff import Planning
@@ -16,7 +16,7 @@ from runner.stages.context import Context
 from runner.store.run_folder import SEEDS, read_drawn_seeds, write_drawn_seeds
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """Shared by the stages of one apply."""
 

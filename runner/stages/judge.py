@@ -12,16 +12,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.inputs import LEAST_FOR_ERROR, SelectInputs
+from runner.inputs.select import LEAST_FOR_ERROR, SelectInputs
 
 SELECTION_VERSION = 1
 Candidate = tuple[int, str]
 
 
 def judge(
-    inputs: SelectInputs, candidates: Sequence[Candidate], scores: Mapping[Candidate, dict[str, Any]],
+    inputs: SelectInputs,
+    candidates: Sequence[Candidate],
+    scores: Mapping[Candidate, dict[str, Any]],
     similarity: Mapping[Candidate, float],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The selection record: a table per candidate and who decided what. `scores` has the base at (0, "raw")."""
     rows = [
         _row(which, scores.get(which), scores.get((0, "raw")), similarity.get(which), inputs) for which in candidates

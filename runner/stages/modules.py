@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runner.core.swap import BlockSwap
 from runner.errors import RunFailed
 from runner.formats.adapter_read import read_adapters
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.networks.attach import Dropouts, attach
 from runner.seeding import derive
 from runner.stages.context import Context

@@ -37,9 +37,12 @@ class Encoded:
 
 
 def encode_prompts(
-    context: Context, prompts: Sequence[ReadyPrompt], weighting: bool, encoders: Mapping[str, nn.Module] | None = None,
+    context: Context,
+    prompts: Sequence[ReadyPrompt],
+    weighting: bool,
+    encoders: Mapping[str, nn.Module] | None = None,
     parts: Mapping[str, nn.Module] | None = None,
-) -> Encoded:  # fmt: skip
+) -> Encoded:
     """Texts, each encoded alone; then the pictures that prompts name, with the encoders of texts let go. `parts` are what
     encodes pictures, where they are loaded already (`load_picture_parts`)."""
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
@@ -96,9 +99,15 @@ def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, enc
     frames = (prompt.frames - 1) // max(1, model.frame_factor) + 1
     shape = (1, *model.latent_shape((prompt.width, prompt.height), frames))
     return sample(
-        scheduler, lambda x, t: call(x, t, conditioning), shape, prompt.num_inference_steps, prompt.cfg_scale, prompt.seed,
-        context.device, context.family.levels(prompt.num_inference_steps) if context.family.levels is not None else None,
-    )  # fmt: skip
+        scheduler,
+        lambda x, t: call(x, t, conditioning),
+        shape,
+        prompt.num_inference_steps,
+        prompt.cfg_scale,
+        prompt.seed,
+        context.device,
+        context.family.levels(prompt.num_inference_steps) if context.family.levels is not None else None,
+    )
 
 
 def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Conditioning:

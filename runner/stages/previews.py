@@ -7,7 +7,7 @@ from torch import nn
 
 from runner.atomic import write_bytes
 from runner.families.prompts import ReadyPrompt
-from runner.inputs import SampleInputs
+from runner.inputs.sample import SampleInputs
 from runner.stages.context import Context
 from runner.stages.pictures import Encoded, decode, encode_prompts, make_latents, media
 from runner.store.run_folder import show_sample

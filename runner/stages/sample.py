@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from runner.errors import Stopped
-from runner.inputs import SampleInputs, TrainInputs, candidates
+from runner.inputs.sample import SampleInputs, candidates
+from runner.inputs.train import TrainInputs
 from runner.stages.checkpoints import Checkpoints
 from runner.stages.context import Context
 from runner.stages.job import Job

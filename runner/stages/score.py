@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from runner.core.precision import autocast
-from runner.core.rng import normal
 from runner.core.task import moved
 from runner.data.items import Encodings
 from runner.dataset.encodings import TrainItem, evaluation_caption, still_view
-from runner.inputs import LatentEncoder, SelectInputs, TextEncoder
+from runner.inputs.cache import LatentEncoder, TextEncoder
+from runner.inputs.select import SelectInputs
 from runner.plan.keys import evaluation_texts, evaluation_views
 from runner.records import NUMBER, sound_record, write_record
+from runner.rng import normal
 from runner.stages.context import Context
 from runner.stages.encode import TextEncoding
 from runner.stages.encodings import Latents, Texts
@@ -31,7 +32,7 @@ LEVELS = 8
 Score = dict[str, Any]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scorer:
     """The items to measure, encoded; `texts` is None where the text encoder trains and captions are encoded anew."""
 
@@ -50,9 +51,14 @@ class Scorer:
         items = (*inputs.held_out, *inputs.compared)
         latents, texts = Latents(context, encoders[0]), Texts(context, encoders[1])
         stored = latents.ready(evaluation_views(items))
-        if text_trains:
-            return cls(context, inputs, latents, stored, None, None)
-        return cls(context, inputs, latents, stored, texts, texts.ready(evaluation_texts(items, inputs.seed)))
+        return cls(
+            context=context,
+            inputs=inputs,
+            latents=latents,
+            stored=stored,
+            texts=None if text_trains else texts,
+            stored_texts=None if text_trains else texts.ready(evaluation_texts(items, inputs.seed)),
+        )
 
     def levels(self) -> list[int]:
         """The timesteps that are measured."""

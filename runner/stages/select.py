@@ -11,7 +11,10 @@ from runner.atomic import new_folder, remove
 from runner.data.images import PictureRequest, to_picture
 from runner.dataset.encodings import TrainItem, still_view
 from runner.errors import RunFailed, Stopped
-from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs, candidates
+from runner.inputs.cache import LatentEncoder, TextEncoder
+from runner.inputs.sample import SampleInputs, candidates
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.pictures import read_picture
 from runner.records import write_record
 from runner.stages.checkpoints import Checkpoints
@@ -26,9 +29,15 @@ THUMBNAIL = 32
 
 
 def run_select(
-    context: Context, inputs: SelectInputs, train: TrainInputs, sample: SampleInputs,
-    encoders: tuple[LatentEncoder, TextEncoder], checkpoints: Checkpoints, text_trains: bool, fingerprint: str,
-) -> Path:  # fmt: skip
+    context: Context,
+    inputs: SelectInputs,
+    train: TrainInputs,
+    sample: SampleInputs,
+    encoders: tuple[LatentEncoder, TextEncoder],
+    checkpoints: Checkpoints,
+    text_trains: bool,
+    fingerprint: str,
+) -> Path:
     """Returns the artifact's folder. Raises `RunFailed` where every candidate is vetoed or the chosen one is gone."""
     wanted = candidates(inputs.steps, inputs.ema, with_base=False)
     scores = _scores(context, inputs, train, encoders, checkpoints, text_trains, wanted) if inputs.metrics else {}
@@ -57,15 +66,26 @@ def run(job: Job, inputs: SelectInputs) -> None:
     if read_selection(context.store, node.fingerprint) is None:
         context.events.emit("started", total=len(candidates(inputs.steps, inputs.ema, True)))
         run_select(
-            context, inputs, train, job.graph.of(SampleInputs), inputs.encoders, job.checkpoints(),
-            bool(train.components.text_encoders), node.fingerprint,
-        )  # fmt: skip
+            context,
+            inputs,
+            train,
+            job.graph.of(SampleInputs),
+            inputs.encoders,
+            job.checkpoints(),
+            bool(train.components.text_encoders),
+            node.fingerprint,
+        )
 
 
 def _scores(
-    context: Context, inputs: SelectInputs, train: TrainInputs, encoders: tuple[LatentEncoder, TextEncoder],
-    checkpoints: Checkpoints, text_trains: bool, wanted: list[Candidate],
-) -> dict[Candidate, Score]:  # fmt: skip
+    context: Context,
+    inputs: SelectInputs,
+    train: TrainInputs,
+    encoders: tuple[LatentEncoder, TextEncoder],
+    checkpoints: Checkpoints,
+    text_trains: bool,
+    wanted: list[Candidate],
+) -> dict[Candidate, Score]:
     """Of the base model and of each candidate; what was measured before is read from the store."""
     everything: list[Candidate] = [(0, "raw"), *wanted]
     found: dict[Candidate, Score] = {}

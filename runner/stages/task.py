@@ -13,13 +13,13 @@ from runner.core.compile import compile_blocks
 from runner.core.offload import saved_on_host
 from runner.core.precision import autocast
 from runner.core.task import Batch
-from runner.data.loader import StepLoader, batch_latents
 from runner.diffusion.losses import distance, flow_weight, snr_weight
 from runner.families.contract import Conditioning
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
 from runner.networks.merge import scale_down
 from runner.stages.context import Context, on_device
 from runner.stages.encode import LatentEncoding
+from runner.stages.loader import StepLoader, batch_latents
 from runner.stages.modules import Trained
 
 
@@ -27,9 +27,14 @@ class DiffusionTask:
     """Noise is added on the device; encodings come with the batch or are made here, where they vary or train."""
 
     def __init__(
-        self, context: Context, inputs: TrainInputs, trained: Trained, loader: StepLoader,
-        latents: LatentEncoding | None, text_encoders: Mapping[str, nn.Module] | None,
-    ) -> None:  # fmt: skip
+        self,
+        context: Context,
+        inputs: TrainInputs,
+        trained: Trained,
+        loader: StepLoader,
+        latents: LatentEncoding | None,
+        text_encoders: Mapping[str, nn.Module] | None,
+    ) -> None:
         self.context, self.inputs, self.trained, self.loader = context, inputs, trained, loader
         self.device = context.device
         self.parameters: Mapping[str, nn.Parameter] = trained.parameters

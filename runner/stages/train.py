@@ -18,10 +18,12 @@ from runner.core.precision import scaler
 from runner.core.process import prepare_torch
 from runner.core.state import State, load_newest, save_state, state_folders
 from runner.core.writer import Writer
-from runner.data.loader import Sources, StepLoader
 from runner.dataset.encodings import TrainItem
 from runner.errors import RunFailed, Stopped
-from runner.inputs import LatentEncoder, SampleInputs, SelectInputs, TextEncoder, TrainInputs
+from runner.inputs.cache import LatentEncoder, TextEncoder
+from runner.inputs.sample import SampleInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.optim.build import build_optimizer, parameter_groups
 from runner.optim.schedules import schedule
 from runner.optim.single import SingleOptions
@@ -35,6 +37,7 @@ from runner.stages.context import Context
 from runner.stages.encode import LatentEncoding, load_text_encoders
 from runner.stages.encodings import Latents, Texts
 from runner.stages.job import Job
+from runner.stages.loader import Sources, StepLoader
 from runner.stages.modules import Trained, build_swapped, learning_rates
 from runner.stages.previews import Previews
 from runner.stages.score import Scorer
@@ -50,9 +53,14 @@ class TrainStage:
     """One run of the train stage in its workspace; `run` returns the finished artifact's folder."""
 
     def __init__(
-        self, context: Context, inputs: TrainInputs, encoders: tuple[LatentEncoder, TextEncoder], fingerprint: str,
-        make_previews: Callable[[Context], Previews], make_scorer: Callable[[], Scorer],
-    ) -> None:  # fmt: skip
+        self,
+        context: Context,
+        inputs: TrainInputs,
+        encoders: tuple[LatentEncoder, TextEncoder],
+        fingerprint: str,
+        make_previews: Callable[[Context], Previews],
+        make_scorer: Callable[[], Scorer],
+    ) -> None:
         self.context, self.inputs, self.encoders = context, inputs, encoders
         self.workspace = context.store.workspace("train", fingerprint)
         self.artifact = context.store.artifact("train", fingerprint)
@@ -91,17 +99,24 @@ class TrainStage:
             self.trained.parameters, learning_rates(inputs), ratio, inputs.optimizer.type == "muon"
         )
         per_tensor = inputs.max_grad_norm if inputs.clip_grad == "per_tensor" else 0.0
-        options = SingleOptions(runtime.fused_backward, runtime.optimizer_offload, inputs.optimizer.stochastic_rounding, per_tensor)  # fmt: skip
+        options = SingleOptions(
+            runtime.fused_backward, runtime.optimizer_offload, inputs.optimizer.stochastic_rounding, per_tensor
+        )
         optimizer = build_optimizer(inputs.optimizer, groups, options)
         if inputs.ema is not None:
             self.ema = EMAModel(list(self.trained.parameters.values()), decay=inputs.ema.decay, foreach=True)
             self.ema.to(device=context.device)
         clipped = 0.0 if per_tensor and options.needed else inputs.max_grad_norm
         loop = Loop(
-            inputs.steps, inputs.seed, clipped, inputs.clip_grad, runtime.log_every,
-            schedule(inputs.scheduler, inputs.steps, inputs.learning_rate), self.ema,
-            inputs.ema.update_every if inputs.ema else 1,
-        )  # fmt: skip
+            steps=inputs.steps,
+            seed=inputs.seed,
+            max_grad_norm=clipped,
+            clip_grad=inputs.clip_grad,
+            log_every=runtime.log_every,
+            factor=schedule(inputs.scheduler, inputs.steps, inputs.learning_rate),
+            ema=self.ema,
+            ema_every=inputs.ema.update_every if inputs.ema else 1,
+        )
         if start is None and previews.at_first:
             previews.make(0, self.trained.modules)
         try:
@@ -202,12 +217,27 @@ class TrainStage:
 
         sizes, cut = context.family.size_conditioning, context.family.cut
         points = context.family.spec.shift_points
-        return Sources(held_latents, latents.key, shape, held_texts, texts.key, sizes, discrete, cut, points), live
+        return Sources(
+            latents=held_latents,
+            latent_key=latents.key,
+            latent_shape=shape,
+            texts=held_texts,
+            text_key=texts.key,
+            sizes=sizes,
+            discrete=discrete,
+            cut=cut,
+            shift_points=points,
+        ), live
 
     def _fit(
-        self, task: DiffusionTask, optimizer: torch.optim.Optimizer, loop: Loop, previews: Previews, start: State | None,
+        self,
+        task: DiffusionTask,
+        optimizer: torch.optim.Optimizer,
+        loop: Loop,
+        previews: Previews,
+        start: State | None,
         only: Sequence[int] | None = None,
-    ) -> State:  # fmt: skip
+    ) -> State:
         """Trains from a state to the loop's end; `only`: no checkpoints but these, none of which is dropped again."""
         context, runtime = self.context, self.context.runtime
         saved = set(checkpoint_steps(self.inputs.steps, runtime.checkpoint_every) if only is None else only)
@@ -236,7 +266,14 @@ class TrainStage:
             if step in saved and not self.checkpoints.path(step).exists():  # killed while it was written
                 self._checkpoint(step, prune=only is None)
 
-        hooks = Hooks(is_due, after, log, context.stop.is_set, lambda: self.checkpoints.newest_name(), resumed)
+        hooks = Hooks(
+            is_due=is_due,
+            after=after,
+            log=log,
+            stop_requested=context.stop.is_set,
+            last_checkpoint=lambda: self.checkpoints.newest_name(),
+            resumed=resumed,
+        )
         precision = scaler(self.inputs.numerics.mixed_precision, context.device)
         try:
             final = fit(task, optimizer, precision, loop, hooks, start)
@@ -267,7 +304,10 @@ class TrainStage:
         if self.context.device.type == "cpu" and size > LARGE:
             self.checkpoints.save(step, weights)
         else:
-            copies = {name: {key: tensor.to("cpu", copy=True) for key, tensor in group.items()} for name, group in weights.items()}  # fmt: skip
+            copies = {
+                name: {key: tensor.to("cpu", copy=True) for key, tensor in group.items()}
+                for name, group in weights.items()
+            }
             self.writer.submit(step, lambda: self.checkpoints.save(step, copies))
         self.context.events.emit("checkpoint", step=step)
         keep = self.context.runtime.keep
@@ -291,10 +331,15 @@ class TrainStage:
             remove(folder)
         before = TrainFolder(self.workspace).finished_record() or {}
         manifest: dict[str, Any] = {
-            "version": MANIFEST_VERSION, "runner": __version__, **self.record, "steps": self.inputs.steps,
-            "checkpoints": self.checkpoints.steps(), "weights": ["raw", "ema"] if self.ema is not None else ["raw"],
-            "history": final.counters["history"], "seconds_per_step": self.seconds or before.get("seconds_per_step", 0.0),
-        }  # fmt: skip
+            "version": MANIFEST_VERSION,
+            "runner": __version__,
+            **self.record,
+            "steps": self.inputs.steps,
+            "checkpoints": self.checkpoints.steps(),
+            "weights": ["raw", "ema"] if self.ema is not None else ["raw"],
+            "history": final.counters["history"],
+            "seconds_per_step": self.seconds or before.get("seconds_per_step", 0.0),
+        }
         write_record(self.workspace / MANIFEST, manifest)
         with writing(self.workspace):
             fsync_tree(self.workspace)
@@ -314,9 +359,13 @@ def run(job: Job, inputs: TrainInputs) -> None:
     with held(lock, "this training (another run makes the same one)"):
         context.events.emit("started", total=inputs.steps)
         stage = TrainStage(
-            context, inputs, encoders, node.fingerprint, lambda context: Previews(context, sample, text_trains),
+            context,
+            inputs,
+            encoders,
+            node.fingerprint,
+            lambda context: Previews(context, sample, text_trains),
             lambda: Scorer.prepare(context, select, encoders, text_trains),
-        )  # fmt: skip
+        )
         stage.run()
     if stage.seconds:
         context.store.index.put_measured(step_key(job.graph), stage.seconds)

@@ -18,9 +18,18 @@ from runner.files import MOST_TEXT_BYTES, parsing, read_bytes
 
 LOCK_VERSION = 1
 _PACKAGES = (
-    "accelerate", "bitsandbytes", "diffusers", "numpy", "peft", "pillow", "runner", "safetensors", "tokenizers", "torch",
+    "accelerate",
+    "bitsandbytes",
+    "diffusers",
+    "numpy",
+    "peft",
+    "pillow",
+    "runner",
+    "safetensors",
+    "tokenizers",
+    "torch",
     "transformers",
-)  # fmt: skip
+)
 _HEADER = "Written by runner; commit it. `runner apply --locked` runs only if everything here still holds."
 
 

@@ -28,9 +28,15 @@ EXTENSIONS = {
 }
 
 RUN = {
-    "file": str, "output_dir": str, "name": str, "fingerprints": {str: str}, "shown": Maybe({str: str}), "steps": Maybe(int),
-    "complete": Maybe(bool), "settings": Maybe([str]),
-}  # fmt: skip
+    "file": str,
+    "output_dir": str,
+    "name": str,
+    "fingerprints": {str: str},
+    "shown": Maybe({str: str}),
+    "steps": Maybe(int),
+    "complete": Maybe(bool),
+    "settings": Maybe([str]),
+}
 """What a run's record must have."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from runner.families.flux1 import architecture as flux1
 from runner.families.flux1.architecture import flux_layers, width_of
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 _NOT_HERE = re.compile(r"^time_text_embed\.|^norm_out\.|\.norm1(_context)?\.linear$|\.norm\.linear$")
 _NORM = re.compile(r"distilled_guidance_layer\.norms\.(\d{1,4})\.")
@@ -44,12 +44,22 @@ def modulations(config: Config) -> int:
 def _approximator(config: Config) -> Iterator[Layer]:
     inside = config["approximator_hidden_dim"]
     yield Layer(
-        f"{APPROXIMATOR}.in_proj", f"{APPROXIMATOR}.in_proj", "linear", config["approximator_num_channels"], inside
+        name=f"{APPROXIMATOR}.in_proj",
+        original=f"{APPROXIMATOR}.in_proj",
+        kind="linear",
+        inputs=config["approximator_num_channels"],
+        outputs=inside,
     )
     for index in range(config["approximator_layers"]):
         ours = f"{APPROXIMATOR}.layers.{index}"
-        yield Layer(f"{ours}.linear_1", f"{ours}.in_layer", "linear", inside, inside)
-        yield Layer(f"{ours}.linear_2", f"{ours}.out_layer", "linear", inside, inside)
+        yield Layer(name=f"{ours}.linear_1", original=f"{ours}.in_layer", kind="linear", inputs=inside, outputs=inside)
+        yield Layer(name=f"{ours}.linear_2", original=f"{ours}.out_layer", kind="linear", inputs=inside, outputs=inside)
         norm = f"{APPROXIMATOR}.norms.{index}"
-        yield Layer(norm, norm, "norm", inside, inside, bias=False, suffix=".scale")
-    yield Layer(f"{APPROXIMATOR}.out_proj", f"{APPROXIMATOR}.out_proj", "linear", inside, width_of(config))
+        yield Layer(name=norm, original=norm, kind="norm", inputs=inside, outputs=inside, bias=False, suffix=".scale")
+    yield Layer(
+        name=f"{APPROXIMATOR}.out_proj",
+        original=f"{APPROXIMATOR}.out_proj",
+        kind="linear",
+        inputs=inside,
+        outputs=width_of(config),
+    )

@@ -17,13 +17,16 @@ from runner.families.contract import Conditioning
 from runner.families.flux1.model import levels, packed, positions, unpacked
 from runner.families.parts.bundle import bundle
 from runner.families.parts.text import load_tokenizers
-from runner.inputs import Numerics
+from runner.model.numerics import Numerics
 
 
 def encode_texts(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
     weighting: bool,
-) -> Conditioning:  # fmt: skip
+) -> Conditioning:
     """{"hidden": [B, L, D] of T5, which sees no pads, "mask": [B, L]: the text and one pad behind it."""
     encoder: Any = encoders["text_encoder_1"]
     found = tokenizers["text_encoder_1"](
@@ -42,9 +45,12 @@ def process(numerics: Numerics) -> Process:
 def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     dtype = denoiser.x_embedder.weight.dtype
     answer: Tensor = denoiser(
-        packed(x_t).to(dtype), positions(x_t, 0), conditioning["hidden"].to(dtype), conditioning["mask"] > 0.5,
+        packed(x_t).to(dtype),
+        positions(x_t, 0),
+        conditioning["hidden"].to(dtype),
+        conditioning["mask"] > 0.5,
         t.expand(x_t.shape[0]).float(),
-    )  # fmt: skip
+    )
     return unpacked(answer, x_t)
 
 

@@ -18,41 +18,48 @@ from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
-from runner.families.spec import (
-    FLOW_REFUSED,
-    STILLS_REFUSED,
-    TRANSFORMER_REFUSED,
-    Defaults,
-    FamilySpec,
-    Model,
-    ModelProblem,
-)
+from runner.families.spec import FLOW_REFUSED, STILLS_REFUSED, TRANSFORMER_REFUSED, Defaults, FamilySpec
+from runner.model.model import Model, ModelProblem
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt
 
 TRANSFORMER = ModuleClass(
-    "ChromaTransformer2DModel", chroma_layers, source="runner.families.chroma.transformer:ChromaTransformer",
-    finish="runner.families.chroma.transformer:fill", attention="runner.families.chroma.transformer:use",
-)  # fmt: skip
+    name="ChromaTransformer2DModel",
+    layers=chroma_layers,
+    source="runner.families.chroma.transformer:ChromaTransformer",
+    finish="runner.families.chroma.transformer:fill",
+    attention="runner.families.chroma.transformer:use",
+)
 FINDER = Finder(
-    "chroma", "Chroma", CONFIGS / "chroma",
-    (
+    family="chroma",
+    title="Chroma",
+    shipped=CONFIGS / "chroma",
+    parts=(
         Part(
-            "denoiser", "transformer", TRANSFORMER,
-            (
-                PLAIN, Naming("model.diffusion_model."), Naming(""),
-                Naming("model.diffusion_model.", layers=comfyui_layers), Naming("", layers=comfyui_layers),
+            name="denoiser",
+            folder="transformer",
+            module=TRANSFORMER,
+            namings=(
+                PLAIN,
+                Naming("model.diffusion_model."),
+                Naming(""),
+                Naming("model.diffusion_model.", layers=comfyui_layers),
+                Naming("", layers=comfyui_layers),
             ),
-            block=re.compile(BLOCK), fitted=fitted,
+            block=re.compile(BLOCK),
+            fitted=fitted,
         ),
         VAE,
         Part(
-            "text_encoder_1", "text_encoder", T5_ENCODER, (PLAIN, Naming("text_encoders.t5xxl.transformer.")),
-            ("model", "text_encoder_1"),
+            name="text_encoder_1",
+            folder="text_encoder",
+            module=T5_ENCODER,
+            namings=(PLAIN, Naming("text_encoders.t5xxl.transformer.")),
+            key=("model", "text_encoder_1"),
         ),
     ),
-    ("ChromaPipeline",),
-)  # fmt: skip
+    indexes=("ChromaPipeline",),
+)
 TEXT_TOKENS = 512
 
 
@@ -63,8 +70,9 @@ def inspect(config: RunConfig, folder: Path) -> Model:
     t5, channels = components["text_encoder_1"].config, int(vae["latent_channels"])
     if transformer["in_channels"] != 4 * channels:
         raise ModelProblem(
-            CHECKPOINT, f"the transformer takes {transformer['in_channels']} numbers a token, the autoencoder gives {4 * channels}"
-        )  # fmt: skip
+            CHECKPOINT,
+            f"the transformer takes {transformer['in_channels']} numbers a token, the autoencoder gives {4 * channels}",
+        )
     if t5["d_model"] != transformer["joint_attention_dim"]:
         raise ModelProblem(
             ("model", "text_encoder_1") if config.model.text_encoder_1 else CHECKPOINT,
@@ -92,14 +100,15 @@ def inspect(config: RunConfig, folder: Path) -> Model:
 
 
 _ADAPTABLE = Adaptable(
-    tuple(part for part in FINDER.parts if part.name != "vae"),
-    {
-        "denoiser": Names("lora_unet_", "transformer.", True, "lycoris_"),
-        "text_encoder_1": Names("lora_te1_", "text_encoder."),
+    parts=tuple(part for part in FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="transformer.", by_original=True, separate="lycoris_"),
+        "text_encoder_1": Names(kohya="lora_te1_", diffusers="text_encoder."),
     },
-    {"default": Preset(re.compile(BLOCK), fused=True), "attention": ATTENTION},
-    "transformer_blocks.0.attn.to_q", comfyui=comfyui_name,
-)  # fmt: skip
+    presets={"default": Preset(re.compile(BLOCK), fused=True), "attention": ATTENTION},
+    example="transformer_blocks.0.attn.to_q",
+    comfyui=comfyui_name,
+)
 _ONE = "Chroma has one text encoder, T5"
 
 CHROMA = FamilySpec(
@@ -110,13 +119,22 @@ CHROMA = FamilySpec(
     architecture="chroma",
     base_version="chroma",
     defaults=Defaults(
-        dtype="bf16", num_inference_steps=35, cfg_scale=5.0, sampler="euler", dialect="musubi", prediction_type="flow",
-        max_token_length=TEXT_TOKENS, timestep_sampling="logit_normal", timestep_shift=1.0,
+        dtype="bf16",
+        num_inference_steps=35,
+        cfg_scale=5.0,
+        sampler="euler",
+        dialect="musubi",
+        prediction_type="flow",
+        max_token_length=TEXT_TOKENS,
+        timestep_sampling="logit_normal",
+        timestep_shift=1.0,
     ),
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering)),
+    memory=partial(
+        predict, DenoiserMemory(parts=FINDER.parts, saved=saved, forward=forward, widest=widest, entering=entering)
+    ),
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     prompt_parts=(FlowPrompt,),
@@ -126,7 +144,9 @@ CHROMA = FamilySpec(
     network_modules={"lora": "networks.lora_flux"},
     swap=swap_rule,
     remarks=lambda config, model: (
-        [] if config.network is not None else ["the network that makes the modulations trains too; other tools leave it as it is"]
+        []
+        if config.network is not None
+        else ["the network that makes the modulations trains too; other tools leave it as it is"]
     ),
     refused_keys={
         **STILLS_REFUSED,
@@ -138,4 +158,4 @@ CHROMA = FamilySpec(
         **{f"model.{name}_{number}": _ONE for name in ("text_encoder", "tokenizer") for number in (2, 3)},
         **{f"training.components.text_encoder_{number}": _ONE for number in (2, 3)},
     },
-)  # fmt: skip
+)

@@ -7,16 +7,23 @@ from typing import Any
 
 from diffusers import ChromaTransformer2DModel
 
-from runner.core.rng import forked
 from runner.families.flux1.tiny import write_t5
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_settings, write_vae
+from runner.rng import forked
 
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-    "joint_attention_dim": 24, "axes_dims_rope": (4, 6, 6), "approximator_num_channels": 64, "approximator_hidden_dim": 40,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "axes_dims_rope": (4, 6, 6),
+    "approximator_num_channels": 64,
+    "approximator_hidden_dim": 40,
     "approximator_layers": 2,
-}  # fmt: skip
+}
 
 
 def write_tiny(folder: Path) -> None:

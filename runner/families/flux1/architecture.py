@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 BLOCK = r"^((?:single_)?transformer_blocks\.\d+)\."
 """What the name of a layer inside one of the double- or single-stream blocks begins with."""
@@ -52,52 +52,133 @@ def width_of(config: Config) -> int:
 
 def _transformer(config: Config) -> Iterator[Layer]:
     width = width_of(config)
-    yield Layer("x_embedder", "img_in", "linear", config["in_channels"], width)
+    yield Layer(name="x_embedder", original="img_in", kind="linear", inputs=config["in_channels"], outputs=width)
     embedders = [("timestep_embedder", "time_in", 256)]
     embedders += [("guidance_embedder", "guidance_in", 256)] * bool(config["guidance_embeds"])
     embedders += [("text_embedder", "vector_in", config["pooled_projection_dim"])]
     for name, original, inputs in embedders:
-        yield Layer(f"time_text_embed.{name}.linear_1", f"{original}.in_layer", "linear", inputs, width)
-        yield Layer(f"time_text_embed.{name}.linear_2", f"{original}.out_layer", "linear", width, width)
-    yield Layer("context_embedder", "txt_in", "linear", config["joint_attention_dim"], width)
+        yield Layer(
+            name=f"time_text_embed.{name}.linear_1",
+            original=f"{original}.in_layer",
+            kind="linear",
+            inputs=inputs,
+            outputs=width,
+        )
+        yield Layer(
+            name=f"time_text_embed.{name}.linear_2",
+            original=f"{original}.out_layer",
+            kind="linear",
+            inputs=width,
+            outputs=width,
+        )
+    yield Layer(
+        name="context_embedder", original="txt_in", kind="linear", inputs=config["joint_attention_dim"], outputs=width
+    )
     for index in range(config["num_layers"]):
         yield from _double(index, config, width)
     for index in range(config["num_single_layers"]):
         yield from _single(index, config, width)
-    yield Layer("norm_out.linear", "final_layer.adaLN_modulation.1", "linear", width, 2 * width, swapped=True)
+    yield Layer(
+        name="norm_out.linear",
+        original="final_layer.adaLN_modulation.1",
+        kind="linear",
+        inputs=width,
+        outputs=2 * width,
+        swapped=True,
+    )
     outputs = config["patch_size"] ** 2 * (config.get("out_channels") or config["in_channels"])
-    yield Layer("proj_out", "final_layer.linear", "linear", width, outputs)
+    yield Layer(name="proj_out", original="final_layer.linear", kind="linear", inputs=width, outputs=outputs)
 
 
 def _double(index: int, config: Config, width: int) -> Iterator[Layer]:
     ours, original, head = f"transformer_blocks.{index}", f"double_blocks.{index}", config["attention_head_dim"]
-    yield Layer(f"{ours}.norm1.linear", f"{original}.img_mod.lin", "linear", width, 6 * width)
-    yield Layer(f"{ours}.norm1_context.linear", f"{original}.txt_mod.lin", "linear", width, 6 * width)
+    yield Layer(
+        name=f"{ours}.norm1.linear", original=f"{original}.img_mod.lin", kind="linear", inputs=width, outputs=6 * width
+    )
+    yield Layer(
+        name=f"{ours}.norm1_context.linear",
+        original=f"{original}.txt_mod.lin",
+        kind="linear",
+        inputs=width,
+        outputs=6 * width,
+    )
     for names, norms, stream, last in (
         (("to_q", "to_k", "to_v"), ("norm_q", "norm_k"), "img", "to_out.0"),
         (("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"), "txt", "to_add_out"),
     ):
         attention = f"{original}.{stream}_attn"
         for part, name in enumerate(names):
-            yield Layer(f"{ours}.attn.{name}", f"{attention}.qkv", "linear", width, width, part=(part, 3))
+            yield Layer(
+                name=f"{ours}.attn.{name}",
+                original=f"{attention}.qkv",
+                kind="linear",
+                inputs=width,
+                outputs=width,
+                part=(part, 3),
+            )
         yield from _norms(f"{ours}.attn", norms, attention, head)
-        yield Layer(f"{ours}.attn.{last}", f"{attention}.proj", "linear", width, width)
+        yield Layer(
+            name=f"{ours}.attn.{last}", original=f"{attention}.proj", kind="linear", inputs=width, outputs=width
+        )
     for name, stream in (("ff", "img"), ("ff_context", "txt")):
-        yield Layer(f"{ours}.{name}.net.0.proj", f"{original}.{stream}_mlp.0", "linear", width, MLP * width)
-        yield Layer(f"{ours}.{name}.net.2", f"{original}.{stream}_mlp.2", "linear", MLP * width, width)
+        yield Layer(
+            name=f"{ours}.{name}.net.0.proj",
+            original=f"{original}.{stream}_mlp.0",
+            kind="linear",
+            inputs=width,
+            outputs=MLP * width,
+        )
+        yield Layer(
+            name=f"{ours}.{name}.net.2",
+            original=f"{original}.{stream}_mlp.2",
+            kind="linear",
+            inputs=MLP * width,
+            outputs=width,
+        )
 
 
 def _single(index: int, config: Config, width: int) -> Iterator[Layer]:
     ours, original = f"single_transformer_blocks.{index}", f"single_blocks.{index}"
-    yield Layer(f"{ours}.norm.linear", f"{original}.modulation.lin", "linear", width, 3 * width)
+    yield Layer(
+        name=f"{ours}.norm.linear",
+        original=f"{original}.modulation.lin",
+        kind="linear",
+        inputs=width,
+        outputs=3 * width,
+    )
     for part, name in enumerate(("to_q", "to_k", "to_v")):
-        yield Layer(f"{ours}.attn.{name}", f"{original}.linear1", "linear", width, width, part=(part, 3 + MLP))
+        yield Layer(
+            name=f"{ours}.attn.{name}",
+            original=f"{original}.linear1",
+            kind="linear",
+            inputs=width,
+            outputs=width,
+            part=(part, 3 + MLP),
+        )
     yield from _norms(f"{ours}.attn", ("norm_q", "norm_k"), original, config["attention_head_dim"])
     inner = MLP * width
-    yield Layer(f"{ours}.proj_mlp", f"{original}.linear1", "linear", width, inner, part=(3, 3 + MLP), span=MLP)
-    yield Layer(f"{ours}.proj_out", f"{original}.linear2", "linear", width + inner, width)
+    yield Layer(
+        name=f"{ours}.proj_mlp",
+        original=f"{original}.linear1",
+        kind="linear",
+        inputs=width,
+        outputs=inner,
+        part=(3, 3 + MLP),
+        span=MLP,
+    )
+    yield Layer(
+        name=f"{ours}.proj_out", original=f"{original}.linear2", kind="linear", inputs=width + inner, outputs=width
+    )
 
 
 def _norms(ours: str, names: tuple[str, str], original: str, head: int) -> Iterator[Layer]:
     for name, old in zip(names, ("query_norm", "key_norm"), strict=True):
-        yield Layer(f"{ours}.{name}", f"{original}.norm.{old}", "norm", head, head, bias=False, suffix=".scale")
+        yield Layer(
+            name=f"{ours}.{name}",
+            original=f"{original}.norm.{old}",
+            kind="norm",
+            inputs=head,
+            outputs=head,
+            bias=False,
+            suffix=".scale",
+        )

@@ -19,13 +19,16 @@ from runner.families.parts.autoencode import encode_images
 from runner.families.parts.bundle import bundle
 from runner.families.parts.text import encode_t5, load_tokenizers, pooled_clip
 from runner.families.prompts import ReadyPrompt, StillPart
-from runner.inputs import Numerics
+from runner.model.numerics import Numerics
 
 
 def encode_texts(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
     weighting: bool,
-) -> Conditioning:  # fmt: skip
+) -> Conditioning:
     """{"hidden": [B, L, D] of T5, pads seen, "pooled": [B, P] of CLIP}."""
     pooled = pooled_clip(encoders["text_encoder_1"], tokenizers["text_encoder_1"], texts)
     encoder, tokenizer = encoders["text_encoder_2"], tokenizers["text_encoder_2"]
@@ -98,14 +101,27 @@ def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -
     hidden = conditioning["hidden"].to(dtype)
     guidance = conditioning.get("guidance")
     answer: Tensor = denoiser(
-        hidden_states=tokens.to(dtype), encoder_hidden_states=hidden, pooled_projections=conditioning["pooled"].to(dtype),
-        timestep=t.expand(batch).float() / 1000, img_ids=where, txt_ids=where.new_zeros(hidden.shape[1], 3),
-        guidance=None if guidance is None else guidance.expand(batch).float() / 1000, return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=tokens.to(dtype),
+        encoder_hidden_states=hidden,
+        pooled_projections=conditioning["pooled"].to(dtype),
+        timestep=t.expand(batch).float() / 1000,
+        img_ids=where,
+        txt_ids=where.new_zeros(hidden.shape[1], 3),
+        guidance=None if guidance is None else guidance.expand(batch).float() / 1000,
+        return_dict=False,
+    )[0]
     return unpacked(answer[:, :count], x_t)
 
 
 FLUX1 = bundle(
-    SPEC, FINDER, partial(load_tokenizers, pads={}), encode_texts, process, denoise, write_tiny,
-    encode_more=encode_more, encode_references=encode_references, levels=levels,
-)  # fmt: skip
+    SPEC,
+    FINDER,
+    partial(load_tokenizers, pads={}),
+    encode_texts,
+    process,
+    denoise,
+    write_tiny,
+    encode_more=encode_more,
+    encode_references=encode_references,
+    levels=levels,
+)

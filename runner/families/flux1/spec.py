@@ -21,60 +21,83 @@ from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
-from runner.families.spec import (
-    FLOW_REFUSED,
-    STILLS_REFUSED,
-    TRANSFORMER_REFUSED,
-    Defaults,
-    FamilySpec,
-    Model,
-    ModelProblem,
-    Stated,
-    SwapRule,
-)
+from runner.families.spec import FLOW_REFUSED, STILLS_REFUSED, TRANSFORMER_REFUSED, Defaults, FamilySpec, SwapRule
+from runner.model.model import Model, ModelProblem, Stated
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt
 from schemas.families.references import ReferencesPrompt
 from schemas.families.variants import VariantModel
 
 TRANSFORMER = ModuleClass(
-    "FluxTransformer2DModel", flux_layers, attention="runner.families.parts.attention:text_first_attention"
+    name="FluxTransformer2DModel", layers=flux_layers, attention="runner.families.parts.attention:text_first_attention"
 )
 PLAIN = Naming("", "diffusers")
 VAE = Part(
-    "vae", "vae", AUTOENCODER_KL,
-    (PLAIN, Naming("vae."), Naming("first_stage_model."), Naming("")), ("model", "vae"),
-)  # fmt: skip
+    name="vae",
+    folder="vae",
+    module=AUTOENCODER_KL,
+    namings=(PLAIN, Naming("vae."), Naming("first_stage_model."), Naming("")),
+    key=("model", "vae"),
+)
 FINDER = Finder(
-    "flux1", "FLUX.1", CONFIGS / "flux1",
-    (
+    family="flux1",
+    title="FLUX.1",
+    shipped=CONFIGS / "flux1",
+    parts=(
         Part(
-            "denoiser", "transformer", TRANSFORMER,
-            (
-                PLAIN, Naming("model.diffusion_model."), Naming(""),
-                Naming("model.diffusion_model.", layers=comfyui_layers), Naming("", layers=comfyui_layers),
+            name="denoiser",
+            folder="transformer",
+            module=TRANSFORMER,
+            namings=(
+                PLAIN,
+                Naming("model.diffusion_model."),
+                Naming(""),
+                Naming("model.diffusion_model.", layers=comfyui_layers),
+                Naming("", layers=comfyui_layers),
             ),
-            block=re.compile(BLOCK), wide=re.compile(r"\.norm"), fitted=fitted,
+            block=re.compile(BLOCK),
+            wide=re.compile(r"\.norm"),
+            fitted=fitted,
         ),
         VAE,
         Part(
-            "text_encoder_1", "text_encoder", CLIP_TEXT,
-            (PLAIN, Naming("text_model.", "diffusers"), Naming("text_encoders.clip_l.transformer.")),
-            ("model", "text_encoder_1"),
+            name="text_encoder_1",
+            folder="text_encoder",
+            module=CLIP_TEXT,
+            namings=(PLAIN, Naming("text_model.", "diffusers"), Naming("text_encoders.clip_l.transformer.")),
+            key=("model", "text_encoder_1"),
         ),
         Part(
-            "text_encoder_2", "text_encoder_2", T5_ENCODER,
-            (PLAIN, Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_2"),
+            name="text_encoder_2",
+            folder="text_encoder_2",
+            module=T5_ENCODER,
+            namings=(PLAIN, Naming("text_encoders.t5xxl.transformer.")),
+            key=("model", "text_encoder_2"),
         ),
     ),
-    ("FluxPipeline", "FluxKontextPipeline"),
-)  # fmt: skip
+    indexes=("FluxPipeline", "FluxKontextPipeline"),
+)
 SHIFT = ((256, 0.5), (4096, 1.15))
 """(tokens, logarithm of the shift) between which it is a straight line: what FLUX.1 was trained and is sampled with."""
 KONTEXT_SIZES = (
-    (672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104), (1024, 1024),
-    (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672),
-)  # fmt: skip
+    (672, 1568),
+    (688, 1504),
+    (720, 1456),
+    (752, 1392),
+    (800, 1328),
+    (832, 1248),
+    (880, 1184),
+    (944, 1104),
+    (1024, 1024),
+    (1104, 944),
+    (1184, 880),
+    (1248, 832),
+    (1328, 800),
+    (1392, 752),
+    (1456, 720),
+    (1504, 688),
+    (1568, 672),
+)
 """(width, height) that Kontext was trained with, in the order in which equally near ones are taken."""
 
 
@@ -86,9 +109,10 @@ def inspect(config: RunConfig, folder: Path) -> Model:
     channels = int(vae["latent_channels"])
     if transformer["in_channels"] != 4 * channels or transformer["patch_size"] != 1:
         raise ModelProblem(
-            CHECKPOINT, f"the transformer takes {transformer['in_channels']} numbers a token, the autoencoder gives {4 * channels} (a Fill, Canny or Depth model?)",
+            CHECKPOINT,
+            f"the transformer takes {transformer['in_channels']} numbers a token, the autoencoder gives {4 * channels} (a Fill, Canny or Depth model?)",
             "train on dev, schnell, Krea or Kontext",
-        )  # fmt: skip
+        )
     for name, own, wanted in (
         ("text_encoder_1", clip["hidden_size"], transformer["pooled_projection_dim"]),
         ("text_encoder_2", t5["d_model"], transformer["joint_attention_dim"]),
@@ -131,8 +155,10 @@ def _variant(config: RunConfig, place: Path, guided: bool) -> Stated:
     if given is not None:
         if given == "schnell" and guided:
             raise ModelProblem(
-                ("model", "variant"), f"{place} is no schnell: its transformer is told guidance", 'set variant = "dev" or "kontext"'
-            )  # fmt: skip
+                ("model", "variant"),
+                f"{place} is no schnell: its transformer is told guidance",
+                'set variant = "dev" or "kontext"',
+            )
         return Stated(given, "run.toml")
     if not guided:
         return Stated("schnell", "the checkpoint is told no guidance")
@@ -157,21 +183,24 @@ def comfyui_name(original: str) -> str:
 
 
 _ADAPTABLE = Adaptable(
-    tuple(part for part in FINDER.parts if part.name != "vae"),
-    {
-        "denoiser": Names("lora_unet_", "transformer.", True, "lycoris_"),
-        "text_encoder_1": Names("lora_te1_text_model_", "text_encoder.text_model."),
-        "text_encoder_2": Names("lora_te3_", "text_encoder_2."),
+    parts=tuple(part for part in FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="transformer.", by_original=True, separate="lycoris_"),
+        "text_encoder_1": Names(kohya="lora_te1_text_model_", diffusers="text_encoder.text_model."),
+        "text_encoder_2": Names(kohya="lora_te3_", diffusers="text_encoder_2."),
     },
-    {
+    presets={
         "default": Preset(re.compile(BLOCK), fused=True),
         "attention": ATTENTION,
         "diffusers": Preset(
-            re.compile(BLOCK + r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$")
+            re.compile(
+                BLOCK + r"(attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|ff(_context)?\.net\.(0\.proj|2))$"
+            )
         ),
     },
-    "transformer_blocks.0.attn.to_q", comfyui=comfyui_name,
-)  # fmt: skip
+    example="transformer_blocks.0.attn.to_q",
+    comfyui=comfyui_name,
+)
 
 
 def swap_rule(model: Model, trains: bool) -> SwapRule:
@@ -227,9 +256,17 @@ def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
 
 
 _DEFAULTS = Defaults(
-    dtype="bf16", num_inference_steps=28, cfg_scale=1.0, sampler="euler", dialect="musubi", prediction_type="flow",
-    max_token_length=512, timestep_sampling="logit_normal", timestep_shift="resolution", embedded_guidance=3.5,
-)  # fmt: skip
+    dtype="bf16",
+    num_inference_steps=28,
+    cfg_scale=1.0,
+    sampler="euler",
+    dialect="musubi",
+    prediction_type="flow",
+    max_token_length=512,
+    timestep_sampling="logit_normal",
+    timestep_shift="resolution",
+    embedded_guidance=3.5,
+)
 _THIRD = "FLUX.1 has two text encoders"
 _REFUSED = {
     **{name: why for name, why in STILLS_REFUSED.items() if name != "training.embedded_guidance"},
@@ -253,7 +290,12 @@ FLUX1 = FamilySpec(
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering, guided=False)),
+    memory=partial(
+        predict,
+        DenoiserMemory(
+            parts=FINDER.parts, saved=saved, forward=forward, widest=widest, entering=entering, guided=False
+        ),
+    ),
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     text_limit=_text_limit,

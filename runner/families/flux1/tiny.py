@@ -8,15 +8,22 @@ from typing import Any
 from diffusers import FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
-from runner.core.rng import forked
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
 from runner.families.sd3.tiny import write_t5_tokenizer
+from runner.rng import forked
 
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-    "joint_attention_dim": 24, "pooled_projection_dim": 16, "guidance_embeds": True, "axes_dims_rope": (4, 6, 6),
-}  # fmt: skip
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 16,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 def write_tiny(folder: Path, **changes: Any) -> None:
@@ -34,8 +41,14 @@ def write_t5(folder: Path, tokenizer: Path) -> None:
     """A T5 of the transformer's width and its tokenizer."""
     T5EncoderModel(
         T5Config(
-            d_model=TRANSFORMER["joint_attention_dim"], d_kv=8, num_heads=2, d_ff=32, num_layers=2,
-            vocab_size=write_t5_tokenizer(tokenizer), feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+            d_model=TRANSFORMER["joint_attention_dim"],
+            d_kv=8,
+            num_heads=2,
+            d_ff=32,
+            num_layers=2,
+            vocab_size=write_t5_tokenizer(tokenizer),
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
             is_encoder_decoder=True,
         )
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)

@@ -79,7 +79,11 @@ def cut(item: TrainItem, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {"latents": chosen_frames(latents, section.target)}
     if "mask" in encoding:
         found["mask"] = encoding["mask"]
-    named = {**{name: part for name, part in known.items() if part.shape[1]}, **positions(layout), "image": encoding["image"]}  # fmt: skip
+    named = {
+        **{name: part for name, part in known.items() if part.shape[1]},
+        **positions(layout),
+        "image": encoding["image"],
+    }
     return found | {f"cond.{name}": tensor.contiguous() for name, tensor in named.items()}
 
 

@@ -26,13 +26,26 @@ def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -
         if name in conditioning
     }
     answer: Tensor = denoiser(
-        x_t.to(dtype), **text_arguments(conditioning, t, x_t.shape[0], dtype), image=conditioning["image"].to(dtype),
-        positions=conditioning["positions"], **known,
-    )  # fmt: skip
+        x_t.to(dtype),
+        **text_arguments(conditioning, t, x_t.shape[0], dtype),
+        image=conditioning["image"].to(dtype),
+        positions=conditioning["positions"],
+        **known,
+    )
     return answer.float()
 
 
 FRAMEPACK = bundle(
-    SPEC, FINDER, load_llama_tokenizers, encode_texts, process, denoise, write_tiny, encode_images=encode_images,
-    picture_parts=("vae", "image_encoder"), encode_more=encode_more, cut=cut, made=MADE,
-)  # fmt: skip
+    SPEC,
+    FINDER,
+    load_llama_tokenizers,
+    encode_texts,
+    process,
+    denoise,
+    write_tiny,
+    encode_images=encode_images,
+    picture_parts=("vae", "image_encoder"),
+    encode_more=encode_more,
+    cut=cut,
+    made=MADE,
+)

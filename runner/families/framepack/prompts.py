@@ -18,7 +18,7 @@ _ONE_FRAME = ("image_mask", "control_images", "control_masks", "one_frame")
 _SECTIONS = ("frames", "seconds", "sections", "end_image", "latent_paddings")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FramepackPrompt(PromptPart):
     """What a prompt says to FramePack."""
 
@@ -53,12 +53,17 @@ class FramepackPrompt(PromptPart):
     def keys(self) -> Mapping[str, tuple[str, ...]]:
         lengths = ("frames", "seconds", "sections")
         return {
-            **super().keys, "rescale": ("guidance_rescale",), "sections": lengths, "sectioned": ("prompt", *lengths),
-            "images": ("image", "control_images"), "controls": ("control_images", "image"),
-            "masks": ("control_masks", "image_mask"), "one_frame": ("target_index", "control_index", "no_post", "no_2x", "no_4x"),
+            **super().keys,
+            "rescale": ("guidance_rescale",),
+            "sections": lengths,
+            "sectioned": ("prompt", *lengths),
+            "images": ("image", "control_images"),
+            "controls": ("control_images", "image"),
+            "masks": ("control_masks", "image_mask"),
+            "one_frame": ("target_index", "control_index", "no_post", "no_2x", "no_4x"),
             "paddings": ("latent_paddings",),
             "rope_scaling": ("rope_scaling_timestep_threshold", "rope_scaling_factor"),
-        }  # fmt: skip
+        }
 
     def facts(self) -> dict[str, Any]:
         def digest(file: PromptFile | None) -> str | None:
@@ -68,19 +73,23 @@ class FramepackPrompt(PromptPart):
         found = {name: value for name, value in self.__dict__.items() if name not in files}
         found["one_frame"] = None if self.one_frame is None else list(self.one_frame)
         return found | {
-            "images": [digest(file) for file in self.images], "end_image": digest(self.end_image),
+            "images": [digest(file) for file in self.images],
+            "end_image": digest(self.end_image),
             "controls": [file.identity(mask is None) for file, mask in zip(self.controls, self.masks, strict=True)],
             "masks": [digest(file) for file in self.masks],
-        }  # fmt: skip
+        }
 
 
 def ready(readying: Readying, index: int, options: Any) -> tuple[int, FramepackPrompt]:
     """(frames, its part). Raises `PromptProblem`."""
     common: dict[str, Any] = {
-        "guidance": told_guidance(readying, options), "rescale": options.guidance_rescale or 0.0, "shift": options.flow_shift,
-        "fps": options.fps or readying.spec.defaults.fps, "system_prompt": options.custom_system_prompt,
+        "guidance": told_guidance(readying, options),
+        "rescale": options.guidance_rescale or 0.0,
+        "shift": options.flow_shift,
+        "fps": options.fps or readying.spec.defaults.fps,
+        "system_prompt": options.custom_system_prompt,
         "bulk_decode": bool(options.bulk_decode),
-    }  # fmt: skip
+    }
     if options.rope_scaling_timestep_threshold is not None:
         common["rope_scaling"] = (options.rope_scaling_timestep_threshold, options.rope_scaling_factor or 0.5)
     if readying.model.variant == "one_frame":
@@ -96,23 +105,27 @@ def _one_frame(readying: Readying, options: Any, common: dict[str, Any]) -> Fram
     target = given.target_index if given.target_index is not None else window
     controls = options.control_images or ([options.image] if options.image else [])
     if not controls:
-        raise PromptProblem("control_images", "one-frame inference needs control images", 'set control_images = ["…"], or image')  # fmt: skip
+        raise PromptProblem(
+            "control_images", "one-frame inference needs control images", 'set control_images = ["…"], or image'
+        )
     if len(controls) != len(given.control_index):
         raise PromptProblem(
-            "one_frame", f"there are {len(controls)} control images, but {len(given.control_index)} positions in control_index",
+            "one_frame",
+            f"there are {len(controls)} control images, but {len(given.control_index)} positions in control_index",
             "say one position for each",
-        )  # fmt: skip
+        )
     masks = options.control_masks or ([options.image_mask] if options.image_mask else [])
     if len(masks) > len(controls):
         raise PromptProblem("control_masks", f"there are {len(masks)} masks for {len(controls)} control images")
     found = [readying.file("control_masks", name) for name in masks]
     image = options.image or controls[0]
     return FramepackPrompt(
-        **common, images=(readying.file("image" if options.image else "control_images", image),),
+        **common,
+        images=(readying.file("image" if options.image else "control_images", image),),
         controls=tuple(readying.file("control_images", name) for name in controls),
         masks=(*found, *[None] * (len(controls) - len(found))),
         one_frame=OneFrame(target, tuple(given.control_index), given.no_post, given.no_2x, given.no_4x, window),
-    )  # fmt: skip
+    )
 
 
 def _sections(readying: Readying, index: int, options: Any, common: dict[str, Any]) -> tuple[int, FramepackPrompt]:
@@ -134,13 +147,18 @@ def _sections(readying: Readying, index: int, options: Any, common: dict[str, An
             readying.warn(index, key, f'`{key}` is ignored with variant = "f1", which goes forward', "take it out")
     if paddings is not None and not forward and len(paddings) != count:
         raise PromptProblem(
-            "latent_paddings", f"there are {len(paddings)} latent_paddings for {count} sections", "give one for each section"
-        )  # fmt: skip
+            "latent_paddings",
+            f"there are {len(paddings)} latent_paddings for {count} sections",
+            "give one for each section",
+        )
     return frames, FramepackPrompt(
-        **common, sections=count, sectioned=tuple(texts), images=tuple(images),
+        **common,
+        sections=count,
+        sectioned=tuple(texts),
+        images=tuple(images),
         end_image=readying.file("end_image", end) if end is not None and not forward else None,
         paddings=tuple(paddings) if paddings is not None and not forward else None,
-    )  # fmt: skip
+    )
 
 
 def _count(readying: Readying, options: Any) -> int:

@@ -25,7 +25,7 @@ from runner.families.framepack.encoding import KNOWN, embed_picture, masked_late
 from runner.families.framepack.prompts import FramepackPrompt
 from runner.families.parts.autoencode import decode_latents
 from runner.families.prompts import PromptFile, ReadyPrompt
-from runner.families.spec import Model
+from runner.model.model import Model
 from runner.pictures import GROUND, has_alpha, read_picture
 
 HISTORY = 19
@@ -115,7 +115,7 @@ def generate(
     assert prompt.seed is not None
     maker = _Maker(
         call, denoiser, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device
-    )  # fmt: skip
+    )
     try:
         if video.one_frame is not None:
             return maker.one_frame()
@@ -126,9 +126,16 @@ def generate(
 
 class _Maker:
     def __init__(
-        self, call: Denoise, denoiser: Any, prompt: ReadyPrompt, video: FramepackPrompt, texts: Texts,
-        pictures: Conditioning, model: Model, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        call: Denoise,
+        denoiser: Any,
+        prompt: ReadyPrompt,
+        video: FramepackPrompt,
+        texts: Texts,
+        pictures: Conditioning,
+        model: Model,
+        device: torch.device,
+    ) -> None:
         self.call, self.denoiser, self.prompt = call, denoiser, prompt
         self.video, self.texts, self.pictures = video, texts, pictures
         self.model, self.device, self.window = model, device, model.window

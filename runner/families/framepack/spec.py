@@ -30,7 +30,8 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.spec import Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import Defaults, FamilySpec
+from runner.model.model import Model, ModelProblem
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
 from schemas.families.framepack import OneFrameSource, SectionsModel, SectionsPrompt
@@ -40,25 +41,37 @@ from schemas.families.video import VideoPrompt
 
 WINDOW = 9
 TRANSFORMER = ModuleClass(
-    "HunyuanVideoFramepackTransformer3DModel", framepack_layers,
+    name="HunyuanVideoFramepackTransformer3DModel",
+    layers=framepack_layers,
     source="runner.families.framepack.transformer:FramepackTransformer",
     attention="runner.families.parts.attention:two_stream_attention",
-)  # fmt: skip
+)
 FINDER = Finder(
-    "framepack", "FramePack", CONFIGS / "framepack",
-    (
+    family="framepack",
+    title="FramePack",
+    shipped=CONFIGS / "framepack",
+    parts=(
         Part(
-            "denoiser", "transformer", TRANSFORMER, (PLAIN, Naming("")),
-            block=re.compile(BLOCK), wide=WIDE,
+            name="denoiser",
+            folder="transformer",
+            module=TRANSFORMER,
+            namings=(PLAIN, Naming("")),
+            block=re.compile(BLOCK),
+            wide=WIDE,
         ),
-        VAE, LLAMA, CLIP,
+        VAE,
+        LLAMA,
+        CLIP,
         Part(
-            "image_encoder", "image_encoder", SIGLIP_VISION,
-            (Naming("vision_model.", "diffusers"), PLAIN), ("model", "image_encoder"),
+            name="image_encoder",
+            folder="image_encoder",
+            module=SIGLIP_VISION,
+            namings=(Naming("vision_model.", "diffusers"), PLAIN),
+            key=("model", "image_encoder"),
         ),
     ),
-    ("HunyuanVideoFramepackPipeline",),
-)  # fmt: skip
+    indexes=("HunyuanVideoFramepackPipeline",),
+)
 
 
 def inspect(config: RunConfig, folder: Path) -> Model:
@@ -69,32 +82,45 @@ def inspect(config: RunConfig, folder: Path) -> Model:
         raise ModelProblem(
             ("model", "image_encoder") if config.model.image_encoder else CHECKPOINT,
             f"the image encoder gives {vision['hidden_size']} numbers, the transformer takes {transformer['image_proj_dim']}",
-        )  # fmt: skip
+        )
     window = config.model.latent_window_size or WINDOW
     one = config.model.variant == "one_frame"
     return video_model(
-        config, folder, place, components, FINDER, variant=config.model.variant or "i2v", window=window,
-        history=2.5 if not one else 3.0, image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
-    )  # fmt: skip
+        config,
+        folder,
+        place,
+        components,
+        FINDER,
+        variant=config.model.variant or "i2v",
+        window=window,
+        history=2.5 if not one else 3.0,
+        image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
+    )
 
 
 def clips(model: Model) -> ClipRule:
     """One frame trains pictures, and videos as I2V does; the others videos alone."""
     return ClipRule(
-        30.0, model.frame_factor, model.window, model.variant == "f1", model.variant == "one_frame",
+        fps=30.0,
+        factor=model.frame_factor,
+        window=model.window,
+        forward=model.variant == "f1",
+        stills=model.variant == "one_frame",
         name=f'FramePack with variant = "{model.variant}"',
-    )  # fmt: skip
+    )
 
 
 _ADAPTABLE = Adaptable(
-    FINDER.parts[:1],
-    {"denoiser": Names("lora_unet_", "transformer.")},
-    {
+    parts=FINDER.parts[:1],
+    names={"denoiser": Names(kohya="lora_unet_", diffusers="transformer.")},
+    presets={
         "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)")),
         "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
     },
-    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers, comfyui=comfyui_layer,
-)  # fmt: skip
+    example="transformer_blocks.0.attn.to_q",
+    sister=hunyuan_layers,
+    comfyui=comfyui_layer,
+)
 
 FRAMEPACK = FamilySpec(
     name="framepack",
@@ -106,14 +132,29 @@ FRAMEPACK = FamilySpec(
     architecture="framepack",
     base_version="framepack",
     defaults=Defaults(
-        dtype="bf16", num_inference_steps=25, cfg_scale=1.0, sampler="unipc", dialect="musubi", prediction_type="flow",
-        max_token_length=TEXT_TOKENS, timestep_sampling="shift", timestep_shift=3.0, resolution=(640, 640), sample_size=640, embedded_guidance=10.0,
+        dtype="bf16",
+        num_inference_steps=25,
+        cfg_scale=1.0,
+        sampler="unipc",
+        dialect="musubi",
+        prediction_type="flow",
+        max_token_length=TEXT_TOKENS,
+        timestep_sampling="shift",
+        timestep_shift=3.0,
+        resolution=(640, 640),
+        sample_size=640,
+        embedded_guidance=10.0,
         fps=30.0,
     ),
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering, guided=False)),
+    memory=partial(
+        predict,
+        DenoiserMemory(
+            parts=FINDER.parts, saved=saved, forward=forward, widest=widest, entering=entering, guided=False
+        ),
+    ),
     blocks=FINDER.blocks,
     samplers=("unipc",),
     token_lengths=(TEXT_TOKENS,),
@@ -129,5 +170,8 @@ FRAMEPACK = FamilySpec(
     tiles=(256, 128),
     whole_captions=True,
     text_limit=text_limit,
-    refused_keys={**REFUSED, "training.raw_embedded_guidance": "FramePack is told 1000 times the guidance in every tool"},
-)  # fmt: skip
+    refused_keys={
+        **REFUSED,
+        "training.raw_embedded_guidance": "FramePack is told 1000 times the guidance in every tool",
+    },
+)

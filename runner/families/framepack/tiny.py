@@ -7,10 +7,10 @@ from pathlib import Path
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from runner.core.rng import forked
 from runner.families.hunyuan_video.tiny import TRANSFORMER, write_encoders
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_settings
+from runner.rng import forked
 
 
 def write_tiny(folder: Path) -> None:
@@ -21,9 +21,13 @@ def write_tiny(folder: Path) -> None:
         ).save_pretrained(folder / "transformer")
         SiglipVisionModel(
             SiglipVisionConfig(
-                hidden_size=20, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                hidden_size=20,
+                intermediate_size=24,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=28,
                 patch_size=14,
             )
-        ).save_pretrained(folder / "image_encoder")  # fmt: skip
+        ).save_pretrained(folder / "image_encoder")
         write_encoders(folder)
     write_settings(folder, CONFIGS / "framepack")

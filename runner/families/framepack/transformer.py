@@ -34,9 +34,19 @@ class FramepackTransformer(HunyuanVideoFramepackTransformer3DModel):
     """Factor of the positions of rows and columns; whoever samples sets it for each timestep."""
 
     def forward(
-        self, hidden_states: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, pooled: Tensor, guidance: Tensor,
-        image: Tensor, positions: Tensor, clean: Clean, clean_2x: Clean | None = None, clean_4x: Clean | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        pooled: Tensor,
+        guidance: Tensor,
+        image: Tensor,
+        positions: Tensor,
+        clean: Clean,
+        clean_2x: Clean | None = None,
+        clean_4x: Clean | None = None,
+    ) -> Tensor:
         """x [B, C, T, H, W] at `positions` [B, T], timestep [B] (0..1000), text [B, L, D] with its mask [B, L] (on the
         host), pooled [B, P], guidance [B] (1000 times the scale), image [B, M, V] (SigLIP's) → the velocity, of x's shape, in fp32."""
         frames, height, width = hidden_states.shape[2], hidden_states.shape[3] // 2, hidden_states.shape[4] // 2

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.families.parts.layers import Layer
 from runner.families.parts.memory import Use
+from runner.model.layers import Layer
 
 PATCH_AREA = 4
 LIVE_FORWARD = 10.0
@@ -56,7 +56,12 @@ def _positions(layer: Layer, use: Use) -> int:
     if any(part in name for part in _ONCE):
         return use.batch
     picture, text = use.batch * max(1, use.area // PATCH_AREA), use.batch * use.tokens
-    if name.endswith(_CONTEXT) or "ff_context" in name or "norm_added" in name or name.startswith(("context_embedder", "image_")):  # fmt: skip
+    if (
+        name.endswith(_CONTEXT)
+        or "ff_context" in name
+        or "norm_added" in name
+        or name.startswith(("context_embedder", "image_"))
+    ):
         return text
     return picture + text if name.startswith("single_") else picture
 

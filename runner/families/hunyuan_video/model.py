@@ -17,15 +17,19 @@ from runner.families.parts.bundle import bundle
 from runner.families.parts.text import load_tokenizers
 from runner.families.parts.texts_llama import encode_llama_clip
 from runner.families.parts.video_vae import encode_images
-from runner.inputs import Numerics
+from runner.model.numerics import Numerics
 
 load_llama_tokenizers = partial(load_tokenizers, pads={})
 
 
 def encode_texts(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
-    weighting: bool, system: str | None = None,
-) -> Conditioning:  # fmt: skip
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
+    weighting: bool,
+    system: str | None = None,
+) -> Conditioning:
     """{"text": [B, 256, D], "mask": [B, 256], "pooled": [B, P]}."""
     return encode_llama_clip(encoders, tokenizers, texts, system)
 
@@ -38,9 +42,12 @@ def process(numerics: Numerics) -> Process:
 def text_arguments(conditioning: Conditioning, t: Tensor, batch: int, dtype: Any) -> dict[str, Tensor]:
     """What the transformer is told of the text, the timestep and the guidance."""
     return {
-        "timestep": t.expand(batch).float(), "text": conditioning["text"].to(dtype), "mask": conditioning["mask"] > 0.5,
-        "pooled": conditioning["pooled"].to(dtype), "guidance": conditioning["guidance"].expand(batch).float(),
-    }  # fmt: skip
+        "timestep": t.expand(batch).float(),
+        "text": conditioning["text"].to(dtype),
+        "mask": conditioning["mask"] > 0.5,
+        "pooled": conditioning["pooled"].to(dtype),
+        "guidance": conditioning["guidance"].expand(batch).float(),
+    }
 
 
 def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -51,4 +58,4 @@ def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -
 
 HUNYUAN_VIDEO = bundle(
     SPEC, FINDER, load_llama_tokenizers, encode_texts, process, denoise, write_tiny, encode_images=encode_images
-)  # fmt: skip
+)

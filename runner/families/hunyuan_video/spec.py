@@ -20,51 +20,62 @@ from runner.families.parts.files import CHECKPOINT, CONFIGS
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
-from runner.families.spec import (
-    FLOW_REFUSED,
-    TRANSFORMER_REFUSED,
-    Component,
-    Defaults,
-    FamilySpec,
-    Model,
-    ModelProblem,
-    SwapRule,
-)
+from runner.families.spec import FLOW_REFUSED, TRANSFORMER_REFUSED, Defaults, FamilySpec, SwapRule
+from runner.model.model import Component, Model, ModelProblem
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
 from schemas.families.video import VideoPrompt
 
 PLAIN = Naming("", "diffusers")
 VAE = Part(
-    "vae", "vae", AUTOENCODER_KL_HUNYUAN_VIDEO, (PLAIN, Naming("vae.", "diffusers")), ("model", "vae"),
-)  # fmt: skip
+    name="vae",
+    folder="vae",
+    module=AUTOENCODER_KL_HUNYUAN_VIDEO,
+    namings=(PLAIN, Naming("vae.", "diffusers")),
+    key=("model", "vae"),
+)
 LLAMA = Part(
-    "text_encoder_1", "text_encoder", classes.LLAMA,
-    (PLAIN, Naming("model.", "diffusers"), Naming("language_model.model.", "diffusers")), ("model", "text_encoder_1"),
+    name="text_encoder_1",
+    folder="text_encoder",
+    module=classes.LLAMA,
+    namings=(PLAIN, Naming("model.", "diffusers"), Naming("language_model.model.", "diffusers")),
+    key=("model", "text_encoder_1"),
     block=re.compile(r"^(layers\.\d+)\."),
-)  # fmt: skip
+)
 CLIP = Part(
-    "text_encoder_2", "text_encoder_2", CLIP_TEXT,
-    (PLAIN, Naming("text_model.", "diffusers")), ("model", "text_encoder_2"),
-)  # fmt: skip
+    name="text_encoder_2",
+    folder="text_encoder_2",
+    module=CLIP_TEXT,
+    namings=(PLAIN, Naming("text_model.", "diffusers")),
+    key=("model", "text_encoder_2"),
+)
 WIDE = re.compile(r"\.norm")
 """Modulations: small, and they decide much."""
 TRANSFORMER = ModuleClass(
-    "HunyuanVideoTransformer3DModel", hunyuan_layers,
+    name="HunyuanVideoTransformer3DModel",
+    layers=hunyuan_layers,
     source="runner.families.hunyuan_video.transformer:HunyuanVideoTransformer",
     attention="runner.families.parts.attention:two_stream_attention",
-)  # fmt: skip
+)
 FINDER = Finder(
-    "hunyuan_video", "HunyuanVideo", CONFIGS / "hunyuan_video",
-    (
+    family="hunyuan_video",
+    title="HunyuanVideo",
+    shipped=CONFIGS / "hunyuan_video",
+    parts=(
         Part(
-            "denoiser", "transformer", TRANSFORMER, (PLAIN, Naming(""), Naming("model.model."), Naming("model.diffusion_model.")),
-            block=re.compile(BLOCK), wide=WIDE,
+            name="denoiser",
+            folder="transformer",
+            module=TRANSFORMER,
+            namings=(PLAIN, Naming(""), Naming("model.model."), Naming("model.diffusion_model.")),
+            block=re.compile(BLOCK),
+            wide=WIDE,
         ),
-        VAE, LLAMA, CLIP,
+        VAE,
+        LLAMA,
+        CLIP,
     ),
-    ("HunyuanVideoPipeline",),
-)  # fmt: skip
+    indexes=("HunyuanVideoPipeline",),
+)
 TEXT_TOKENS = 256
 
 
@@ -89,16 +100,19 @@ def video_model(
             raise ModelProblem(key, f"{name} gives {own} numbers a token, the transformer takes {wanted}")
     if vae["latent_channels"] != transformer["in_channels"]:
         raise ModelProblem(
-            CHECKPOINT, f"the transformer takes {transformer['in_channels']} channels, the autoencoder has {vae['latent_channels']}",
-            "an image-to-video model of HunyuanVideo takes more; it is no family here" if transformer["in_channels"] > 16 else None,
-        )  # fmt: skip
+            CHECKPOINT,
+            f"the transformer takes {transformer['in_channels']} channels, the autoencoder has {vae['latent_channels']}",
+            "an image-to-video model of HunyuanVideo takes more; it is no family here"
+            if transformer["in_channels"] > 16
+            else None,
+        )
     tokenizers = finder.tokenizers(config, folder, place, components)
     if tokenizers.places["text_encoder_1"] is None:
         raise ModelProblem(
             ("model", "text_encoder_1") if config.model.text_encoder_1 else CHECKPOINT,
             "the LLaMA text encoder needs its tokenizer, which no weights file holds",
             "name its folder (tokenizer.json, tokenizer_config.json) with model.tokenizer_1",
-        )  # fmt: skip
+        )
     factor = int(vae.get("spatial_compression_ratio", 8))
     return Model(
         family=finder.family,
@@ -163,14 +177,16 @@ def comfyui_name(original: str) -> str:
 MUSUBI_MODULES = {"loha": "networks.loha", "lokr": "networks.lokr"}
 """musubi-tuner's modules of LyCORIS' kinds."""
 _ADAPTABLE = Adaptable(
-    FINDER.parts[:1],
-    {"denoiser": Names("lora_unet_", "transformer.", True, comfyui=comfyui_name)},
-    {
+    parts=FINDER.parts[:1],
+    names={"denoiser": Names(kohya="lora_unet_", diffusers="transformer.", by_original=True, comfyui=comfyui_name)},
+    presets={
         "default": Preset(re.compile(BLOCK + r"(?!norm)(?!.*\.norm)"), fused=True),
         "attention": Preset(re.compile(BLOCK + r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
     },
-    "transformer_blocks.0.attn.to_q", sister=hunyuan_layers, comfyui=comfyui_layer,
-)  # fmt: skip
+    example="transformer_blocks.0.attn.to_q",
+    sister=hunyuan_layers,
+    comfyui=comfyui_layer,
+)
 
 HUNYUAN_VIDEO = FamilySpec(
     name="hunyuan_video",
@@ -180,24 +196,39 @@ HUNYUAN_VIDEO = FamilySpec(
     architecture="hunyuan-video",
     base_version="hunyuan_video",
     defaults=Defaults(
-        dtype="bf16", num_inference_steps=20, cfg_scale=1.0, sampler="euler", dialect="musubi", prediction_type="flow",
-        max_token_length=TEXT_TOKENS, timestep_sampling="shift", timestep_shift=7.0, resolution=(960, 544), sample_size=256, embedded_guidance=6.0,
+        dtype="bf16",
+        num_inference_steps=20,
+        cfg_scale=1.0,
+        sampler="euler",
+        dialect="musubi",
+        prediction_type="flow",
+        max_token_length=TEXT_TOKENS,
+        timestep_sampling="shift",
+        timestep_shift=7.0,
+        resolution=(960, 544),
+        sample_size=256,
+        embedded_guidance=6.0,
         fps=24.0,
     ),
     inspect=inspect,
     targets=_ADAPTABLE.targets,
     layers=_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(FINDER.parts, saved, forward, widest, entering, guided=False)),
+    memory=partial(
+        predict,
+        DenoiserMemory(
+            parts=FINDER.parts, saved=saved, forward=forward, widest=widest, entering=entering, guided=False
+        ),
+    ),
     blocks=FINDER.blocks,
     samplers=("euler", "heun", "dpm++_2m", "unipc"),
     token_lengths=(TEXT_TOKENS,),
     network_modules={"lora": "networks.lora", **MUSUBI_MODULES},
     swap=swap_rule,
     tiles=(256, 128),
-    clips=lambda model: ClipRule(24.0, model.frame_factor, name="HunyuanVideo"),
+    clips=lambda model: ClipRule(fps=24.0, factor=model.frame_factor, name="HunyuanVideo"),
     whole_captions=True,
     text_limit=text_limit,
     prompt_parts=(VideoPrompt, GuidancePrompt, FlowPrompt, SystemPrompt),
     ready=ready,
     refused_keys=REFUSED,
-)  # fmt: skip
+)

@@ -9,16 +9,23 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from runner.core.rng import forked
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings
+from runner.rng import forked
 
 _TEXT = 24
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
-    "num_single_layers": 2, "num_refiner_layers": 1, "text_embed_dim": _TEXT, "pooled_projection_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "text_embed_dim": _TEXT,
+    "pooled_projection_dim": 16,
     "rope_axes_dim": (4, 6, 6),
-}  # fmt: skip
+}
 
 
 def write_tiny(folder: Path) -> None:
@@ -39,10 +46,18 @@ def write_encoders(folder: Path) -> None:
     words = write_llama_tokenizer(folder / "tokenizer")
     LlamaModel(
         LlamaConfig(
-            hidden_size=_TEXT, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
-            vocab_size=words + 8, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+            hidden_size=_TEXT,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=words + 8,
+            max_position_embeddings=1024,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
         )
-    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    ).save_pretrained(folder / "text_encoder")
 
 
 def write_llama_tokenizer(folder: Path, least: int = 0) -> int:
@@ -59,7 +74,10 @@ def write_llama_tokenizer(folder: Path, least: int = 0) -> int:
         single=f"{special[0]} $A", pair=f"{special[0]} $A {special[0]} $B", special_tokens=[(special[0], 0)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2],
+        tokenizer_object=tokenizer,
+        bos_token=special[0],
+        eos_token=special[1],
+        pad_token=special[2],
         model_max_length=8192,
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return len(vocabulary)

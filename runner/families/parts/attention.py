@@ -33,9 +33,13 @@ class JointAttention:
         self.how = how
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Seen = None,
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Seen = None,
         image_rotary_emb: Rope | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         picture, text, rope = hidden_states, encoder_hidden_states, image_rotary_emb
         length = picture.shape[1]
         if text is not None and attn.add_q_proj is None:
@@ -46,9 +50,7 @@ class JointAttention:
             q, k, v = _heads(attn, picture, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
             q, k = turned(q, rope), turned(k, rope)
             if text is not None:
-                own = _heads(
-                    attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
-                )  # fmt: skip
+                own = _heads(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"))
                 q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), own, strict=True))
         mixed = attend(q, k, v, attention_mask, self.how).to(q.dtype)
         picture, rest = mixed[:, :length], mixed[:, length:]
@@ -69,10 +71,14 @@ class TextFirst:
         self.how = how
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         seen: Tensor | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """`seen`: which positions are looked at, bool [B, N]."""
         text = encoder_hidden_states
         q, k, v = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 
 def vae_layers(config: Config) -> list[Layer]:
@@ -15,15 +15,22 @@ def vae_layers(config: Config) -> list[Layer]:
 def _quantizers(config: Config) -> Iterator[Layer]:
     latent = config["latent_channels"]
     if config.get("use_quant_conv", True):
-        yield Layer("quant_conv", "quant_conv", "conv", 2 * latent, 2 * latent)
+        yield Layer(name="quant_conv", original="quant_conv", kind="conv", inputs=2 * latent, outputs=2 * latent)
     if config.get("use_post_quant_conv", True):
-        yield Layer("post_quant_conv", "post_quant_conv", "conv", latent, latent)
+        yield Layer(name="post_quant_conv", original="post_quant_conv", kind="conv", inputs=latent, outputs=latent)
 
 
 def _encoder(config: Config) -> Iterator[Layer]:
     channels: list[int] = list(config["block_out_channels"])
     width = channels[0]
-    yield Layer("encoder.conv_in", "encoder.conv_in", "conv", config["in_channels"], width, 3)
+    yield Layer(
+        name="encoder.conv_in",
+        original="encoder.conv_in",
+        kind="conv",
+        inputs=config["in_channels"],
+        outputs=width,
+        kernel=3,
+    )
     for index, outputs in enumerate(channels):
         for layer in range(config["layers_per_block"]):
             yield from _vae_residual(
@@ -36,20 +43,43 @@ def _encoder(config: Config) -> Iterator[Layer]:
             width = outputs
         if index < len(channels) - 1:
             yield Layer(
-                f"encoder.down_blocks.{index}.downsamplers.0.conv", f"encoder.down.{index}.downsample.conv", "conv",
-                width, width, 3, level=index + 1,
-            )  # fmt: skip
+                name=f"encoder.down_blocks.{index}.downsamplers.0.conv",
+                original=f"encoder.down.{index}.downsample.conv",
+                kind="conv",
+                inputs=width,
+                outputs=width,
+                kernel=3,
+                level=index + 1,
+            )
     level = len(channels) - 1
     yield from _vae_middle("encoder", width, level)
-    yield Layer("encoder.conv_norm_out", "encoder.norm_out", "norm", width, width, level=level)
-    yield Layer("encoder.conv_out", "encoder.conv_out", "conv", width, 2 * config["latent_channels"], 3, level=level)
+    yield Layer(
+        name="encoder.conv_norm_out", original="encoder.norm_out", kind="norm", inputs=width, outputs=width, level=level
+    )
+    yield Layer(
+        name="encoder.conv_out",
+        original="encoder.conv_out",
+        kind="conv",
+        inputs=width,
+        outputs=2 * config["latent_channels"],
+        kernel=3,
+        level=level,
+    )
 
 
 def _decoder(config: Config) -> Iterator[Layer]:
     channels: list[int] = list(reversed(config["block_out_channels"]))
     level = len(channels) - 1
     width = channels[0]
-    yield Layer("decoder.conv_in", "decoder.conv_in", "conv", config["latent_channels"], width, 3, level=level)
+    yield Layer(
+        name="decoder.conv_in",
+        original="decoder.conv_in",
+        kind="conv",
+        inputs=config["latent_channels"],
+        outputs=width,
+        kernel=3,
+        level=level,
+    )
     yield from _vae_middle("decoder", width, level)
     for index, outputs in enumerate(channels):
         place, original = f"decoder.up_blocks.{index}", f"decoder.up.{level - index}"
@@ -60,33 +90,80 @@ def _decoder(config: Config) -> Iterator[Layer]:
             width = outputs
         if index < level:
             yield Layer(
-                f"{place}.upsamplers.0.conv",
-                f"{original}.upsample.conv",
-                "conv",
-                width,
-                width,
-                3,
+                name=f"{place}.upsamplers.0.conv",
+                original=f"{original}.upsample.conv",
+                kind="conv",
+                inputs=width,
+                outputs=width,
+                kernel=3,
                 level=level - index - 1,
             )
-    yield Layer("decoder.conv_norm_out", "decoder.norm_out", "norm", width, width)
-    yield Layer("decoder.conv_out", "decoder.conv_out", "conv", width, config["out_channels"], 3)
+    yield Layer(name="decoder.conv_norm_out", original="decoder.norm_out", kind="norm", inputs=width, outputs=width)
+    yield Layer(
+        name="decoder.conv_out",
+        original="decoder.conv_out",
+        kind="conv",
+        inputs=width,
+        outputs=config["out_channels"],
+        kernel=3,
+    )
 
 
 def _vae_middle(half: str, width: int, level: int) -> Iterator[Layer]:
     yield from _vae_residual(f"{half}.mid_block.resnets.0", f"{half}.mid.block_1", width, width, level)
     attention, original = f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1"
-    yield Layer(f"{attention}.group_norm", f"{original}.norm", "norm", width, width, level=level)
+    yield Layer(
+        name=f"{attention}.group_norm",
+        original=f"{original}.norm",
+        kind="norm",
+        inputs=width,
+        outputs=width,
+        level=level,
+    )
     for part, old in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
         yield Layer(
-            f"{attention}.{part}", f"{original}.{old}", "linear", width, width, level=level, original_is_conv=True
+            name=f"{attention}.{part}",
+            original=f"{original}.{old}",
+            kind="linear",
+            inputs=width,
+            outputs=width,
+            level=level,
+            original_is_conv=True,
         )
     yield from _vae_residual(f"{half}.mid_block.resnets.1", f"{half}.mid.block_2", width, width, level)
 
 
 def _vae_residual(name: str, original: str, inputs: int, outputs: int, level: int) -> Iterator[Layer]:
-    yield Layer(f"{name}.norm1", f"{original}.norm1", "norm", inputs, inputs, level=level)
-    yield Layer(f"{name}.conv1", f"{original}.conv1", "conv", inputs, outputs, 3, level=level)
-    yield Layer(f"{name}.norm2", f"{original}.norm2", "norm", outputs, outputs, level=level)
-    yield Layer(f"{name}.conv2", f"{original}.conv2", "conv", outputs, outputs, 3, level=level)
+    yield Layer(
+        name=f"{name}.norm1", original=f"{original}.norm1", kind="norm", inputs=inputs, outputs=inputs, level=level
+    )
+    yield Layer(
+        name=f"{name}.conv1",
+        original=f"{original}.conv1",
+        kind="conv",
+        inputs=inputs,
+        outputs=outputs,
+        kernel=3,
+        level=level,
+    )
+    yield Layer(
+        name=f"{name}.norm2", original=f"{original}.norm2", kind="norm", inputs=outputs, outputs=outputs, level=level
+    )
+    yield Layer(
+        name=f"{name}.conv2",
+        original=f"{original}.conv2",
+        kind="conv",
+        inputs=outputs,
+        outputs=outputs,
+        kernel=3,
+        level=level,
+    )
     if inputs != outputs:
-        yield Layer(f"{name}.conv_shortcut", f"{original}.nin_shortcut", "conv", inputs, outputs, level=level)
+        yield Layer(
+            name=f"{name}.conv_shortcut",
+            original=f"{original}.nin_shortcut",
+            kind="conv",
+            inputs=inputs,
+            outputs=outputs,
+            level=level,
+        )

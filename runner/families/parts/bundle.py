@@ -15,13 +15,20 @@ from runner.families.parts.checkpoint import Finder
 from runner.families.parts.load import load_part
 from runner.families.parts.part import Naming
 from runner.families.parts.save import States, original_component, save_pipeline, single_file
-from runner.families.spec import FamilySpec, Model
+from runner.families.spec import FamilySpec
+from runner.model.model import Model
 
 
 def bundle(
-    spec: FamilySpec, finder: Finder, load_tokenizers: Callable[[Model], Mapping[str, Any]], encode_texts: Any,
-    process: Any, denoise: Any, tiny: Callable[[Path], None], **more: Any,
-) -> Family:  # fmt: skip
+    spec: FamilySpec,
+    finder: Finder,
+    load_tokenizers: Callable[[Model], Mapping[str, Any]],
+    encode_texts: Any,
+    process: Any,
+    denoise: Any,
+    tiny: Callable[[Path], None],
+    **more: Any,
+) -> Family:
     """A family whose components are those of its finder."""
     parts = {part.name: part for part in finder.parts}
 

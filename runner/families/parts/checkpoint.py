@@ -13,13 +13,13 @@ from typing import Any, Literal
 from runner.families.locate import KeyPath, child_folder, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
 from runner.families.parts.identify import identify
-from runner.families.parts.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
 from runner.families.parts.tokenizer_fit import misfit
-from runner.families.spec import Component, Model, ModelProblem
 from runner.files import parsing
+from runner.model.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
+from runner.model.model import Component, Model, ModelProblem
 from schemas import RunConfig
 
 
@@ -55,14 +55,17 @@ def match_part(part: Part, config: Mapping[str, Any], found: Mapping[str, tuple[
 
 
 def _match(
-    naming: Naming, kind: ModuleClass, layers: list[Layer], found: Mapping[str, tuple[str, Shape]],
+    naming: Naming,
+    kind: ModuleClass,
+    layers: list[Layer],
+    found: Mapping[str, tuple[str, Shape]],
     names: Mapping[str, str],
-) -> Match:  # fmt: skip
+) -> Match:
     if naming.layout == "original":
         shapes, sources = original_parameters(layers, naming.prefix), origins(layers, naming.prefix)
     else:
         shapes = {naming.prefix + name: shape for name, shape in parameters(layers).items()}
-        sources = {name: Origin(naming.prefix + name) for name in parameters(layers)}
+        sources = {name: Origin(key=naming.prefix + name) for name in parameters(layers)}
     replaced = {own: tied for tied, own in kind.tied.items() if naming.prefix + own not in names}
     at = {key: names.get(key) or names.get(_aliased(key, naming.prefix, replaced)) for key in shapes}
     identities = {layer.key("weight") for layer in layers if layer.identity}
@@ -75,7 +78,7 @@ def _match(
         elif name not in identities and origin.key not in missing:
             missing.append(origin.key)
     if keys:
-        keys |= {name: Origin("", identity=True) for name in identities - keys.keys()}
+        keys |= {name: Origin(key="", identity=True) for name in identities - keys.keys()}
     misshapen = [
         f"{place} is {list(found[place][1])}, not {list(shapes[key])}"
         for key, place in at.items()
@@ -178,7 +181,7 @@ class Tokenizers:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finder:
     """Finds the components of one family. `title` is its name in messages."""
 
@@ -273,9 +276,10 @@ class Finder:
         if part.optional:
             return None
         raise ModelProblem(
-            CHECKPOINT, f"{place} is no diffusers directory of {self.title}: {part.folder}/config.json is missing",
+            CHECKPOINT,
+            f"{place} is no diffusers directory of {self.title}: {part.folder}/config.json is missing",
             "name the folder that holds model_index.json, or a single file",
-        )  # fmt: skip
+        )
 
     def _in_folder(self, part: Part, place: Path, fresh: bool) -> Component | None:
         config = self._config(part, place)
@@ -285,12 +289,20 @@ class Finder:
         weights = weight_files(sub)
         if not weights and fresh:
             layers = self._make_layers(part, config, CHECKPOINT)
-            return Component(part.name, (), (sub / "config.json",), "none", config, count(layers))
+            return Component(
+                name=part.name,
+                weights=(),
+                files=(sub / "config.json",),
+                layout="none",
+                config=config,
+                parameters=count(layers),
+            )
         if not weights:
             raise ModelProblem(
-                CHECKPOINT, f"{sub} holds no weights",
+                CHECKPOINT,
+                f"{sub} holds no weights",
                 "expected model.safetensors or diffusion_pytorch_model.safetensors",
-            )  # fmt: skip
+            )
         return self._component(part, weights, (sub / "config.json", *weights), config, CHECKPOINT)
 
     def _in_file(self, part: Part, file: Path, key: KeyPath, fresh: bool) -> Component | None:
@@ -299,7 +311,14 @@ class Finder:
         weights = shards_of(file, key)
         config = self._fitted(part, config, weights, key)
         if fresh:
-            return Component(part.name, (), (), "none", config, count(self._make_layers(part, config, key)))
+            return Component(
+                name=part.name,
+                weights=(),
+                files=(),
+                layout="none",
+                config=config,
+                parameters=count(self._make_layers(part, config, key)),
+            )
         return self._component(part, weights, weights, config, key)
 
     def _given(self, part: Part, given: str, folder: Path, checkpoint: Path) -> Component:
@@ -363,7 +382,15 @@ class Finder:
             name: replace(origin, file=number.get(origin.key, 0), scale=scaled.get(origin.key, ""))
             for name, origin in match.keys.items()
         }
-        return Component(part.name, weights, files, match.layout, config, count(layers), keys)
+        return Component(
+            name=part.name,
+            weights=weights,
+            files=files,
+            layout=match.layout,
+            config=config,
+            parameters=count(layers),
+            keys=keys,
+        )
 
     def _absent(self, part: Part, file: Path) -> Component | None:
         """A single file without this component."""

@@ -15,36 +15,54 @@ _POSITIONS = "runner.families.parts.modules:fill_positions"
 _CLIP_ADAPTABLE = re.compile(r"\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)$")
 
 CLIP_TEXT = transformers_class(
-    "CLIPTextModel", clip_layers, "clip_text_model",
-    finish=_POSITIONS, adaptable=_CLIP_ADAPTABLE, outer="text_model.", tokenizer=clip_tokenizer,
-)  # fmt: skip
+    "CLIPTextModel",
+    clip_layers,
+    "clip_text_model",
+    finish=_POSITIONS,
+    adaptable=_CLIP_ADAPTABLE,
+    outer="text_model.",
+    tokenizer=clip_tokenizer,
+)
 CLIP_TEXT_PROJECTED = transformers_class(
-    "CLIPTextModelWithProjection", projected_clip_layers, "clip_text_model",
-    finish=_POSITIONS, adaptable=_CLIP_ADAPTABLE, tokenizer=clip_tokenizer,
-)  # fmt: skip
+    "CLIPTextModelWithProjection",
+    projected_clip_layers,
+    "clip_text_model",
+    finish=_POSITIONS,
+    adaptable=_CLIP_ADAPTABLE,
+    tokenizer=clip_tokenizer,
+)
 T5_ENCODER = transformers_class(
-    "T5EncoderModel", t5_layers, "t5",
+    "T5EncoderModel",
+    t5_layers,
+    "t5",
     tied={"encoder.embed_tokens.weight": "shared.weight"},
     float32=re.compile(r"\.wo\."),  # its outputs overflow in fp16; transformers keeps these layers in fp32 too
     adaptable=re.compile(r"\.(SelfAttention\.[qkvo]|DenseReluDense\.w[io](_[01])?)$"),
     tokenizer=t5_tokenizer,
-)  # fmt: skip
+)
 LLAMA = transformers_class(
-    "LlamaModel", llama_layers, "llama",
-    finish="runner.families.parts.modules:fill_angles", tokenizer=llama_3_tokenizer,
-)  # fmt: skip
+    "LlamaModel", llama_layers, "llama", finish="runner.families.parts.modules:fill_angles", tokenizer=llama_3_tokenizer
+)
 SIGLIP_VISION = transformers_class(
-    "SiglipVisionModel", siglip_layers, "siglip_vision_model",
-    settings={"vision_use_head": False}, finish=_POSITIONS, outer="vision_model.",
-)  # fmt: skip
+    "SiglipVisionModel",
+    siglip_layers,
+    "siglip_vision_model",
+    settings={"vision_use_head": False},
+    finish=_POSITIONS,
+    outer="vision_model.",
+)
 """Without its pooling head, which nothing here uses."""
 
 AUTOENCODER_KL = ModuleClass(
-    "AutoencoderKL", vae_layers,
+    name="AutoencoderKL",
+    layers=vae_layers,
     tile="runner.families.parts.autoencode:tile",
     old_names={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"},  # before diffusers 0.18
-)  # fmt: skip
+)
 AUTOENCODER_KL_HUNYUAN_VIDEO = ModuleClass(
-    "AutoencoderKLHunyuanVideo", video_vae_layers,
-    finish="runner.families.parts.video_vae:whole_clips", tile="runner.families.parts.video_vae:tile", frames=frames_at,
-)  # fmt: skip
+    name="AutoencoderKLHunyuanVideo",
+    layers=video_vae_layers,
+    finish="runner.families.parts.video_vae:whole_clips",
+    tile="runner.families.parts.video_vae:tile",
+    frames=frames_at,
+)

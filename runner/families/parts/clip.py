@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 _OPEN_CLIP = {
-    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
-}  # fmt: skip
+}
 _OPEN_CLIP_TOP = {
     "embeddings.token_embedding": ("token_embedding", ".{}"),
     "embeddings.position_embedding": ("positional_embedding", ""),
@@ -48,7 +51,7 @@ def clip_layers(config: Config) -> list[Layer]:
 def _clip(name: str, kind: Literal["linear", "norm", "embedding"], inputs: int, outputs: int) -> Layer:
     if kind == "embedding":
         inputs, outputs = outputs, inputs  # its weight is [rows, width]
-    return Layer(name, f"text_model.{name}", kind, inputs, outputs)
+    return Layer(name=name, original=f"text_model.{name}", kind=kind, inputs=inputs, outputs=outputs)
 
 
 def projected_clip_layers(config: Config) -> list[Layer]:
@@ -56,7 +59,13 @@ def projected_clip_layers(config: Config) -> list[Layer]:
     width, projected = config["hidden_size"], config["projection_dim"]
     own = [replace(layer, name=f"text_model.{layer.name}") for layer in clip_layers(config)]
     projection = Layer(
-        "text_projection", "text_projection", "linear", width, projected, bias=False, identity=width == projected
+        name="text_projection",
+        original="text_projection",
+        kind="linear",
+        inputs=width,
+        outputs=projected,
+        bias=False,
+        identity=width == projected,
     )
     return [*own, projection]
 
@@ -92,9 +101,9 @@ def _t5(config: Config) -> Iterator[Layer]:
     attention = heads * config["d_kv"]
 
     def linear(name: str, inputs: int, outputs: int) -> Layer:
-        return Layer(name, name, "linear", inputs, outputs, bias=False)
+        return Layer(name=name, original=name, kind="linear", inputs=inputs, outputs=outputs, bias=False)
 
-    yield Layer("shared", "", "embedding", width, config["vocab_size"])
+    yield Layer(name="shared", original="", kind="embedding", inputs=width, outputs=config["vocab_size"])
     for index in range(config["num_layers"]):
         block = f"encoder.block.{index}"
         for part in ("q", "k", "v"):
@@ -102,10 +111,16 @@ def _t5(config: Config) -> Iterator[Layer]:
         yield linear(f"{block}.layer.0.SelfAttention.o", attention, width)
         if index == 0:
             name = f"{block}.layer.0.SelfAttention.relative_attention_bias"
-            yield Layer(name, "", "embedding", heads, config["relative_attention_num_buckets"])
-        yield Layer(f"{block}.layer.0.layer_norm", "", "norm", width, width, bias=False)
+            yield Layer(
+                name=name, original="", kind="embedding", inputs=heads, outputs=config["relative_attention_num_buckets"]
+            )
+        yield Layer(
+            name=f"{block}.layer.0.layer_norm", original="", kind="norm", inputs=width, outputs=width, bias=False
+        )
         yield linear(f"{block}.layer.1.DenseReluDense.wi_0", width, inner)
         yield linear(f"{block}.layer.1.DenseReluDense.wi_1", width, inner)
         yield linear(f"{block}.layer.1.DenseReluDense.wo", inner, width)
-        yield Layer(f"{block}.layer.1.layer_norm", "", "norm", width, width, bias=False)
-    yield Layer("encoder.final_layer_norm", "", "norm", width, width, bias=False)
+        yield Layer(
+            name=f"{block}.layer.1.layer_norm", original="", kind="norm", inputs=width, outputs=width, bias=False
+        )
+    yield Layer(name="encoder.final_layer_norm", original="", kind="norm", inputs=width, outputs=width, bias=False)

@@ -9,9 +9,9 @@ from typing import Any
 
 from runner.errors import Invalid
 from runner.families.locate import KeyPath, weights_in
-from runner.families.spec import ModelProblem
 from runner.files import MOST_JSON_BYTES, parsing, read_bytes
-from runner.formats.headers import Header, read_header
+from runner.model.model import ModelProblem
+from runner.weights.headers import Header, read_header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BUILTIN = Path(__file__).parent.parent / "sd" / "builtin"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from runner.families.parts.layers import Shape
 from runner.formats.adapter_names import is_adapter_file
+from runner.model.layers import Shape
 
 
 @dataclass(frozen=True)

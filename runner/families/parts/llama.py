@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 
 def llama_layers(config: Config) -> list[Layer]:
@@ -17,23 +17,37 @@ def _llama(config: Config) -> Iterator[Layer]:
     head = config.get("head_dim") or width // heads
 
     def linear(name: str, inputs: int, outputs: int) -> Layer:
-        return Layer(name, name, "linear", inputs, outputs, bias=False)
+        return Layer(name=name, original=name, kind="linear", inputs=inputs, outputs=outputs, bias=False)
 
-    yield Layer("embed_tokens", "embed_tokens", "embedding", width, config["vocab_size"])
+    yield Layer(
+        name="embed_tokens", original="embed_tokens", kind="embedding", inputs=width, outputs=config["vocab_size"]
+    )
     for index in range(config["num_hidden_layers"]):
         block = f"layers.{index}"
-        yield Layer(f"{block}.input_layernorm", f"{block}.input_layernorm", "norm", width, width, bias=False)
+        yield Layer(
+            name=f"{block}.input_layernorm",
+            original=f"{block}.input_layernorm",
+            kind="norm",
+            inputs=width,
+            outputs=width,
+            bias=False,
+        )
         yield linear(f"{block}.self_attn.q_proj", width, heads * head)
         yield linear(f"{block}.self_attn.k_proj", width, config["num_key_value_heads"] * head)
         yield linear(f"{block}.self_attn.v_proj", width, config["num_key_value_heads"] * head)
         yield linear(f"{block}.self_attn.o_proj", heads * head, width)
         yield Layer(
-            f"{block}.post_attention_layernorm", f"{block}.post_attention_layernorm", "norm", width, width, bias=False
+            name=f"{block}.post_attention_layernorm",
+            original=f"{block}.post_attention_layernorm",
+            kind="norm",
+            inputs=width,
+            outputs=width,
+            bias=False,
         )
         yield linear(f"{block}.mlp.gate_proj", width, inner)
         yield linear(f"{block}.mlp.up_proj", width, inner)
         yield linear(f"{block}.mlp.down_proj", inner, width)
-    yield Layer("norm", "norm", "norm", width, width, bias=False)
+    yield Layer(name="norm", original="norm", kind="norm", inputs=width, outputs=width, bias=False)
 
 
 def siglip_layers(config: Config) -> list[Layer]:
@@ -57,4 +71,4 @@ def _siglip(config: Config) -> Iterator[Layer]:
 
 
 def _plain(name: str, kind: str, inputs: int, outputs: int, kernel: int = 1) -> Layer:
-    return Layer(name, name, kind, inputs, outputs, kernel)  # type: ignore[arg-type]
+    return Layer(name=name, original=name, kind=kind, inputs=inputs, outputs=outputs, kernel=kernel)  # type: ignore[arg-type]

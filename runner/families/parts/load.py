@@ -9,16 +9,16 @@ from pkgutil import resolve_name
 import torch
 from torch import Tensor, nn
 
-from runner.core.rng import forked
 from runner.errors import RunFailed
 from runner.families.contract import LoadOptions
 from runner.families.parts.attention import Attention
-from runner.families.parts.layers import Origin
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
-from runner.families.spec import Component, Model
-from runner.formats.tensors import read_tensors
+from runner.model.layers import Origin
+from runner.model.model import Component, Model
 from runner.networks.quantize import quantize
+from runner.rng import forked
+from runner.weights.tensors import read_tensors
 
 
 def load_part(part: Part, model: Model, options: LoadOptions) -> nn.Module:
@@ -65,7 +65,9 @@ def read_component(component: Component, shapes: Mapping[str, torch.Size], optio
     raw: dict[tuple[int, str], Tensor] = {}
     for number, file in enumerate(component.weights):
         wanted = {origin.key for origin in component.keys.values() if origin.file == number and not origin.identity}
-        found = read_tensors(file, {key: key for key in wanted}, options.dtype, options.device, mapped=not options.trains)  # fmt: skip
+        found = read_tensors(
+            file, {key: key for key in wanted}, options.dtype, options.device, mapped=not options.trains
+        )
         raw |= {(number, key): tensor for key, tensor in found.items()}
         scaled = {o.key: o.scale for o in component.keys.values() if o.file == number and o.scale}
         factors = read_tensors(file, {key: key for key in scaled.values()}, torch.float32, options.device)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from runner.families.parts.layers import Config, Layer
 from runner.families.parts.part import Part
 from runner.families.spec import MemoryAnswer, MemoryQuestion
+from runner.model.layers import Config, Layer
 
 BASE = 30_000_000
 """What any phase takes beside tensors: threads, allocator, buffers of files."""
@@ -41,7 +41,7 @@ QUANTIZED_BYTES = {"fp8": 1.0, "fp8_scaled": 1.0 + 4 / 64, "int8": 1.001, "nf4":
 """Bytes of one weight with its share of the scales (networks/quantize.py)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Use:
     """How a denoiser is used: sizes in positions (batch included) and the bytes of a number."""
 
@@ -72,7 +72,7 @@ def _input(first: Layer, use: Use) -> float:
     return float(first.inputs * use.positions(first))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoiserMemory:
     """What a family knows of its parts, and of its denoiser."""
 
@@ -147,7 +147,9 @@ class _Prediction:
     def _packable(self, name: str) -> int:
         """Weights in the linear layers of a component's blocks."""
         packs = self.described[name].packs
-        return sum(layer.inputs * layer.outputs for layer in self._layers(name) if layer.kind == "linear" and packs(layer.name))  # fmt: skip
+        return sum(
+            layer.inputs * layer.outputs for layer in self._layers(name) if layer.kind == "linear" and packs(layer.name)
+        )
 
     def _vae(self) -> float:
         return self.parts["vae"].parameters * self.ask.vae_bytes
@@ -183,7 +185,9 @@ class _Prediction:
     def _train(self, weights: Mapping[str, float]) -> float:
         ask, parts = self.ask, self.parts
         held: float = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
-        held += ask.trainable * ((0 if ask.optimizer_offload and ask.device == "cuda" else ask.optimizer_bytes) + (4 if ask.ema else 0))  # fmt: skip
+        held += ask.trainable * (
+            (0 if ask.optimizer_offload and ask.device == "cuda" else ask.optimizer_bytes) + (4 if ask.ema else 0)
+        )
         if not ask.text_cached:
             held += sum(self._frozen(name) for name in self.encoders if name not in ask.trains)
         if not ask.latents_cached:
@@ -219,10 +223,17 @@ class _Prediction:
         width = heads * config.get("attention_head_dim", 0) if isinstance(heads, int) else 0
         tokens = ask.text_tokens + ask.model.image_tokens
         return Use(
-            batch, int(pixels * frames / ask.model.latent_factor**2), tokens, ask.compute_bytes,
-            bool(ask.trains.get("denoiser")), ask.targets, any(name in ask.trains for name in self.encoders),
-            ask.eager_attention, heads if isinstance(heads, int) else max(heads), width,
-        )  # fmt: skip
+            batch=batch,
+            area=int(pixels * frames / ask.model.latent_factor**2),
+            tokens=tokens,
+            number=ask.compute_bytes,
+            whole=bool(ask.trains.get("denoiser")),
+            targets=ask.targets,
+            text_grad=any(name in ask.trains for name in self.encoders),
+            eager=ask.eager_attention,
+            heads=heads if isinstance(heads, int) else max(heads),
+            width=width,
+        )
 
     def _backward(self, use: Use) -> float:
         """The highest point of a step: what is still kept and the gradients that are there already, walking back."""
@@ -310,7 +321,7 @@ class _Prediction:
 
     def _text_working(self) -> float:
         """Encoding a padded batch of captions: the tensors around one layer."""
-        widest = max(layer.outputs for name in self.encoders for layer in self._layers(name) if layer.kind == "linear")  # fmt: skip
+        widest = max(layer.outputs for name in self.encoders for layer in self._layers(name) if layer.kind == "linear")
         return 4.0 * self.ask.text_batch * self.ask.text_tokens * widest * self.ask.frozen_bytes
 
 

@@ -11,8 +11,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from runner.families.locate import KeyPath
-from runner.families.parts.layers import Config, Layer, Layers
-from runner.families.parts.tokenizer_kinds import TokenizerKind
+from runner.model.layers import Config, Layer, Layers
+from runner.model.model import TokenizerKind
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Naming:
     """Layers with other original names than the part's own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModuleClass:
     """How the modules of a class are counted, built, loaded, finished, given attention, tiled and saved.
 
@@ -72,17 +72,19 @@ class ModuleClass:
 def transformers_class(name: str, layers: Layers, model_type: str, **more: Any) -> ModuleClass:
     """A class of transformers."""
     return ModuleClass(
-        name, layers, model_type=model_type,
+        name=name,
+        layers=layers,
+        model_type=model_type,
         **{
             "build": "runner.families.parts.modules:from_transformers",
             "attention": "runner.families.parts.attention:transformers_attention",
             "recompute": "runner.families.parts.modules:recompute_transformers",
             **more,
         },
-    )  # fmt: skip
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """A component of a family: its folder in a diffusers directory, its class and its namings.
 

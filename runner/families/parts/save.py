@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 from runner.families.parts.checkpoint import Finder, layers_of
-from runner.families.parts.layers import Layer
 from runner.families.parts.part import Naming, Part
-from runner.families.spec import Model
-from runner.formats.tensors import write_tensors
+from runner.model.layers import Layer
+from runner.model.model import Model
+from runner.weights.tensors import write_tensors
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Component → state dict in diffusers' names."""
 
 
 def save_pipeline(
-    finder: Finder, tokenizers: Mapping[str, Any], folder: Path, model: Model, modules: States, prediction_type: str,
+    finder: Finder,
+    tokenizers: Mapping[str, Any],
+    folder: Path,
+    model: Model,
+    modules: States,
+    prediction_type: str,
     zero_terminal_snr: bool,
-) -> None:  # fmt: skip
+) -> None:
     """A diffusers directory."""
     parts = {part.name: part for part in finder.parts}
     for name, state in modules.items():
@@ -36,7 +41,9 @@ def save_pipeline(
             file = "model.safetensors"
         else:
             config["_class_name"] = kind.name
-        _write_json(sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")})  # fmt: skip
+        _write_json(
+            sub / "config.json", {key: value for key, value in config.items() if not key.startswith("_name_or")}
+        )
         state = {kind.outer + key: tensor for key, tensor in state.items() if key not in kind.tied}
         write_tensors(sub / file, state, {"format": "pt"})
     for name, tokenizer in tokenizers.items():
@@ -71,7 +78,11 @@ def single_file(finder: Finder, model: Model, modules: States) -> dict[str, Tens
 
 def original_component(part: Part, model: Model, state: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """One component's state dict with its original names."""
-    layers = naming.layers(model.components[part.name].config) if naming.layers else layers_of(part, model.components[part.name])  # fmt: skip
+    layers = (
+        naming.layers(model.components[part.name].config)
+        if naming.layers
+        else layers_of(part, model.components[part.name])
+    )
     fused: dict[str, list[tuple[Layer, str]]] = {}
     for layer in layers:
         for parameter, _ in layer.parameters():

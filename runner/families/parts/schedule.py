@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.families.parts.files import CHECKPOINT
-from runner.families.spec import ModelProblem
+from runner.model.model import ModelProblem
 
 _MOST_TIMESTEPS = 100_000
 SEQUENCES = {"base_image_seq_len": 256, "max_image_seq_len": 4096}

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runner.families.parts.checkpoint import layers_of
-from runner.families.parts.layers import Layer, Layers
 from runner.families.parts.part import Part
-from runner.families.spec import Alias, Model, ModelProblem, Target
+from runner.model.layers import Layer, Layers
+from runner.model.model import Model, ModelProblem
+from runner.model.targets import Alias, Target
 from runner.patterns import Search
 from schemas import RunConfig
 from schemas.network import Network
@@ -21,7 +22,7 @@ PROJECTION = "text_projection"
 """The last layer of text encoders that have one. OneTrainer trains it, Kohya's tools do not: only where a pattern names it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Names:
     """What a component's layers are called in files: prefixes, and whether Kohya's names come from the original ones."""
 
@@ -42,7 +43,7 @@ class Preset:
     fused: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adaptable:
     """The layers of a family that adapters can be for."""
 
@@ -64,9 +65,10 @@ class Adaptable:
             return []
         if network.conv_rank is not None and not self.convolutional:
             raise ModelProblem(
-                ("network", "conv_rank"), f"the denoiser of family {model.family} has no residual convolutions",
+                ("network", "conv_rank"),
+                f"the denoiser of family {model.family} has no residual convolutions",
                 "take conv_rank out",
-            )  # fmt: skip
+            )
         found: list[Target] = []
         named = _naming(PROJECTION, network)
         search = Search((*network.rank_pattern, *network.alpha_pattern))
@@ -83,9 +85,10 @@ class Adaptable:
             )
         if named and not any(target.name == PROJECTION for target in found):
             raise ModelProblem(
-                ("network", "targets", named[0]), f"no text encoder that trains has a {PROJECTION}",
+                ("network", "targets", named[0]),
+                f"no text encoder that trains has a {PROJECTION}",
                 "let the one that has it train: [training.components] text_encoder_2 = true",
-            )  # fmt: skip
+            )
         for name, patterns in (("rank_pattern", network.rank_pattern), ("alpha_pattern", network.alpha_pattern)):
             for pattern in patterns:
                 if not any(search.matches(pattern, target.name) for target in found):
@@ -121,7 +124,9 @@ class Adaptable:
                 names = {layer.original, self.comfyui(layer.original) if self.comfyui else layer.original}
                 aliases += [Alias(_plain(name), layer.part, layer.span, layer.swapped) for name in sorted(names)]
                 if layer.part[1] > 1:  # OMI's names have each part of a fused module by itself
-                    aliases += [Alias(f"{_plain(name)}_{layer.part[0]}", swapped=layer.swapped) for name in sorted(names)]  # fmt: skip
+                    aliases += [
+                        Alias(f"{_plain(name)}_{layer.part[0]}", swapped=layer.swapped) for name in sorted(names)
+                    ]
             found[layer.name] = tuple(dict.fromkeys(alias for alias in aliases if alias.module))
         return found
 
@@ -143,17 +148,19 @@ class Adaptable:
             for index, pattern in enumerate(network.targets):
                 if PROJECTION not in pattern and not any(search.matches(pattern, layer.name) for layer in layers):
                     raise ModelProblem(
-                        ("network", "targets", index), f"{pattern!r} matches no layer of the denoiser",
+                        ("network", "targets", index),
+                        f"{pattern!r} matches no layer of the denoiser",
                         f"a layer's name looks like {self.example}",
-                    )  # fmt: skip
+                    )
         elif network.targets in self.presets:
             preset = self.presets[network.targets]
             chosen, fused = [layer for layer in layers if preset.chosen.search(layer.name)], preset.fused
         else:
             raise ModelProblem(
-                ("network", "targets"), f'there is no preset "{network.targets}"',
+                ("network", "targets"),
+                f'there is no preset "{network.targets}"',
                 f"presets are {', '.join(self.presets)}; regular expressions stand in a list",
-            )  # fmt: skip
+            )
         if network.conv_rank is not None:
             named = {layer.name for layer in chosen}
             chosen = [layer for layer in layers if layer.name in named or _CONVOLUTIONAL.search(layer.name)]
@@ -162,13 +169,7 @@ class Adaptable:
         return chosen, fused
 
     def _adapted(
-        self,
-        component: str,
-        layer: Layer,
-        network: Network,
-        fused: bool,
-        aliases: tuple[Alias, ...],
-        search: Search,
+        self, component: str, layer: Layer, network: Network, fused: bool, aliases: tuple[Alias, ...], search: Search
     ) -> Target:
         def matching(patterns: Mapping[str, Any]) -> Any:
             return next((value for text, value in patterns.items() if search.matches(text, layer.name)), None)
@@ -187,22 +188,41 @@ class Adaptable:
         return self._target(component, layer, network.type, rank, alpha, tied, aliases)
 
     def _target(
-        self, component: str, layer: Layer, adapter: Any, rank: int, alpha: float, fused: bool,
+        self,
+        component: str,
+        layer: Layer,
+        adapter: Any,
+        rank: int,
+        alpha: float,
+        fused: bool,
         aliases: tuple[Alias, ...],
-    ) -> Target:  # fmt: skip
+    ) -> Target:
         assert layer.kind != "table"
         names = self.names[component]
         module = layer.original if names.by_original else layer.name
         own = names.by_original and (layer.part[1] > 1 or layer.swapped)
         return Target(
-            component, layer.name, layer.kind, layer.inputs, layer.outputs, layer.kernel, rank, alpha,
-            names.kohya + module.replace(".", "_"), names.diffusers + layer.name, adapter,
-            layer.part if names.by_original else (0, 1), layer.span if names.by_original else 1,
-            names.by_original and layer.swapped, fused and layer.part[1] > 1,
-            aliases=aliases, bias=layer.bias and layer.kind != "embedding", depth=layer.depth,
+            component=component,
+            name=layer.name,
+            kind=layer.kind,
+            inputs=layer.inputs,
+            outputs=layer.outputs,
+            kernel=layer.kernel,
+            rank=rank,
+            alpha=alpha,
+            kohya=names.kohya + module.replace(".", "_"),
+            diffusers=names.diffusers + layer.name,
+            adapter=adapter,
+            part=layer.part if names.by_original else (0, 1),
+            span=layer.span if names.by_original else 1,
+            swapped=names.by_original and layer.swapped,
+            tied=fused and layer.part[1] > 1,
+            aliases=aliases,
+            bias=layer.bias and layer.kind != "embedding",
+            depth=layer.depth,
             comfyui=names.comfyui(layer.original) if names.comfyui is not None else "",
             separate=names.separate + layer.name.replace(".", "_") if own and names.separate else "",
-        )  # fmt: skip
+        )
 
 
 def _plain(name: str) -> str:
@@ -211,7 +231,11 @@ def _plain(name: str) -> str:
 
 def _naming(layer: str, network: Network) -> list[int]:
     """The places in network.targets of the patterns that name a layer."""
-    return [index for index, pattern in enumerate(network.targets) if layer in pattern] if isinstance(network.targets, list) else []  # fmt: skip
+    return (
+        [index for index, pattern in enumerate(network.targets) if layer in pattern]
+        if isinstance(network.targets, list)
+        else []
+    )
 
 
 def _untied(targets: list[Target]) -> list[Target]:

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, CLIPTokenizer
 from runner.errors import RunFailed
 from runner.families.parts.tokenizer_kinds import TEXT
 from runner.families.parts.weighting import parse_weights
-from runner.families.spec import Model
 from runner.families.token_counts import clip_merges
 from runner.files import reason
+from runner.model.model import Model
 
 PIECE = 75
 """Tokens that max_token_length counts in; an encoder with fewer positions has smaller pieces."""
@@ -115,9 +115,12 @@ def encode_clip(
 def pooled_clip(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """[B, P] of a CLIPTextModel: the last layer's state at the end of each text, which is cut to the encoder's length."""
     ids = tokenizer(
-        list(texts), padding="max_length", max_length=encoder.config.max_position_embeddings, truncation=True,
+        list(texts),
+        padding="max_length",
+        max_length=encoder.config.max_position_embeddings,
+        truncation=True,
         return_tensors="pt",
-    ).input_ids  # fmt: skip
+    ).input_ids
     pooled: Tensor = encoder(ids.to(next(encoder.parameters()).device)).pooler_output
     return pooled
 

@@ -49,9 +49,12 @@ def write_clip_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> int:
 
 def write_clip(folder: Path, vocabulary: int, projected: bool, **changes: Any) -> None:
     config = CLIPTextConfig(
-        **{**_CLIP, **changes}, vocab_size=vocabulary, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1,
+        **{**_CLIP, **changes},
+        vocab_size=vocabulary,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
-    )  # fmt: skip
+    )
     (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).save_pretrained(folder)
 
 

@@ -7,13 +7,18 @@ from pathlib import Path
 
 from runner.families.locate import KeyPath, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT
-from runner.families.spec import ModelProblem
+from runner.model.model import ModelProblem
 from schemas import RunConfig
 
 _TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json", "special_tokens_map.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json",
-)  # fmt: skip
+)
 
 
 def find_tokenizer(config: RunConfig, folder: Path, place: Path, number: int) -> Path | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.families.parts.files import read_json
-from runner.families.parts.tokenizer_kinds import SPIECE, TokenizerKind
-from runner.families.spec import ModelProblem
+from runner.model.model import SPIECE, ModelProblem, TokenizerKind
 
 
 def misfit(folder: Path, kind: TokenizerKind) -> str | None:
@@ -21,11 +20,11 @@ def misfit(folder: Path, kind: TokenizerKind) -> str | None:
         if token not in tokens:
             return f"the tokenizer in {folder} is not {kind.title}'s: it has no token {token}"
         if number is not None and tokens[token] != number:
-            return f"the tokenizer in {folder} is not {kind.title}'s: {token} is its token {tokens[token]:,}, in the text encoder it is {number:,}"  # fmt: skip
+            return f"the tokenizer in {folder} is not {kind.title}'s: {token} is its token {tokens[token]:,}, in the text encoder it is {number:,}"
     if kind.vocabulary and wanted >= kind.vocabulary:
         for token, number in kind.words.items():
             if tokens.get(token, number) != number:
-                return f"the tokenizer in {folder} is not {kind.title}'s: {token} is its token {tokens[token]:,}, in the text encoder it is {number:,}"  # fmt: skip
+                return f"the tokenizer in {folder} is not {kind.title}'s: {token} is its token {tokens[token]:,}, in the text encoder it is {number:,}"
     return None
 
 
@@ -35,7 +34,11 @@ def _tokens(folder: Path) -> dict[str, int]:
         if (folder / "tokenizer.json").is_file():
             content = read_json(folder / "tokenizer.json")
             vocabulary = content["model"]["vocab"]
-            found = dict(vocabulary) if isinstance(vocabulary, dict) else {entry[0]: index for index, entry in enumerate(vocabulary)}  # fmt: skip
+            found = (
+                dict(vocabulary)
+                if isinstance(vocabulary, dict)
+                else {entry[0]: index for index, entry in enumerate(vocabulary)}
+            )
             added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
         elif (folder / "vocab.json").is_file():
             found, added = read_json(folder / "vocab.json"), {}

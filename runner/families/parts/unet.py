@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from runner.families.parts.layers import Config, Layer, per_block
+from runner.model.layers import Config, Layer, per_block
 
 
 def unet_layers(config: Config) -> list[Layer]:
@@ -21,13 +21,28 @@ def _unet(config: Config) -> Iterator[Layer]:
     depth = per_block(config.get("transformer_layers_per_block", 1), blocks)
     linear = bool(config.get("use_linear_projection", False))
     embedding = channels[0] * 4
-    yield Layer("conv_in", "input_blocks.0.0", "conv", config["in_channels"], channels[0], 3)
-    yield Layer("time_embedding.linear_1", "time_embed.0", "linear", channels[0], embedding)
-    yield Layer("time_embedding.linear_2", "time_embed.2", "linear", embedding, embedding)
+    yield Layer(
+        name="conv_in",
+        original="input_blocks.0.0",
+        kind="conv",
+        inputs=config["in_channels"],
+        outputs=channels[0],
+        kernel=3,
+    )
+    yield Layer(
+        name="time_embedding.linear_1", original="time_embed.0", kind="linear", inputs=channels[0], outputs=embedding
+    )
+    yield Layer(
+        name="time_embedding.linear_2", original="time_embed.2", kind="linear", inputs=embedding, outputs=embedding
+    )
     if config.get("addition_embed_type") == "text_time":
         added = config["projection_class_embeddings_input_dim"]
-        yield Layer("add_embedding.linear_1", "label_emb.0.0", "linear", added, embedding)
-        yield Layer("add_embedding.linear_2", "label_emb.0.2", "linear", embedding, embedding)
+        yield Layer(
+            name="add_embedding.linear_1", original="label_emb.0.0", kind="linear", inputs=added, outputs=embedding
+        )
+        yield Layer(
+            name="add_embedding.linear_2", original="label_emb.0.2", kind="linear", inputs=embedding, outputs=embedding
+        )
 
     skips = [channels[0]]
     position, width = 1, channels[0]
@@ -44,9 +59,14 @@ def _unet(config: Config) -> Iterator[Layer]:
             position += 1
         if index < blocks - 1:
             yield Layer(
-                f"down_blocks.{index}.downsamplers.0.conv", f"input_blocks.{position}.0.op", "conv", width, width, 3,
+                name=f"down_blocks.{index}.downsamplers.0.conv",
+                original=f"input_blocks.{position}.0.op",
+                kind="conv",
+                inputs=width,
+                outputs=width,
+                kernel=3,
                 level=index + 1,
-            )  # fmt: skip
+            )
             skips.append(width)
             position += 1
 
@@ -72,48 +92,122 @@ def _unet(config: Config) -> Iterator[Layer]:
                 )
             if layer == residuals[level] and index < blocks - 1:
                 yield Layer(
-                    f"{place}.upsamplers.0.conv", f"{original}.{2 if attends else 1}.conv", "conv", width, width, 3,
+                    name=f"{place}.upsamplers.0.conv",
+                    original=f"{original}.{2 if attends else 1}.conv",
+                    kind="conv",
+                    inputs=width,
+                    outputs=width,
+                    kernel=3,
                     level=level - 1,
-                )  # fmt: skip
+                )
             position += 1
-    yield Layer("conv_norm_out", "out.0", "norm", width, width)
-    yield Layer("conv_out", "out.2", "conv", width, config["out_channels"], 3)
+    yield Layer(name="conv_norm_out", original="out.0", kind="norm", inputs=width, outputs=width)
+    yield Layer(name="conv_out", original="out.2", kind="conv", inputs=width, outputs=config["out_channels"], kernel=3)
 
 
 def _residual(name: str, original: str, inputs: int, outputs: int, embedding: int, level: int) -> Iterator[Layer]:
-    yield Layer(f"{name}.norm1", f"{original}.in_layers.0", "norm", inputs, inputs, level=level)
-    yield Layer(f"{name}.conv1", f"{original}.in_layers.2", "conv", inputs, outputs, 3, level=level)
-    yield Layer(f"{name}.time_emb_proj", f"{original}.emb_layers.1", "linear", embedding, outputs, level=level)
-    yield Layer(f"{name}.norm2", f"{original}.out_layers.0", "norm", outputs, outputs, level=level)
-    yield Layer(f"{name}.conv2", f"{original}.out_layers.3", "conv", outputs, outputs, 3, level=level)
+    yield Layer(
+        name=f"{name}.norm1",
+        original=f"{original}.in_layers.0",
+        kind="norm",
+        inputs=inputs,
+        outputs=inputs,
+        level=level,
+    )
+    yield Layer(
+        name=f"{name}.conv1",
+        original=f"{original}.in_layers.2",
+        kind="conv",
+        inputs=inputs,
+        outputs=outputs,
+        kernel=3,
+        level=level,
+    )
+    yield Layer(
+        name=f"{name}.time_emb_proj",
+        original=f"{original}.emb_layers.1",
+        kind="linear",
+        inputs=embedding,
+        outputs=outputs,
+        level=level,
+    )
+    yield Layer(
+        name=f"{name}.norm2",
+        original=f"{original}.out_layers.0",
+        kind="norm",
+        inputs=outputs,
+        outputs=outputs,
+        level=level,
+    )
+    yield Layer(
+        name=f"{name}.conv2",
+        original=f"{original}.out_layers.3",
+        kind="conv",
+        inputs=outputs,
+        outputs=outputs,
+        kernel=3,
+        level=level,
+    )
     if inputs != outputs:
-        yield Layer(f"{name}.conv_shortcut", f"{original}.skip_connection", "conv", inputs, outputs, level=level)
+        yield Layer(
+            name=f"{name}.conv_shortcut",
+            original=f"{original}.skip_connection",
+            kind="conv",
+            inputs=inputs,
+            outputs=outputs,
+            level=level,
+        )
 
 
 def _transformer(
     name: str, original: str, width: int, context: int, depth: int, linear: bool, level: int
 ) -> Iterator[Layer]:
     kind: Literal["linear", "conv"] = "linear" if linear else "conv"
-    yield Layer(f"{name}.norm", f"{original}.norm", "norm", width, width, level=level)
-    yield Layer(f"{name}.proj_in", f"{original}.proj_in", kind, width, width, level=level)
+    yield Layer(name=f"{name}.norm", original=f"{original}.norm", kind="norm", inputs=width, outputs=width, level=level)
+    yield Layer(
+        name=f"{name}.proj_in", original=f"{original}.proj_in", kind=kind, inputs=width, outputs=width, level=level
+    )
     for index in range(depth):
         block, old = f"{name}.transformer_blocks.{index}", f"{original}.transformer_blocks.{index}"
         for norm in ("norm1", "norm2", "norm3"):
-            yield Layer(f"{block}.{norm}", f"{old}.{norm}", "norm", width, width, level=level)
+            yield Layer(
+                name=f"{block}.{norm}", original=f"{old}.{norm}", kind="norm", inputs=width, outputs=width, level=level
+            )
         for attention, source in (("attn1", width), ("attn2", context)):
             for part, inputs in (("to_q", width), ("to_k", source), ("to_v", source)):
                 yield Layer(
-                    f"{block}.{attention}.{part}",
-                    f"{old}.{attention}.{part}",
-                    "linear",
-                    inputs,
-                    width,
+                    name=f"{block}.{attention}.{part}",
+                    original=f"{old}.{attention}.{part}",
+                    kind="linear",
+                    inputs=inputs,
+                    outputs=width,
                     bias=False,
                     level=level,
                 )
             yield Layer(
-                f"{block}.{attention}.to_out.0", f"{old}.{attention}.to_out.0", "linear", width, width, level=level
+                name=f"{block}.{attention}.to_out.0",
+                original=f"{old}.{attention}.to_out.0",
+                kind="linear",
+                inputs=width,
+                outputs=width,
+                level=level,
             )
-        yield Layer(f"{block}.ff.net.0.proj", f"{old}.ff.net.0.proj", "linear", width, width * 8, level=level)
-        yield Layer(f"{block}.ff.net.2", f"{old}.ff.net.2", "linear", width * 4, width, level=level)
-    yield Layer(f"{name}.proj_out", f"{original}.proj_out", kind, width, width, level=level)
+        yield Layer(
+            name=f"{block}.ff.net.0.proj",
+            original=f"{old}.ff.net.0.proj",
+            kind="linear",
+            inputs=width,
+            outputs=width * 8,
+            level=level,
+        )
+        yield Layer(
+            name=f"{block}.ff.net.2",
+            original=f"{old}.ff.net.2",
+            kind="linear",
+            inputs=width * 4,
+            outputs=width,
+            level=level,
+        )
+    yield Layer(
+        name=f"{name}.proj_out", original=f"{original}.proj_out", kind=kind, inputs=width, outputs=width, level=level
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.families.parts.layers import Layer
 from runner.families.parts.memory import Use
+from runner.model.layers import Layer
 
 LIVE_UNET = 2.0
 """Tensors of the widest layer's output that live at once in a forward pass without gradients, beside the skips."""

@@ -17,7 +17,7 @@ from runner.families.sd.spec import SD15 as SD15_SPEC
 from runner.families.sd.spec import SD15_FINDER, SDXL_FINDER
 from runner.families.sd.spec import SDXL as SDXL_SPEC
 from runner.families.sd.tiny import write_tiny, write_tiny_sdxl
-from runner.inputs import Numerics
+from runner.model.numerics import Numerics
 
 _SDXL_PADS = {"text_encoder_2": "!"}
 """OpenCLIP's tokenizer pads with token 0."""
@@ -28,28 +28,45 @@ def process(numerics: Numerics) -> Process:
 
 
 def encode_texts_sd15(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
     weighting: bool,
-) -> Conditioning:  # fmt: skip
+) -> Conditioning:
     """{"hidden": [B, L, D]}; clip_skip takes hidden states from before the last layers and applies the final norm."""
     found = encode_clip(
-        encoders["text_encoder_1"], tokenizers["text_encoder_1"], texts, numerics.max_token_length // PIECE,
-        numerics.clip_skip, True, weighting,
-    )  # fmt: skip
+        encoders["text_encoder_1"],
+        tokenizers["text_encoder_1"],
+        texts,
+        numerics.max_token_length // PIECE,
+        numerics.clip_skip,
+        True,
+        weighting,
+    )
     return {"hidden": found.hidden}
 
 
 def encode_texts_sdxl(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
     weighting: bool,
-) -> Conditioning:  # fmt: skip
+) -> Conditioning:
     """{"hidden": [B, L, D1 + D2], "pooled": [B, P]}: the last but one layer of both encoders, without the final norm."""
     first, second = (
         encode_clip(
-            encoders[name], tokenizers[name], texts, numerics.max_token_length // PIECE, numerics.clip_skip, False, weighting
+            encoders[name],
+            tokenizers[name],
+            texts,
+            numerics.max_token_length // PIECE,
+            numerics.clip_skip,
+            False,
+            weighting,
         )
         for name in ("text_encoder_1", "text_encoder_2")
-    )  # fmt: skip
+    )
     assert second.pooled is not None
     return {"hidden": torch.cat([first.hidden, second.hidden], dim=-1), "pooled": second.pooled}
 
@@ -66,15 +83,21 @@ def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -
     if "pooled" in conditioning:  # sizes stay whole numbers until their sinusoids are taken: bf16 makes 1365 1368
         added = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": conditioning["time_ids"].float()}
     hidden = conditioning["hidden"].to(dtype)
-    return denoiser(
-        x_t.to(dtype), t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
-    )[0].float()  # fmt: skip
+    return denoiser(x_t.to(dtype), t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[
+        0
+    ].float()
 
 
 SD15 = bundle(
     SD15_SPEC, SD15_FINDER, partial(load_tokenizers, pads={}), encode_texts_sd15, process, denoise, write_tiny
 )
 SDXL = bundle(
-    SDXL_SPEC, SDXL_FINDER, partial(load_tokenizers, pads=_SDXL_PADS), encode_texts_sdxl, process, denoise,
-    write_tiny_sdxl, size_conditioning=size_conditioning,
-)  # fmt: skip
+    SDXL_SPEC,
+    SDXL_FINDER,
+    partial(load_tokenizers, pads=_SDXL_PADS),
+    encode_texts_sdxl,
+    process,
+    denoise,
+    write_tiny_sdxl,
+    size_conditioning=size_conditioning,
+)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.families.parts.files import CHECKPOINT, header_of, read_json
-from runner.families.spec import ModelProblem, Stated
 from runner.formats.markers import EDM, V_PRED, ZTSNR
+from runner.model.model import ModelProblem, Stated
 
 PREDICTION, ZERO_SNR = "model.prediction_type", "training.loss.zero_terminal_snr"
 
@@ -22,9 +22,10 @@ def stated_noise(place: Path) -> dict[str, Stated]:
     marker = next((key for key in EDM if key in header.tensors), None)
     if marker is not None:
         raise ModelProblem(
-            CHECKPOINT, f"{place} was trained on the noise levels of EDM (its key {marker}), which this program does not know",
+            CHECKPOINT,
+            f"{place} was trained on the noise levels of EDM (its key {marker}), which this program does not know",
             "name a checkpoint that predicts epsilon or v",
-        )  # fmt: skip
+        )
     found = {}
     metadata = header.metadata.get("modelspec.prediction_type", "")
     if V_PRED in header.tensors:

@@ -17,23 +17,42 @@ from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
 from runner.families.sd.memory import forward, saved
 from runner.families.sd.noise import stated_noise
-from runner.families.spec import STILLS_REFUSED, Component, Defaults, FamilySpec, Model, ModelProblem
+from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec
+from runner.model.model import Component, Model, ModelProblem
 from schemas import RunConfig
 
 ALL_SAMPLERS = (
-    "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "unipc", "dpm2", "dpm2_a", "dpm++_2m", "dpm++_2m_karras",
-    "dpm++_sde", "dpm++_sde_karras",
-)  # fmt: skip
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_a",
+    "heun",
+    "lms",
+    "pndm",
+    "unipc",
+    "dpm2",
+    "dpm2_a",
+    "dpm++_2m",
+    "dpm++_2m_karras",
+    "dpm++_sde",
+    "dpm++_sde_karras",
+)
 _UNET = Part(
-    "denoiser", "unet",
-    ModuleClass("UNet2DConditionModel", unet_layers, finish="runner.families.parts.modules:channels_last"),
-    (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
+    name="denoiser",
+    folder="unet",
+    module=ModuleClass(
+        name="UNet2DConditionModel", layers=unet_layers, finish="runner.families.parts.modules:channels_last"
+    ),
+    namings=(Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
     block=re.compile(r"^(.*\.(?:resnets\.\d+|transformer_blocks\.\d+))\."),
-)  # fmt: skip
+)
 _VAE = Part(
-    "vae", "vae", AUTOENCODER_KL,
-    (Naming("", "diffusers"), Naming("first_stage_model."), Naming("")), ("model", "vae"),
-)  # fmt: skip
+    name="vae",
+    folder="vae",
+    module=AUTOENCODER_KL,
+    namings=(Naming("", "diffusers"), Naming("first_stage_model."), Naming("")),
+    key=("model", "vae"),
+)
 _CLIP = (
     Naming("", "diffusers"),
     Naming("text_model.", "diffusers"),
@@ -42,29 +61,58 @@ _CLIP = (
     Naming("text_encoders.clip_l.transformer."),
 )
 SD15_FINDER = Finder(
-    "sd15", "Stable Diffusion 1.5", CONFIGS / "sd15",
-    (_UNET, _VAE, Part("text_encoder_1", "text_encoder", CLIP_TEXT, _CLIP, ("model", "text_encoder_1"))),
-    ("StableDiffusionPipeline",), discrete=True,
-)  # fmt: skip
-SDXL_FINDER = Finder(
-    "sdxl", "Stable Diffusion XL", CONFIGS / "sdxl",
-    (
-        _UNET, _VAE,
+    family="sd15",
+    title="Stable Diffusion 1.5",
+    shipped=CONFIGS / "sd15",
+    parts=(
+        _UNET,
+        _VAE,
         Part(
-            "text_encoder_1", "text_encoder", CLIP_TEXT,
-            (Naming("", "diffusers"), Naming("text_model.", "diffusers"), Naming("conditioner.embedders.0.transformer."),
-             Naming("text_encoders.clip_l.transformer.")),
-            ("model", "text_encoder_1"),
-        ),
-        Part(
-            "text_encoder_2", "text_encoder_2", CLIP_TEXT_PROJECTED,
-            (Naming("", "diffusers"), Naming("conditioner.embedders.1.model.", layers=open_clip_layers),
-             Naming("text_encoders.clip_g.transformer."), Naming("", layers=open_clip_layers)),
-            ("model", "text_encoder_2"),
+            name="text_encoder_1",
+            folder="text_encoder",
+            module=CLIP_TEXT,
+            namings=_CLIP,
+            key=("model", "text_encoder_1"),
         ),
     ),
-    ("StableDiffusionXLPipeline",), discrete=True,
-)  # fmt: skip
+    indexes=("StableDiffusionPipeline",),
+    discrete=True,
+)
+SDXL_FINDER = Finder(
+    family="sdxl",
+    title="Stable Diffusion XL",
+    shipped=CONFIGS / "sdxl",
+    parts=(
+        _UNET,
+        _VAE,
+        Part(
+            name="text_encoder_1",
+            folder="text_encoder",
+            module=CLIP_TEXT,
+            namings=(
+                Naming("", "diffusers"),
+                Naming("text_model.", "diffusers"),
+                Naming("conditioner.embedders.0.transformer."),
+                Naming("text_encoders.clip_l.transformer."),
+            ),
+            key=("model", "text_encoder_1"),
+        ),
+        Part(
+            name="text_encoder_2",
+            folder="text_encoder_2",
+            module=CLIP_TEXT_PROJECTED,
+            namings=(
+                Naming("", "diffusers"),
+                Naming("conditioner.embedders.1.model.", layers=open_clip_layers),
+                Naming("text_encoders.clip_g.transformer."),
+                Naming("", layers=open_clip_layers),
+            ),
+            key=("model", "text_encoder_2"),
+        ),
+    ),
+    indexes=("StableDiffusionXLPipeline",),
+    discrete=True,
+)
 
 
 def inspect_sd15(config: RunConfig, folder: Path) -> Model:
@@ -102,14 +150,21 @@ def _check_unet(place: Path, components: dict[str, Component]) -> None:
     channels, latent = components["denoiser"].config["in_channels"], components["vae"].config["latent_channels"]
     if channels != latent:
         raise ModelProblem(
-            CHECKPOINT, f"the U-Net in {place} takes {channels} channels (an inpainting or depth model?)",
+            CHECKPOINT,
+            f"the U-Net in {place} takes {channels} channels (an inpainting or depth model?)",
             "train on the plain text-to-image model",
-        )  # fmt: skip
+        )
 
 
 def _model(
-    config: RunConfig, folder: Path, place: Path, components: dict[str, Component], finder: Finder, width: int, extra: int
-) -> Model:  # fmt: skip
+    config: RunConfig,
+    folder: Path,
+    place: Path,
+    components: dict[str, Component],
+    finder: Finder,
+    width: int,
+    extra: int,
+) -> Model:
     unet, vae = components["denoiser"].config, components["vae"].config
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     tokenizers = finder.tokenizers(config, folder, place, components)
@@ -140,24 +195,28 @@ _PRESETS = {
 }
 _EXAMPLE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 _SD15_ADAPTABLE = Adaptable(
-    tuple(part for part in SD15_FINDER.parts if part.name != "vae"),
-    {
-        "denoiser": Names("lora_unet_", "unet."),
-        "text_encoder_1": Names("lora_te_text_model_", "text_encoder.text_model."),
+    parts=tuple(part for part in SD15_FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="unet."),
+        "text_encoder_1": Names(kohya="lora_te_text_model_", diffusers="text_encoder.text_model."),
     },
-    _PRESETS, _EXAMPLE, True,
-)  # fmt: skip
+    presets=_PRESETS,
+    example=_EXAMPLE,
+    convolutional=True,
+)
 _SDXL_ADAPTABLE = Adaptable(
-    tuple(part for part in SDXL_FINDER.parts if part.name != "vae"),
-    {
-        "denoiser": Names("lora_unet_", "unet.", True),
-        "text_encoder_1": Names("lora_te1_text_model_", "text_encoder.text_model."),
-        "text_encoder_2": Names("lora_te2_", "text_encoder_2."),
+    parts=tuple(part for part in SDXL_FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="unet.", by_original=True),
+        "text_encoder_1": Names(kohya="lora_te1_text_model_", diffusers="text_encoder.text_model."),
+        "text_encoder_2": Names(kohya="lora_te2_", diffusers="text_encoder_2."),
     },
-    _PRESETS, _EXAMPLE, True,
-)  # fmt: skip
+    presets=_PRESETS,
+    example=_EXAMPLE,
+    convolutional=True,
+)
 _NO_FLOW = {
-    "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss",
+    "training.timesteps.weighting": "it is for flow matching; here min_snr_gamma and debiased_estimation weight the loss"
 }
 
 
@@ -186,7 +245,7 @@ SD15 = FamilySpec(
     inspect=inspect_sd15,
     targets=_SD15_ADAPTABLE.targets,
     layers=_SD15_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(SD15_FINDER.parts, saved, forward)),
+    memory=partial(predict, DenoiserMemory(parts=SD15_FINDER.parts, saved=saved, forward=forward)),
     blocks=SD15_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     text_limit=_text_limit,
@@ -194,10 +253,16 @@ SD15 = FamilySpec(
     refused_keys={
         **STILLS_REFUSED,
         **_NO_FLOW,
-        **{f"model.{name}": "Stable Diffusion 1.5 has one text encoder" for name in ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3")},
-        **{f"training.components.{name}": "Stable Diffusion 1.5 has one text encoder" for name in ("text_encoder_2", "text_encoder_3")},
+        **{
+            f"model.{name}": "Stable Diffusion 1.5 has one text encoder"
+            for name in ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3")
+        },
+        **{
+            f"training.components.{name}": "Stable Diffusion 1.5 has one text encoder"
+            for name in ("text_encoder_2", "text_encoder_3")
+        },
     },
-)  # fmt: skip
+)
 SDXL = FamilySpec(
     name="sdxl",
     other_names=("xl", "sd_xl", "stable_diffusion_xl", "pony", "illustrious", "sdxl_base"),
@@ -211,7 +276,7 @@ SDXL = FamilySpec(
     inspect=inspect_sdxl,
     targets=_SDXL_ADAPTABLE.targets,
     layers=_SDXL_ADAPTABLE.layers,
-    memory=partial(predict, DenoiserMemory(SDXL_FINDER.parts, saved, forward)),
+    memory=partial(predict, DenoiserMemory(parts=SDXL_FINDER.parts, saved=saved, forward=forward)),
     blocks=SDXL_FINDER.blocks,
     samplers=ALL_SAMPLERS,
     text_limit=_text_limit,
@@ -220,6 +285,9 @@ SDXL = FamilySpec(
     refused_keys={
         **STILLS_REFUSED,
         **_NO_FLOW,
-        **dict.fromkeys(("model.text_encoder_3", "model.tokenizer_3", "training.components.text_encoder_3"), "SDXL has two text encoders"),
+        **dict.fromkeys(
+            ("model.text_encoder_3", "model.tokenizer_3", "training.components.text_encoder_3"),
+            "SDXL has two text encoders",
+        ),
     },
-)  # fmt: skip
+)

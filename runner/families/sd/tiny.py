@@ -7,9 +7,9 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from runner.core.rng import forked
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
+from runner.rng import forked
 
 _UNET: dict[str, Any] = {
     "sample_size": 16,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runner.families.parts.layers import Config, Layer
+from runner.model.layers import Config, Layer
 
 
 def mmdit_layers(config: Config) -> list[Layer]:
@@ -51,26 +51,48 @@ def width_of(config: Config) -> int:
 def _mmdit(config: Config) -> Iterator[Layer]:
     width, patch = width_of(config), config["patch_size"]
     channels = config["in_channels"]
-    yield Layer("pos_embed.pos_embed", "pos_embed", "table", width, config["pos_embed_max_size"] ** 2, suffix="")
-    yield Layer("pos_embed.proj", "x_embedder.proj", "conv", channels, width, patch)
+    yield Layer(
+        name="pos_embed.pos_embed",
+        original="pos_embed",
+        kind="table",
+        inputs=width,
+        outputs=config["pos_embed_max_size"] ** 2,
+        suffix="",
+    )
+    yield Layer(
+        name="pos_embed.proj", original="x_embedder.proj", kind="conv", inputs=channels, outputs=width, kernel=patch
+    )
     for name, original, inputs in (
         ("time_text_embed.timestep_embedder", "t_embedder", 256),
         ("time_text_embed.text_embedder", "y_embedder", config["pooled_projection_dim"]),
     ):
-        yield Layer(f"{name}.linear_1", f"{original}.mlp.0", "linear", inputs, width)
-        yield Layer(f"{name}.linear_2", f"{original}.mlp.2", "linear", width, width)
+        yield Layer(name=f"{name}.linear_1", original=f"{original}.mlp.0", kind="linear", inputs=inputs, outputs=width)
+        yield Layer(name=f"{name}.linear_2", original=f"{original}.mlp.2", kind="linear", inputs=width, outputs=width)
     yield Layer(
-        "context_embedder",
-        "context_embedder",
-        "linear",
-        config["joint_attention_dim"],
-        config["caption_projection_dim"],
+        name="context_embedder",
+        original="context_embedder",
+        kind="linear",
+        inputs=config["joint_attention_dim"],
+        outputs=config["caption_projection_dim"],
     )
     last = config["num_layers"] - 1
     for index in range(config["num_layers"]):
         yield from _block(index, width, index == last, config)
-    yield Layer("norm_out.linear", "final_layer.adaLN_modulation.1", "linear", width, 2 * width, swapped=True)
-    yield Layer("proj_out", "final_layer.linear", "linear", width, patch**2 * config["out_channels"])
+    yield Layer(
+        name="norm_out.linear",
+        original="final_layer.adaLN_modulation.1",
+        kind="linear",
+        inputs=width,
+        outputs=2 * width,
+        swapped=True,
+    )
+    yield Layer(
+        name="proj_out",
+        original="final_layer.linear",
+        kind="linear",
+        inputs=width,
+        outputs=patch**2 * config["out_channels"],
+    )
 
 
 def _block(index: int, width: int, last: bool, config: Config) -> Iterator[Layer]:
@@ -81,30 +103,68 @@ def _block(index: int, width: int, last: bool, config: Config) -> Iterator[Layer
     )
     dual = index in (config.get("dual_attention_layers") or ())
     head = config["attention_head_dim"] if config.get("qk_norm") else 0
-    yield Layer(f"{ours}.norm1.linear", f"{x}.adaLN_modulation.1", "linear", width, (9 if dual else 6) * width)
     yield Layer(
-        f"{ours}.norm1_context.linear", f"{context}.adaLN_modulation.1", "linear", width, (2 if last else 6) * width,
+        name=f"{ours}.norm1.linear",
+        original=f"{x}.adaLN_modulation.1",
+        kind="linear",
+        inputs=width,
+        outputs=(9 if dual else 6) * width,
+    )
+    yield Layer(
+        name=f"{ours}.norm1_context.linear",
+        original=f"{context}.adaLN_modulation.1",
+        kind="linear",
+        inputs=width,
+        outputs=(2 if last else 6) * width,
         swapped=last,
-    )  # fmt: skip
+    )
     for names, original in ((("to_q", "to_k", "to_v"), x), (("add_q_proj", "add_k_proj", "add_v_proj"), context)):
         for part, name in enumerate(names):
-            yield Layer(f"{ours}.attn.{name}", f"{original}.attn.qkv", "linear", width, width, part=(part, 3))
+            yield Layer(
+                name=f"{ours}.attn.{name}",
+                original=f"{original}.attn.qkv",
+                kind="linear",
+                inputs=width,
+                outputs=width,
+                part=(part, 3),
+            )
         yield from _norms(f"{ours}.attn.norm{'' if original == x else '_added'}_", f"{original}.attn.ln_", head)
-    yield Layer(f"{ours}.attn.to_out.0", f"{x}.attn.proj", "linear", width, width)
+    yield Layer(name=f"{ours}.attn.to_out.0", original=f"{x}.attn.proj", kind="linear", inputs=width, outputs=width)
     if not last:
-        yield Layer(f"{ours}.attn.to_add_out", f"{context}.attn.proj", "linear", width, width)
+        yield Layer(
+            name=f"{ours}.attn.to_add_out", original=f"{context}.attn.proj", kind="linear", inputs=width, outputs=width
+        )
     if dual:
         for part, name in enumerate(("to_q", "to_k", "to_v")):
-            yield Layer(f"{ours}.attn2.{name}", f"{x}.attn2.qkv", "linear", width, width, part=(part, 3))
+            yield Layer(
+                name=f"{ours}.attn2.{name}",
+                original=f"{x}.attn2.qkv",
+                kind="linear",
+                inputs=width,
+                outputs=width,
+                part=(part, 3),
+            )
         yield from _norms(f"{ours}.attn2.norm_", f"{x}.attn2.ln_", head)
-        yield Layer(f"{ours}.attn2.to_out.0", f"{x}.attn2.proj", "linear", width, width)
+        yield Layer(
+            name=f"{ours}.attn2.to_out.0", original=f"{x}.attn2.proj", kind="linear", inputs=width, outputs=width
+        )
     streams = [("ff", x)] if last else [("ff", x), ("ff_context", context)]
     for name, original in streams:
-        yield Layer(f"{ours}.{name}.net.0.proj", f"{original}.mlp.fc1", "linear", width, 4 * width)
-        yield Layer(f"{ours}.{name}.net.2", f"{original}.mlp.fc2", "linear", 4 * width, width)
+        yield Layer(
+            name=f"{ours}.{name}.net.0.proj",
+            original=f"{original}.mlp.fc1",
+            kind="linear",
+            inputs=width,
+            outputs=4 * width,
+        )
+        yield Layer(
+            name=f"{ours}.{name}.net.2", original=f"{original}.mlp.fc2", kind="linear", inputs=4 * width, outputs=width
+        )
 
 
 def _norms(ours: str, original: str, head: int) -> Iterator[Layer]:
     """Of queries and keys, where there are any."""
     for letter in "qk" if head else "":
-        yield Layer(f"{ours}{letter}", f"{original}{letter}", "norm", head, head, bias=False)
+        yield Layer(
+            name=f"{ours}{letter}", original=f"{original}{letter}", kind="norm", inputs=head, outputs=head, bias=False
+        )

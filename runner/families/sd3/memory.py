@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.families.parts.layers import Layer
 from runner.families.parts.memory import Use
+from runner.model.layers import Layer
 
 PATCH_AREA = 4
 LIVE_FORWARD = 8.0

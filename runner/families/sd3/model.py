@@ -16,16 +16,19 @@ from runner.families.parts.text import encode_clip, encode_t5, load_tokenizers
 from runner.families.sd3.spec import FINDER
 from runner.families.sd3.spec import SD3 as SPEC
 from runner.families.sd3.tiny import write_tiny
-from runner.inputs import Numerics
+from runner.model.numerics import Numerics
 
 _PADS = {"text_encoder_2": "!"}
 """OpenCLIP's tokenizer pads with token 0."""
 
 
 def encode_texts(
-    encoders: Mapping[str, nn.Module], tokenizers: Mapping[str, Any], texts: Sequence[str], numerics: Numerics,
+    encoders: Mapping[str, nn.Module],
+    tokenizers: Mapping[str, Any],
+    texts: Sequence[str],
+    numerics: Numerics,
     weighting: bool,
-) -> Conditioning:  # fmt: skip
+) -> Conditioning:
     """{"hidden": [B, L1 + L2, D], "pooled": [B, P1 + P2]}.
 
     Both CLIPs' last but one layers side by side, filled up with zeros to T5's width, then T5's tokens; zeros in their
@@ -56,10 +59,12 @@ def process(numerics: Numerics) -> Process:
 def denoise(denoiser: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     dtype = denoiser.pos_embed.proj.weight.dtype
     answer: Tensor = denoiser(
-        hidden_states=x_t.to(dtype), timestep=t.expand(x_t.shape[0]),
-        encoder_hidden_states=conditioning["hidden"].to(dtype), pooled_projections=conditioning["pooled"].to(dtype),
+        hidden_states=x_t.to(dtype),
+        timestep=t.expand(x_t.shape[0]),
+        encoder_hidden_states=conditioning["hidden"].to(dtype),
+        pooled_projections=conditioning["pooled"].to(dtype),
         return_dict=False,
-    )[0]  # fmt: skip
+    )[0]
     return answer.float()
 
 

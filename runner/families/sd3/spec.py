@@ -19,48 +19,59 @@ from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
 from runner.families.sd3.architecture import fitted, mmdit_layers
 from runner.families.sd3.memory import forward, saved
-from runner.families.spec import (
-    FLOW_REFUSED,
-    STILLS_REFUSED,
-    TRANSFORMER_REFUSED,
-    Defaults,
-    FamilySpec,
-    Model,
-    ModelProblem,
-)
+from runner.families.spec import FLOW_REFUSED, STILLS_REFUSED, TRANSFORMER_REFUSED, Defaults, FamilySpec
+from runner.model.model import Model, ModelProblem
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt
 
 TRANSFORMER = ModuleClass(
-    "SD3Transformer2DModel", mmdit_layers, attention="runner.families.parts.attention:joint_attention"
+    name="SD3Transformer2DModel", layers=mmdit_layers, attention="runner.families.parts.attention:joint_attention"
 )
 FINDER = Finder(
-    "sd3", "Stable Diffusion 3 Medium", CONFIGS / "sd3",
-    (
+    family="sd3",
+    title="Stable Diffusion 3 Medium",
+    shipped=CONFIGS / "sd3",
+    parts=(
         Part(
-            "denoiser", "transformer", TRANSFORMER,
-            (Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
-            block=re.compile(r"^(transformer_blocks\.\d+)\."), fitted=fitted,
+            name="denoiser",
+            folder="transformer",
+            module=TRANSFORMER,
+            namings=(Naming("", "diffusers"), Naming("model.diffusion_model."), Naming("")),
+            block=re.compile(r"^(transformer_blocks\.\d+)\."),
+            fitted=fitted,
         ),
         Part(
-            "vae", "vae", AUTOENCODER_KL,
-            (Naming("", "diffusers"), Naming("first_stage_model."), Naming("")), ("model", "vae"),
+            name="vae",
+            folder="vae",
+            module=AUTOENCODER_KL,
+            namings=(Naming("", "diffusers"), Naming("first_stage_model."), Naming("")),
+            key=("model", "vae"),
         ),
         Part(
-            "text_encoder_1", "text_encoder", CLIP_TEXT_PROJECTED,
-            (Naming("", "diffusers"), Naming("text_encoders.clip_l.transformer.")), ("model", "text_encoder_1"),
+            name="text_encoder_1",
+            folder="text_encoder",
+            module=CLIP_TEXT_PROJECTED,
+            namings=(Naming("", "diffusers"), Naming("text_encoders.clip_l.transformer.")),
+            key=("model", "text_encoder_1"),
         ),
         Part(
-            "text_encoder_2", "text_encoder_2", CLIP_TEXT_PROJECTED,
-            (Naming("", "diffusers"), Naming("text_encoders.clip_g.transformer.")), ("model", "text_encoder_2"),
+            name="text_encoder_2",
+            folder="text_encoder_2",
+            module=CLIP_TEXT_PROJECTED,
+            namings=(Naming("", "diffusers"), Naming("text_encoders.clip_g.transformer.")),
+            key=("model", "text_encoder_2"),
         ),
         Part(
-            "text_encoder_3", "text_encoder_3", T5_ENCODER,
-            (Naming("", "diffusers"), Naming("text_encoders.t5xxl.transformer.")), ("model", "text_encoder_3"), optional=True,
+            name="text_encoder_3",
+            folder="text_encoder_3",
+            module=T5_ENCODER,
+            namings=(Naming("", "diffusers"), Naming("text_encoders.t5xxl.transformer.")),
+            key=("model", "text_encoder_3"),
+            optional=True,
         ),
     ),
-    ("StableDiffusion3Pipeline",),
-)  # fmt: skip
+    indexes=("StableDiffusion3Pipeline",),
+)
 
 
 def inspect(config: RunConfig, folder: Path) -> Model:
@@ -72,8 +83,9 @@ def inspect(config: RunConfig, folder: Path) -> Model:
     width = int(transformer["joint_attention_dim"])
     if pooled != transformer["pooled_projection_dim"] or sum(int(own["hidden_size"]) for own in clip) > width:
         raise ModelProblem(
-            CHECKPOINT, f"the text encoders give {pooled} pooled numbers, the transformer takes {transformer['pooled_projection_dim']}"
-        )  # fmt: skip
+            CHECKPOINT,
+            f"the text encoders give {pooled} pooled numbers, the transformer takes {transformer['pooled_projection_dim']}",
+        )
     tokenizers = FINDER.tokenizers(config, folder, place, components)
     if "text_encoder_3" in components:
         need_t5(config, tokenizers.places, 3)
@@ -99,20 +111,20 @@ def inspect(config: RunConfig, folder: Path) -> Model:
 
 
 _ADAPTABLE = Adaptable(
-    tuple(part for part in FINDER.parts if part.name != "vae"),
-    {
-        "denoiser": Names("lora_unet_", "transformer.", True, "lycoris_"),
-        "text_encoder_1": Names("lora_te1_", "text_encoder."),
-        "text_encoder_2": Names("lora_te2_", "text_encoder_2."),
-        "text_encoder_3": Names("lora_te3_", "text_encoder_3."),
+    parts=tuple(part for part in FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="transformer.", by_original=True, separate="lycoris_"),
+        "text_encoder_1": Names(kohya="lora_te1_", diffusers="text_encoder."),
+        "text_encoder_2": Names(kohya="lora_te2_", diffusers="text_encoder_2."),
+        "text_encoder_3": Names(kohya="lora_te3_", diffusers="text_encoder_3."),
     },
-    {
+    presets={
         "default": Preset(re.compile(r"^transformer_blocks\."), fused=True),
         "attention": Preset(re.compile(r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")),
     },
-    "transformer_blocks.0.attn.to_q",
-)  # fmt: skip
-_MEMORY = partial(predict, DenoiserMemory(FINDER.parts, saved, forward))
+    example="transformer_blocks.0.attn.to_q",
+)
+_MEMORY = partial(predict, DenoiserMemory(parts=FINDER.parts, saved=saved, forward=forward))
 
 
 def _text_limit(model: Model, max_token_length: int) -> tuple[str, int]:
@@ -129,21 +141,41 @@ def of_variant(model: Model) -> Mapping[str, Any]:
         return {}
     size = "medium" if config.get("dual_attention_layers") else "large"
     return {
-        "title": f"Stable Diffusion 3.5 {size.capitalize()}", "architecture": f"stable-diffusion-3-5-{size}",
-        "base_version": f"sd3_5_{size}", "defaults": replace(SD3.defaults, cfg_scale=4.5),
-    }  # fmt: skip
+        "title": f"Stable Diffusion 3.5 {size.capitalize()}",
+        "architecture": f"stable-diffusion-3-5-{size}",
+        "base_version": f"sd3_5_{size}",
+        "defaults": replace(SD3.defaults, cfg_scale=4.5),
+    }
 
 
 SD3 = FamilySpec(
     name="sd3",
-    other_names=("sd_3", "sd3_medium", "stable_diffusion_3", "sd3.0", "sd3.5", "sd35", "sd3_5", "sd3.5_medium", "sd3.5_large"),
+    other_names=(
+        "sd_3",
+        "sd3_medium",
+        "stable_diffusion_3",
+        "sd3.0",
+        "sd3.5",
+        "sd35",
+        "sd3_5",
+        "sd3.5_medium",
+        "sd3.5_large",
+    ),
     implementation="runner.families.sd3.model:SD3",
     title="Stable Diffusion 3 Medium",
     architecture="stable-diffusion-3-medium",
     base_version="sd3_m",
     defaults=Defaults(
-        dtype="bf16", num_inference_steps=28, cfg_scale=7.0, sampler="euler", dialect="kohya", prediction_type="flow",
-        clip_skip=2, max_token_length=256, timestep_sampling="logit_normal", timestep_shift=3.0,
+        dtype="bf16",
+        num_inference_steps=28,
+        cfg_scale=7.0,
+        sampler="euler",
+        dialect="kohya",
+        prediction_type="flow",
+        clip_skip=2,
+        max_token_length=256,
+        timestep_sampling="logit_normal",
+        timestep_shift=3.0,
     ),
     inspect=inspect,
     targets=_ADAPTABLE.targets,
@@ -164,4 +196,4 @@ SD3 = FamilySpec(
         **FLOW_REFUSED,
         **TRANSFORMER_REFUSED,
     },
-)  # fmt: skip
+)

@@ -9,16 +9,24 @@ from diffusers import SD3Transformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from runner.core.rng import forked
 from runner.families.parts.files import CONFIGS
 from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
+from runner.rng import forked
 
 _WIDTH = 48
 _TRANSFORMER: dict[str, Any] = {
-    "sample_size": 16, "patch_size": 2, "in_channels": 8, "out_channels": 8, "num_layers": 2, "num_attention_heads": 2,
-    "attention_head_dim": 8, "joint_attention_dim": _WIDTH, "caption_projection_dim": 16, "pooled_projection_dim": 16 + 24,
+    "sample_size": 16,
+    "patch_size": 2,
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "joint_attention_dim": _WIDTH,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 16 + 24,
     "pos_embed_max_size": 64,
-}  # fmt: skip
+}
 
 
 def write_tiny(folder: Path, **changes: Any) -> None:
@@ -27,9 +35,16 @@ def write_tiny(folder: Path, **changes: Any) -> None:
     write_clip_tokenizer(folder / "tokenizer_2", pad="!")
     words = write_t5_tokenizer(folder / "tokenizer_3")
     t5 = T5Config(
-        d_model=_WIDTH, d_kv=8, num_heads=2, d_ff=32, num_layers=2, vocab_size=words, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False, is_encoder_decoder=True,
-    )  # fmt: skip
+        d_model=_WIDTH,
+        d_kv=8,
+        num_heads=2,
+        d_ff=32,
+        num_layers=2,
+        vocab_size=words,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        is_encoder_decoder=True,
+    )
     with forked(0, "tiny"):
         SD3Transformer2DModel(**{**_TRANSFORMER, **changes}).save_pretrained(folder / "transformer")
         write_vae(folder / "vae", latent_channels=8, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)

@@ -7,7 +7,8 @@ from math import prod
 from typing import ClassVar
 
 from runner.dataset.item_facts import COLUMNS, column_facts
-from runner.inputs import CACHE_VERSION, CachedItems, LatentsInputs, TextsInputs, settings_of
+from runner.inputs.cache import CACHE_VERSION, CachedItems, LatentsInputs, TextsInputs
+from runner.inputs.train import settings_of
 from runner.plan.compile import Graph, Run
 from runner.plan.diff import Plan, Planning
 from runner.plan.stage import Action, Reads, Stage, joined
@@ -21,7 +22,14 @@ _NOT_STORED = {"memory": "encoded at each start and held in memory", "off": "enc
 def _items(run: Run, varies: bool, place: str, batch_size: int) -> CachedItems:
     measured = (*run.prepared.collection.held_out, *run.compared)
     facts = column_facts(measured, COLUMNS, run.prepared.known_after)
-    return CachedItems(run.item_facts, facts, run.config.run.seed, varies, place, batch_size)
+    return CachedItems(
+        trained=run.item_facts,
+        measured=facts,
+        seed=run.config.run.seed,
+        varies=varies,
+        place=place,
+        batch_size=batch_size,
+    )
 
 
 def _action(
@@ -29,21 +37,28 @@ def _action(
 ) -> Action:
     """What there is to encode of what is read now."""
     if place != "disk":
-        return Action(name, "=", _NOT_STORED[place])
+        return Action(node=name, symbol="=", summary=_NOT_STORED[place])
     if not planning.readers():
-        return Action(name, "=", "not needed: what follows is done")
+        return Action(node=name, symbol="=", summary="not needed: what follows is done")
     wanted = list(dict.fromkeys(keys))
     present = planning.store.index.item_keys(kind)
     lacking = [key for key in wanted if key not in present]
     missing, total = len(lacking), len(wanted)
     if missing == 0:
-        return Action(name, "=", f"all {total} {nouns[1]} are encoded", total=total)
+        return Action(node=name, symbol="=", summary=f"all {total} {nouns[1]} are encoded", total=total)
     if missing == total:
         summary = f"encode {total} {nouns[total != 1]}"
     else:
         summary = f"encode {missing} of {total} {nouns[1]}, reuse {total - missing}"
     reasons = planning.store_reasons(name, kind, lacking)
-    return Action(name, "+" if missing == total else "~", summary, reasons, total, missing)
+    return Action(
+        node=name,
+        symbol="+" if missing == total else "~",
+        summary=summary,
+        reasons=reasons,
+        total=total,
+        missing=missing,
+    )
 
 
 def every_read(graph: Graph) -> Reads:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from runner.inputs import PUBLISH_VERSION, PublishInputs, SelectInputs, TrainInputs
+from runner.inputs.publish import PUBLISH_VERSION, PublishInputs
+from runner.inputs.select import SelectInputs
+from runner.inputs.train import TrainInputs
 from runner.plan.adapter_files import adapter_numbers
 from runner.plan.compile import Run
 from runner.plan.diff import Plan, Planning
@@ -37,12 +39,16 @@ class Publishing(Stage[PublishInputs]):
         what = f"{targets} target{'s' * (targets != 1)}" if targets else "strip, report, best.safetensors"
         if planning.action(SELECT.name).pending:
             return Action(
-                self.name, "+", f"write {what}" if not targets else f"write strip, report, best.safetensors and {what}"
+                node=self.name,
+                symbol="+",
+                summary=f"write {what}" if not targets else f"write strip, report, best.safetensors and {what}",
             )
         problem = view_is_current(Published.read(planning.prepared.output_dir), planning.graph.fingerprint(self.name))
         if problem is None:
-            return Action(self.name, "=", "everything is in its place")
-        return Action(self.name, "~", "refresh the run's folder and published files", [problem])
+            return Action(node=self.name, symbol="=", summary="everything is in its place")
+        return Action(
+            node=self.name, symbol="~", summary="refresh the run's folder and published files", reasons=[problem]
+        )
 
     def disk(self, inputs: PublishInputs, plan: Plan) -> Mapping[str, int]:
         return {"exports": _export_bytes(inputs, plan)} if plan.actions[self.name].pending else {}
@@ -56,9 +62,11 @@ def _export_bytes(inputs: PublishInputs, plan: Plan) -> int:
     adapter = trained.targets is not None
     targets = trained.targets or ()
     sizes = {
-        "kohya": adapter_numbers(targets, "kohya", trainable), "diffusers": trainable if adapter else everything,
-        "comfyui": adapter_numbers(targets, "comfyui", trainable) if adapter else denoiser, "single_file": everything,
-    }  # fmt: skip
+        "kohya": adapter_numbers(targets, "kohya", trainable),
+        "diffusers": trainable if adapter else everything,
+        "comfyui": adapter_numbers(targets, "comfyui", trainable) if adapter else denoiser,
+        "single_file": everything,
+    }
     forms = {("kohya" if adapter else "single_file", "best"): 1}
     for target in inputs.targets:
         count = 1 if target.which == "best" else len(select.steps) * (2 if select.ema else 1)

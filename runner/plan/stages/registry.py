@@ -15,9 +15,13 @@ from runner.plan.stage import Stage
 GROUP = "runner.stages"
 """Python's entry points: a package outside of this repository brings stages by them."""
 _BUILT_IN = (
-    "runner.plan.stages.cache:LATENTS", "runner.plan.stages.cache:TEXTS", "runner.plan.stages.train:TRAIN",
-    "runner.plan.stages.sample:SAMPLE", "runner.plan.stages.select:SELECT", "runner.plan.stages.publish:PUBLISH",
-)  # fmt: skip
+    "runner.plan.stages.cache:LATENTS",
+    "runner.plan.stages.cache:TEXTS",
+    "runner.plan.stages.train:TRAIN",
+    "runner.plan.stages.sample:SAMPLE",
+    "runner.plan.stages.select:SELECT",
+    "runner.plan.stages.publish:PUBLISH",
+)
 _registered: list[Stage[Any]] = []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from runner.inputs import SAMPLE_VERSION, SampleInputs, candidates
+from runner.inputs.sample import SAMPLE_VERSION, SampleInputs, candidates
 from runner.plan.compile import Graph, Run
 from runner.plan.diff import Plan, Planning
 from runner.plan.resolve import checkpoint_steps
@@ -32,35 +32,47 @@ class Sample(Stage[SampleInputs]):
     def inputs(self, run: Run) -> SampleInputs:
         config = run.config
         return SampleInputs(
-            run.trajectory, run.base, run.steps, config.training.ema is not None, tuple(run.prepared.prompts), run.numerics,
-            {**run.picture_weights, **run.text_weights}, config.sampling.prompt_weighting,
-            config.sampling.vae_tile_size or config.caching.vae_tile_size,
-        )  # fmt: skip
+            trajectory=run.trajectory,
+            base=run.base,
+            steps=run.steps,
+            ema=config.training.ema is not None,
+            prompts=tuple(run.prepared.prompts),
+            numerics=run.numerics,
+            frozen={**run.picture_weights, **run.text_weights},
+            prompt_weighting=config.sampling.prompt_weighting,
+            tile_size=config.sampling.vae_tile_size or config.caching.vae_tile_size,
+        )
 
     def pending(self, inputs: SampleInputs, planning: Planning) -> Action:
         prompts, checkpoints = len(inputs.prompts), len(inputs.steps) * (2 if inputs.ema else 1) + 1
         if prompts == 0:
-            return Action(self.name, "=", "no prompts")
+            return Action(node=self.name, symbol="=", summary="no prompts")
         total = prompts * checkpoints
         moving = {prompt.is_video for prompt in inputs.prompts}
         made = "videos" if moving == {True} else "pictures" if moving == {False} else "pictures and videos"
         if any(prompt.seed is None for prompt in inputs.prompts):
-            return Action(self.name, "+", f"make {total} {made}; seeds of -1 are drawn", total=total, missing=total)
+            return Action(
+                node=self.name,
+                symbol="+",
+                summary=f"make {total} {made}; seeds of -1 are drawn",
+                total=total,
+                missing=total,
+            )
         store = planning.store
         indexed, keys = store.index.item_keys("samples"), self.keys(inputs, planning.graph)["samples"]
         missing = sum(1 for key in keys if key not in indexed or not store.item("samples", key).is_file())
         if missing == 0:
-            return Action(self.name, "=", f"all {total} {made} are made", total=total)
+            return Action(node=self.name, symbol="=", summary=f"all {total} {made} are made", total=total)
         reasons = [] if planning.action(TRAIN.name).pending else planning.reasons(self.name)
         listed = f"{prompts} prompt{'s' * (prompts != 1)} x {checkpoints} columns (base and checkpoints)"
         reuse = f", reuse {total - missing}" if missing < total else ""
         return Action(
-            self.name,
-            "+" if missing == total else "~",
-            f"make {missing} of {total} {made}{reuse}: {listed}",
-            reasons,
-            total,
-            missing,
+            node=self.name,
+            symbol="+" if missing == total else "~",
+            summary=f"make {missing} of {total} {made}{reuse}: {listed}",
+            reasons=reasons,
+            total=total,
+            missing=missing,
         )
 
     def keys(self, inputs: SampleInputs, graph: Graph) -> Mapping[str, Iterable[str]]:

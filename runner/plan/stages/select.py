@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from runner.errors import Diagnostic, Invalid, InvalidConfig
-from runner.inputs import JUDGE_VERSION, LEAST_FOR_ERROR, SelectInputs, candidates
+from runner.inputs.sample import candidates
+from runner.inputs.select import JUDGE_VERSION, LEAST_FOR_ERROR, SelectInputs
 from runner.plan.compile import Graph, Run
 from runner.plan.diff import Planning
 from runner.plan.keys import evaluation_texts, evaluation_views
@@ -31,10 +32,23 @@ class Select(Stage[SelectInputs]):
         selection, config = run.config.selection, run.config
         pictures = run.nodes[SAMPLE.name].facts if selection.veto.max_similarity is not None else {}
         return SelectInputs(
-            run.trajectory, run.base, run.steps, config.training.ema is not None, config.run.seed, selection.strategy,
-            tuple(selection.metrics), selection.step, run.pinned, selection.veto, tuple(run.prepared.collection.held_out),
-            run.compared, run.numerics, (run.latent_encoder, run.text_encoder), pictures, run.prepared.known_after,
-        )  # fmt: skip
+            trajectory=run.trajectory,
+            base=run.base,
+            steps=run.steps,
+            ema=config.training.ema is not None,
+            seed=config.run.seed,
+            strategy=selection.strategy,
+            metrics=tuple(selection.metrics),
+            step=selection.step,
+            pinned=run.pinned,
+            veto=selection.veto,
+            held_out=tuple(run.prepared.collection.held_out),
+            compared=run.compared,
+            numerics=run.numerics,
+            encoders=(run.latent_encoder, run.text_encoder),
+            pictures=pictures,
+            known_after=run.prepared.known_after,
+        )
 
     def pending(self, inputs: SelectInputs, planning: Planning) -> Action:
         self._manual(inputs, planning)
@@ -42,7 +56,7 @@ class Select(Stage[SelectInputs]):
         train = planning.action(TRAIN.name)
         record = read_selection(planning.store, planning.graph.fingerprint(self.name))
         if not train.pending and record is not None:
-            return Action(self.name, "=", "chosen: " + chosen_text(record))
+            return Action(node=self.name, symbol="=", summary="chosen: " + chosen_text(record))
         present = planning.store.index.item_keys("scores")
         missing = 0
         if inputs.metrics:
@@ -58,7 +72,7 @@ class Select(Stage[SelectInputs]):
         how = f"measure {missing} of {count + 1} on {items}" if inputs.metrics else "nothing is measured"
         reasons = [] if train.pending else planning.reasons(self.name)
         summary = f"choose among {count} candidates; {how}"
-        return Action(self.name, "+", summary, reasons, count + 1, missing)
+        return Action(node=self.name, symbol="+", summary=summary, reasons=reasons, total=count + 1, missing=missing)
 
     def _manual(self, inputs: SelectInputs, planning: Planning) -> None:
         """A checkpoint to choose that is not there, or will not be made. Raises `InvalidConfig`."""
@@ -76,10 +90,11 @@ class Select(Stage[SelectInputs]):
             [
                 Diagnostic(
                     f"there {there} no checkpoint at step {inputs.step}",
-                    planning.prepared.source.value_places(("selection", "step")), f"checkpoints are at steps {steps}",
+                    planning.prepared.source.value_places(("selection", "step")),
+                    f"checkpoints are at steps {steps}",
                 )
             ]
-        )  # fmt: skip
+        )
 
     def _pinned(self, inputs: SelectInputs, planning: Planning) -> None:
         """Raises `Invalid` for a choice by hand of what this training has not."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from runner.inputs import TRAIN_VERSION, AdapterSettings, TrainInputs
+from runner.config.optimizer_kinds import state_bytes
+from runner.inputs.train import TRAIN_VERSION, AdapterSettings, TrainInputs
 from runner.networks.shapes import count_parameters
-from runner.optim.kinds import state_bytes
 from runner.plan.compile import Graph, Run
 from runner.plan.current import finished_training, trained_folder
 from runner.plan.diff import Plan, Planning
@@ -45,12 +45,12 @@ class Train(Stage[TrainInputs]):
             components=training.components,
             targets=tuple(prepared.targets) if network is not None else None,
             adapter=AdapterSettings(
-                network.dropout,
-                network.rank_dropout,
-                network.module_dropout,
-                network.decompose_factor,
-                network.lora_plus_ratio,
-                network.scale_weight_norms,
+                dropout=network.dropout,
+                rank_dropout=network.rank_dropout,
+                module_dropout=network.module_dropout,
+                decompose_factor=network.decompose_factor,
+                lora_plus_ratio=network.lora_plus_ratio,
+                scale_weight_norms=network.scale_weight_norms,
             )
             if network is not None
             else None,
@@ -77,7 +77,7 @@ class Train(Stage[TrainInputs]):
         graph, store, steps = planning.graph, planning.store, inputs.steps
         fingerprint = graph.fingerprint(self.name)
         if finished_training(graph) is not None:
-            return Action(self.name, "=", f"{steps} steps are trained", total=steps)
+            return Action(node=self.name, symbol="=", summary=f"{steps} steps are trained", total=steps)
         damaged = trained_folder(graph)
         if damaged.newest_step():
             return self._mending(damaged, inputs, planning)
@@ -85,7 +85,14 @@ class Train(Stage[TrainInputs]):
         if workspace.record() is not None:
             done = min(workspace.newest_step() or 0, steps)
             summary = f"continue from step {done} of {steps}" if done else f"start again: {steps} steps"
-            return Action(self.name, "~", summary, ["stopped before its end"], steps, steps - done)
+            return Action(
+                node=self.name,
+                symbol="~",
+                summary=summary,
+                reasons=["stopped before its end"],
+                total=steps,
+                missing=steps - done,
+            )
         if not inputs.has_horizon:
             others = [TrainFolder(folder) for folder in (*store.artifacts(self.name), *store.workspaces(self.name))]
             longest = longest_of(others, inputs.trajectory(), steps)
@@ -95,14 +102,29 @@ class Train(Stage[TrainInputs]):
                     f"training.max_train_steps {old} → {steps}" if old and old != steps else "a shorter run is there"
                 )
                 return Action(
-                    self.name, "~", f"extend {longest[0]} → {steps} steps", [reason], steps, steps - longest[0]
+                    node=self.name,
+                    symbol="~",
+                    summary=f"extend {longest[0]} → {steps} steps",
+                    reasons=[reason],
+                    total=steps,
+                    missing=steps - longest[0],
                 )
         reasons = self._reasons(inputs, planning)
         old_steps = self._work_thrown_away(planning)
         if old_steps:
             old = f"{old_steps} trained steps of run {planning.prepared.config.run.name!r}"
-            return Action(self.name, "-/+", f"train {steps} steps anew", reasons, steps, steps, old)
-        return Action(self.name, "+", f"train {steps} steps", reasons, steps, steps)
+            return Action(
+                node=self.name,
+                symbol="-/+",
+                summary=f"train {steps} steps anew",
+                reasons=reasons,
+                total=steps,
+                missing=steps,
+                throws_away=old,
+            )
+        return Action(
+            node=self.name, symbol="+", summary=f"train {steps} steps", reasons=reasons, total=steps, missing=steps
+        )
 
     def _mending(self, folder: TrainFolder, inputs: TrainInputs, planning: Planning) -> Action:
         """What a finished training needs whose record or whose checkpoints are damaged."""
@@ -116,7 +138,12 @@ class Train(Stage[TrainInputs]):
         if gaps:
             summary = f"make {named_steps(gaps)} again: {again} steps"
         return Action(
-            self.name, "~", summary, ["its record or a checkpoint is gone or damaged"], steps, again + steps - done
+            node=self.name,
+            symbol="~",
+            summary=summary,
+            reasons=["its record or a checkpoint is gone or damaged"],
+            total=steps,
+            missing=again + steps - done,
         )
 
     def _reasons(self, inputs: TrainInputs, planning: Planning) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from runner.families.prompts import PromptPart, Readying
 from runner.families.sd.spec import SD15
-from runner.families.spec import Model
+from runner.model.model import Model
 from schemas import RunConfig
 from schemas.base import Section, key
 from schemas.families.variants import VariantModel

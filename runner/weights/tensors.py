@@ -15,14 +15,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.errors import Invalid, RunFailed
-from runner.formats.headers import PICKLE_SUFFIXES, Header, read_safetensors_header
-from runner.formats.pickles import read_pickle_header
+from runner.weights.headers import PICKLE_SUFFIXES, Header, read_safetensors_header
+from runner.weights.pickles import read_pickle_header
 
 _NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
@@ -132,8 +141,10 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -
     for name in names:
         size = tensors[name].numel() * tensors[name].element_size()
         content[name] = {
-            "dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]
-        }  # fmt: skip
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     encoded = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)

@@ -16,7 +16,7 @@ Config = Mapping[str, Any]
 Layers = Callable[[Config], "list[Layer]"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a tensor of a module comes from: a key, or some rows of it.
 
@@ -38,7 +38,7 @@ class Origin:
     """The key of what its numbers are multiplied with: one number, or one for each row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A layer with weights. `name` is its diffusers name, `original` its name in the original layout.
 
@@ -90,7 +90,14 @@ class Layer:
     def origin(self, parameter: str, prefix: str) -> Origin:
         """Where the parameter is in a file of the original layout."""
         key = prefix + self.original + self.suffix.format(parameter)
-        return Origin(key, *self.part, self.span, swapped=self.swapped, transposed=self.transposed)
+        return Origin(
+            key=key,
+            part=self.part[0],
+            parts=self.part[1],
+            span=self.span,
+            swapped=self.swapped,
+            transposed=self.transposed,
+        )
 
     def original_shape(self, parameter: str, shape: Shape) -> Shape:
         """The shape of the whole tensor in a file of the original layout."""

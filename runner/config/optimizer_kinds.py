@@ -15,7 +15,7 @@ from typing import Any
 CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Argument:
     """What an argument of an optimizer or a schedule may be. `above` and `below` are excluded bounds."""
 
@@ -41,12 +41,16 @@ class Argument:
         return self.least <= value <= self.most and self.above < value < self.below
 
 
-_SWITCH, _SHARE, _COUNT = Argument(bool), Argument(float, least=0, below=1), Argument(int, least=0, most=10**12)
-_POSITIVE = Argument(float, above=0)
+_SWITCH, _SHARE, _COUNT = (
+    Argument(type=bool),
+    Argument(type=float, least=0, below=1),
+    Argument(type=int, least=0, most=10**12),
+)
+_POSITIVE = Argument(type=float, above=0)
 _BNB = {"min_8bit_size": _COUNT, "is_paged": _SWITCH}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimizerKind:
     """An optimizer: `address` is module:Class, `package` what has to be installed for it.
 
@@ -69,45 +73,97 @@ _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 _LION = {"betas": (0.9, 0.99), "weight_decay": 0.01}
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind(
-        "torch.optim:AdamW", _ADAM, {"amsgrad": _SWITCH, "maximize": _SWITCH, "foreach": _SWITCH, "fused": _SWITCH}, 8.0
+        address="torch.optim:AdamW",
+        defaults=_ADAM,
+        args={"amsgrad": _SWITCH, "maximize": _SWITCH, "foreach": _SWITCH, "fused": _SWITCH},
+        state_bytes=8.0,
     ),
     "adamw8bit": OptimizerKind(
-        "bitsandbytes.optim:AdamW8bit", _ADAM, {"amsgrad": _SWITCH, **_BNB}, 2.1, "bitsandbytes"
+        address="bitsandbytes.optim:AdamW8bit",
+        defaults=_ADAM,
+        args={"amsgrad": _SWITCH, **_BNB},
+        state_bytes=2.1,
+        package="bitsandbytes",
     ),
     "paged_adamw8bit": OptimizerKind(
-        "bitsandbytes.optim:PagedAdamW8bit", _ADAM, {"amsgrad": _SWITCH, "min_8bit_size": _COUNT}, 2.1, "bitsandbytes"
+        address="bitsandbytes.optim:PagedAdamW8bit",
+        defaults=_ADAM,
+        args={"amsgrad": _SWITCH, "min_8bit_size": _COUNT},
+        state_bytes=2.1,
+        package="bitsandbytes",
     ),
-    "lion": OptimizerKind("bitsandbytes.optim:Lion", _LION, _BNB, 4.0, "bitsandbytes"),
-    "lion8bit": OptimizerKind("bitsandbytes.optim:Lion8bit", _LION, _BNB, 1.05, "bitsandbytes"),
+    "lion": OptimizerKind(
+        address="bitsandbytes.optim:Lion", defaults=_LION, args=_BNB, state_bytes=4.0, package="bitsandbytes"
+    ),
+    "lion8bit": OptimizerKind(
+        address="bitsandbytes.optim:Lion8bit", defaults=_LION, args=_BNB, state_bytes=1.05, package="bitsandbytes"
+    ),
     "adafactor": OptimizerKind(
-        "transformers.optimization:Adafactor", {"weight_decay": 0.0},
-        {"clip_threshold": _POSITIVE, "decay_rate": Argument(float, least=-1, below=0), "beta1": _SHARE, "scale_parameter": _SWITCH, "relative_step": _SWITCH, "warmup_init": _SWITCH},
-        0.1, fixed={"scale_parameter": False, "relative_step": False, "warmup_init": False},
+        address="transformers.optimization:Adafactor",
+        defaults={"weight_decay": 0.0},
+        args={
+            "clip_threshold": _POSITIVE,
+            "decay_rate": Argument(type=float, least=-1, below=0),
+            "beta1": _SHARE,
+            "scale_parameter": _SWITCH,
+            "relative_step": _SWITCH,
+            "warmup_init": _SWITCH,
+        },
+        state_bytes=0.1,
+        fixed={"scale_parameter": False, "relative_step": False, "warmup_init": False},
     ),
     "prodigy": OptimizerKind(
-        "prodigyopt:Prodigy", {**_ADAM, "weight_decay": 0.0},
-        {"beta3": _SHARE, "decouple": _SWITCH, "use_bias_correction": _SWITCH, "safeguard_warmup": _SWITCH, "d0": _POSITIVE, "d_coef": _POSITIVE, "growth_rate": Argument(float, least=1), "slice_p": Argument(int, least=1, most=10**6)},
-        16.0, "prodigyopt", one_rate=True,
+        address="prodigyopt:Prodigy",
+        defaults={**_ADAM, "weight_decay": 0.0},
+        args={
+            "beta3": _SHARE,
+            "decouple": _SWITCH,
+            "use_bias_correction": _SWITCH,
+            "safeguard_warmup": _SWITCH,
+            "d0": _POSITIVE,
+            "d_coef": _POSITIVE,
+            "growth_rate": Argument(type=float, least=1),
+            "slice_p": Argument(type=int, least=1, most=10**6),
+        },
+        state_bytes=16.0,
+        package="prodigyopt",
+        one_rate=True,
     ),
     "schedule_free_adamw": OptimizerKind(
-        "schedulefree:AdamWScheduleFree", _ADAM, {"warmup_steps": _COUNT, "r": Argument(float, least=0), "weight_lr_power": Argument(float, least=0), "foreach": _SWITCH}, 8.0,
-        "schedulefree",
+        address="schedulefree:AdamWScheduleFree",
+        defaults=_ADAM,
+        args={
+            "warmup_steps": _COUNT,
+            "r": Argument(type=float, least=0),
+            "weight_lr_power": Argument(type=float, least=0),
+            "foreach": _SWITCH,
+        },
+        state_bytes=8.0,
+        package="schedulefree",
     ),
     "muon": OptimizerKind(
-        "runner.optim.muon:MuonWithAdamW", {**_ADAM, "weight_decay": 0.1}, {"momentum": _SHARE, "nesterov": _SWITCH, "ns_steps": Argument(int, least=1, most=99)}, 4.5
+        address="runner.optim.muon:MuonWithAdamW",
+        defaults={**_ADAM, "weight_decay": 0.1},
+        args={"momentum": _SHARE, "nesterov": _SWITCH, "ns_steps": Argument(type=int, least=1, most=99)},
+        state_bytes=4.5,
     ),
-}  # fmt: skip
+}
 
 
-_STEPS, _FACTORS = Argument(int, least=1), Argument(float, least=0)
+_STEPS, _FACTORS = Argument(type=int, least=1), Argument(type=float, least=0)
 SCHEDULES: dict[str, dict[str, Argument]] = {
-    "constant": {}, "linear": {}, "rex": {},
-    "cosine": {"num_cycles": Argument(float, above=0, most=1000)},
-    "cosine_with_restarts": {"num_cycles": Argument(int, least=1, most=1000)},
-    "polynomial": {"power": Argument(float, above=0, most=100), "lr_end": Argument(float, least=0)},
-    "warmup_stable_decay": {"decay_ratio": Argument(float, above=0, most=1), "min_lr_ratio": Argument(float, least=0, most=1)},
+    "constant": {},
+    "linear": {},
+    "rex": {},
+    "cosine": {"num_cycles": Argument(type=float, above=0, most=1000)},
+    "cosine_with_restarts": {"num_cycles": Argument(type=int, least=1, most=1000)},
+    "polynomial": {"power": Argument(type=float, above=0, most=100), "lr_end": Argument(type=float, least=0)},
+    "warmup_stable_decay": {
+        "decay_ratio": Argument(type=float, above=0, most=1),
+        "min_lr_ratio": Argument(type=float, least=0, most=1),
+    },
     "piecewise": {"boundaries": _STEPS, "factors": _FACTORS},
-}  # fmt: skip
+}
 """Schedule → its arguments; those of piecewise are lists of such numbers."""
 POLYNOMIAL_END = 1e-7
 """lr_end of polynomial where none is given."""

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 IMAGE_EXTENSIONS = frozenset(
     {
-        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
-        ".heic", ".heif", ".hif", ".jxl",
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
     }
-)  # fmt: skip
+)
 """What runner/pictures.py reads."""
 VIDEO_EXTENSIONS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts"})
 ENDINGS = {"image": IMAGE_EXTENSIONS, "video": VIDEO_EXTENSIONS}

@@ -13,15 +13,28 @@ from typing import Any, TypeGuard
 
 from runner.errors import Invalid
 from runner.files import open_regular, parsing
-from runner.formats.pickles import MOST_SIDES, read_pickle_header
+from runner.weights.pickles import MOST_SIDES, read_pickle_header
 
 MAX_HEADER_BYTES = 25_000_000
 """A full-size model's header has 200 kB; the metadata of a LoRA file can have some MB of tags."""
 MOST_TENSORS = 100_000
 DTYPE_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 

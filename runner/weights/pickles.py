@@ -30,20 +30,46 @@ _LARGE = 56 + 20
 """Bytes of a large archive's record and of its locator, which stand before the record that every archive has."""
 _CONVERT = "convert it to .safetensors, or get a file that holds weights only"
 _STORAGES = {
-    "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2), "DoubleStorage": ("F64", 8),
-    "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "ShortStorage": ("I16", 2), "CharStorage": ("I8", 1),
-    "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1), "Float8_e4m3fnStorage": ("F8_E4M3", 1),
+    "FloatStorage": ("F32", 4),
+    "HalfStorage": ("F16", 2),
+    "BFloat16Storage": ("BF16", 2),
+    "DoubleStorage": ("F64", 8),
+    "LongStorage": ("I64", 8),
+    "IntStorage": ("I32", 4),
+    "ShortStorage": ("I16", 2),
+    "CharStorage": ("I8", 1),
+    "ByteStorage": ("U8", 1),
+    "BoolStorage": ("BOOL", 1),
+    "Float8_e4m3fnStorage": ("F8_E4M3", 1),
     "Float8_e5m2Storage": ("F8_E5M2", 1),
-}  # fmt: skip
+}
 """Class of a storage → dtype and bytes of a number."""
 _NAMES = {
-    "collections OrderedDict": "dict", "torch._utils _rebuild_tensor_v2": "tensor",
-    "torch._utils _rebuild_parameter": "parameter", "torch Size": "size",
-}  # fmt: skip
+    "collections OrderedDict": "dict",
+    "torch._utils _rebuild_tensor_v2": "tensor",
+    "torch._utils _rebuild_parameter": "parameter",
+    "torch Size": "size",
+}
 _PLAIN = {
-    "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
-}  # fmt: skip
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "INT",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 

@@ -11,7 +11,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from runner.core.rng import generator, normal
 from runner.core.task import Batch
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, stacked
@@ -19,7 +18,8 @@ from runner.dataset.buckets import Size, View
 from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
 from runner.dataset.order import Use, epoch_batches, steps_per_epoch
 from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints, draw_discrete, draw_timestep
-from runner.inputs import TrainInputs
+from runner.inputs.train import TrainInputs
+from runner.rng import generator, normal
 from runner.seeding import rng
 from schemas.training import MultiresNoise
 
@@ -59,7 +59,7 @@ def batch_latents(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return found | (stacked([{name: row[name] for name in others} for row in rows]) if others else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Spec:
     """One micro-batch to make: step, place in the step, epoch, the uses, and its share of the step's items."""
 
@@ -70,7 +70,7 @@ class _Spec:
     share: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where encodings come from; None: pixels or texts are handed on and encoded by the task.
 
@@ -100,9 +100,14 @@ class StepLoader:
     """
 
     def __init__(
-        self, inputs: TrainInputs, sources: Sources, workers: int, rank: int = 0, world: int = 1,
+        self,
+        inputs: TrainInputs,
+        sources: Sources,
+        workers: int,
+        rank: int = 0,
+        world: int = 1,
         device: torch.device | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.inputs, self.sources, self.workers = inputs, sources, workers
         self.rank, self.world = rank, world
         self.stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
@@ -150,7 +155,9 @@ class StepLoader:
                 chosen = batches[index * accumulation : (index + 1) * accumulation]
                 total = sum(len(batch) for batch in chosen)
                 yield [
-                    _Spec(epoch * per_epoch + index, place, epoch, batch, len(batch) / total)
+                    _Spec(
+                        step=epoch * per_epoch + index, place=place, epoch=epoch, uses=batch, share=len(batch) / total
+                    )
                     for place, batch in enumerate(chosen)
                 ]
             epoch += 1
@@ -184,7 +191,14 @@ class StepLoader:
         requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
         batch = Batch(
-            spec.step, names, spec.share, tensors, tuple(texts), requests, tuple(item for item, _ in views), clips
+            step=spec.step,
+            names=names,
+            share=spec.share,
+            tensors=tensors,
+            texts=tuple(texts),
+            requests=requests,
+            items=tuple(item for item, _ in views),
+            clips=clips,
         )
         return batch.pinned() if self.stream is not None else batch
 

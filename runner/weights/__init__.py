@@ -1,0 +1,1 @@
+"""Files of weights: headers, restricted pickles, tensors; read within bounds, written the same each time."""
