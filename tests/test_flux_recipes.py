@@ -10,11 +10,10 @@ from PIL import Image
 
 from runner.families.detect import detect
 from runner.plan.estimate import figures
-from tests.inprocess import planned, prepared
+from tests.inprocess import planned_fast
 from tests.stand_in import write_flux
 from tests.support import ROOT, Place, draw_pictures
 
-pytestmark = pytest.mark.slow
 """They read the digests of files of full size."""
 RECIPES = {"flux-dev-lora": (494, 0), "flux-dev-full": (0, 11_901_408_320), "flux-kontext-lora": (494, 0)}
 """Recipe → layers with adapters, weights that train whole."""
@@ -36,7 +35,7 @@ def test_recipes_plan_as_they_stand(models: Path, name: str) -> None:
     text = (ROOT / "recipes" / name / "run.toml").read_text(encoding="utf-8")
     file = models / f"{name}.toml"
     file.write_text(text, encoding="utf-8")
-    plan = planned(file, 'run.device="cuda"')
+    plan = planned_fast(file, 'run.device="cuda"')
     numbers = figures(plan, None)
     layers, whole = RECIPES[name]
     assert numbers.trained_layers == layers
@@ -65,6 +64,6 @@ def test_new_knows_a_bare_transformer(models: Path, tmp_path: Path) -> None:
     }
     sets = [part for key, file in others.items() for part in ("--set", f'model.{key}="{models / "models" / file}"')]
     place.run("new", "--model", str(transformer), "--images", str(models / "images"), "--memory", "24GB", *sets).ok()
-    run = prepared(place.file)
+    run = planned_fast(place.file).prepared
     assert run.spec.name == "flux1"
     assert run.config.model.quantization != "none", "24 GB do not hold it in 16 bit"

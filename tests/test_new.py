@@ -14,10 +14,9 @@ from PIL import Image
 
 from runner.errors import Invalid
 from runner.families.detect import detect
-from runner.plan.diff import make_plan
 from runner.plan.estimate import figures
 from runner.plan.fit import fit
-from tests.inprocess import planned, prepared
+from tests.inprocess import planned, planned_fast
 from tests.stand_in import write_stand_in
 from tests.support import ROOT, Place, draw_pictures, new_place
 
@@ -81,7 +80,7 @@ def test_a_new_run_is_valid_and_short(files: Path, tmp_path: Path, name: str, me
     assert len(place.file.read_text().splitlines()) < 60
     assert document["model"]["family"] == name.partition("_")[0]
     assert ("network" in document) == (method == "lora")
-    run = prepared(place.file)
+    run = planned_fast(place.file).prepared
     assert run.config.dataset.resolution == (
         512 if name == "sd15" else 512 // run.model.bucket_step * run.model.bucket_step
     )
@@ -153,15 +152,6 @@ def test_what_the_models_fit_into(files: Path, tmp_path: Path, name: str, method
     assert fit(again, limit * GB).steps == (), "with these settings it fits as it is"
     least = fit(again, GB)
     assert least.after > GB, "and where nothing fits it says so"
-
-
-def planned_fast(file: Path, *settings: str) -> Any:
-    """A plan that does not wait for digests of large files."""
-    from runner.config.load import load
-    from runner.plan.prepare import prepare
-    from runner.store.store import find_store
-
-    return make_plan(prepare(load(file, settings), find_store(file.parent)))
 
 
 def test_fit_on_the_command_line(place: Place) -> None:

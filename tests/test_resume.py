@@ -167,7 +167,7 @@ def test_a_damaged_item_is_encoded_again(place: Place) -> None:
 def test_signals_save_and_leave(tmp_path: Path, tiny_model: Path, number: int, code: int, word: str) -> None:
     place = new_place(tmp_path / "place", tiny_model)
     place.write(
-        {"training": {"max_train_steps": 400, "checkpoints": {"every_n_steps": 200}}, "sampling": {"prompts": []}}
+        {"training": {"max_train_steps": 100, "checkpoints": {"every_n_steps": 50}}, "sampling": {"prompts": []}}
     )
     calm = new_place(tmp_path / "calm", tiny_model)
     calm.file.write_text(place.file.read_text())

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from runner.plan.estimate import figures
-from tests.inprocess import planned
+from tests.inprocess import planned_fast
 from tests.stand_in import write_video
 from tests.support import ROOT, draw_clip, draw_pictures
 
@@ -45,7 +45,7 @@ def test_recipes_plan_as_they_stand(models: Path, name: str) -> None:
     text = text.replace("model_states.pt", "model_states.safetensors").replace("video-vae.pt", "video-vae.safetensors")
     file = models / f"{name}.toml"
     file.write_text(text, encoding="utf-8")
-    plan = planned(file, 'run.device="cuda"')
+    plan = planned_fast(file, 'run.device="cuda"')
     numbers = figures(plan, None)
     assert numbers.trained_layers == RECIPES[name]
     assert numbers.trainable == (12_874_314_816 if name == "framepack-full" else numbers.trainable)
