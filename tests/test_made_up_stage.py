@@ -320,7 +320,7 @@ OTHER_MEANINGS = {
     ("runner/config/crosscheck.py", "publish"): "a key of run.toml",
     ("runner/plan/places.py", "publish"): "a key of run.toml",
     ("runner/stages/encode.py", "sample"): "a value of caching.latent_draw",
-    ("runner/inputs.py", "sample"): "a value of caching.latent_draw",
+    ("runner/inputs/cache.py", "sample"): "a value of caching.latent_draw",
     ("runner/stages/previews.py", "sample"): "an event",
     ("runner/dataset/folders.py", "sample"): "a field of ClipOptions",
     ("runner/store/run_folder.py", "train"): "a key of pin.json",
