@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
+
+import tomli
 
 from tests.support import ROOT
 
@@ -13,25 +14,17 @@ MOST_POSITIONAL = 4
 """Fields of a dataclass that may be given by their place."""
 
 
-def trees() -> Iterator[tuple[str, str, ast.Module]]:
-    for folder in FOLDERS:
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            text = file.read_text(encoding="utf-8")
-            yield file.relative_to(ROOT).as_posix(), text, ast.parse(text)
-
-
 def test_the_formatter_has_the_last_word() -> None:
     mark = "# fmt:" + " "
-    assert [name for name, text, _ in trees() if mark in text] == []
+    files = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+    assert [file for file in files if mark in file.read_text(encoding="utf-8")] == []
 
 
 def test_large_dataclasses_take_keywords_only() -> None:
-    found = [
-        f"{name}: {node.name}"
-        for name, _, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and name.startswith("runner/") and takes_places(node)
-    ]
+    found = []
+    for file in sorted((ROOT / "runner").rglob("*.py")):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        found += [f"{file}: {node.name}" for node in nodes if isinstance(node, ast.ClassDef) and takes_places(node)]
     assert found == []
 
 
@@ -47,3 +40,16 @@ def test_every_recipe_is_shipped() -> None:
     shipped = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     recipes = [file.parent.name for file in Path(ROOT / "recipes").glob("*/run.toml")]
     assert [name for name in recipes if f'"recipes/{name}' not in shipped] == []
+
+
+def test_the_readmes_tree_is_that_of_the_contract() -> None:
+    lines = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("    runner/ ")[1].split("    recipes/")[0].splitlines()
+    )
+    named = [
+        word.rstrip("/") for line in lines for word in line[6:24].split() if line[:6] == " " * 6 and word.endswith("/")
+    ]
+    contract = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = next(entry["layers"] for entry in contract if entry["type"] == "layers")
+    packages = [name for name in layers if (ROOT / "runner" / name).is_dir()]
+    assert named == packages

@@ -1,1 +1,1 @@
-"""The stages. inputs.py is torch-free; each other module runs one stage from its Inputs and Runtime alone."""
+"""The stages: each module runs one from its Inputs and Runtime alone, and from what the loader makes of the items."""
