@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import Invalid, InvalidConfig
-from runner.families.parts.identify import identify
+from runner.families.identify import identify
 from runner.formats.adapter_names import is_adapter_file, parse
 from runner.formats.adapter_read import read_adapters, read_lora
 from runner.plan.prepare import Prepared

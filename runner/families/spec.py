@@ -17,6 +17,7 @@ from schemas import RunConfig
 from schemas.base import Section
 
 if TYPE_CHECKING:
+    from runner.families.identify import FileNames, Kind
     from runner.families.prompts import PromptPart, Readying
 
 
@@ -184,6 +185,12 @@ class FamilySpec:
     """What other tools call it, in small letters."""
     names_hint: str = ""
     """What else is to be said where one of them was given."""
+    pipelines: tuple[str, ...] = ()
+    """What model_index.json calls its pipelines."""
+    recognise: Callable[[FileNames], Kind | None] | None = None
+    """What a file is, where it is the family's own or one that could be taken for it."""
+    first_recipe: str = ""
+    """The recipe to start from, where a run needs more files than one."""
     checks: Callable[[RunConfig], Iterator[tuple[tuple[str, ...], str, str]]] | None = None
     """(key, what does not do what it seems to, hint), for warnings."""
     controls: str = ""

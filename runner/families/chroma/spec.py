@@ -10,6 +10,7 @@ from runner.families.chroma.architecture import chroma_layers, comfyui_layers, f
 from runner.families.flux1.architecture import BLOCK
 from runner.families.flux1.spec import ATTENTION, PLAIN, VAE, comfyui_name, swap_rule
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
+from runner.families.identify import FileNames, Kind
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import T5_ENCODER
 from runner.families.parts.files import CHECKPOINT, CONFIGS
@@ -111,8 +112,18 @@ _ADAPTABLE = Adaptable(
 )
 _ONE = "Chroma has one text encoder, T5"
 
+
+def recognise(file: FileNames) -> Kind | None:
+    """Radiance has the same approximator."""
+    if file.has("nerf_blocks."):
+        return Kind("a Chroma Radiance transformer, which works on pixels")
+    return Kind("a Chroma transformer", "chroma") if file.has("distilled_guidance_layer.") else None
+
+
 CHROMA = FamilySpec(
     name="chroma",
+    pipelines=("ChromaPipeline",),
+    recognise=recognise,
     other_names=("chroma1", "chroma_hd", "chroma1_hd", "chroma_unlocked"),
     implementation="runner.families.chroma.model:CHROMA",
     title="Chroma",

@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.dataset.references import ReferenceRule
 from runner.families.flux1.architecture import BLOCK, comfyui_layers, fitted, flux_layers
+from runner.families.flux1.recognise import recognise
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.locate import KeyPath
 from runner.families.parts.checkpoint import Finder
@@ -283,6 +284,8 @@ _REFUSED = {
 
 FLUX1 = FamilySpec(
     name="flux1",
+    pipelines=("FluxPipeline", "FluxKontextPipeline"),
+    recognise=recognise,
     title="FLUX.1",
     architecture="flux-1-dev",
     base_version="flux1",

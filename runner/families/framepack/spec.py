@@ -24,6 +24,7 @@ from runner.families.hunyuan_video.spec import (
     text_limit,
     video_model,
 )
+from runner.families.identify import FileNames, Kind
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import SIGLIP_VISION
 from runner.families.parts.files import CHECKPOINT, CONFIGS
@@ -122,8 +123,16 @@ _ADAPTABLE = Adaptable(
     comfyui=comfyui_layer,
 )
 
+
+def recognise(file: FileNames) -> Kind | None:
+    return Kind("a FramePack transformer", "framepack") if file.has("clean_x_embedder.") else None
+
+
 FRAMEPACK = FamilySpec(
     name="framepack",
+    pipelines=("HunyuanVideoFramepackPipeline",),
+    recognise=recognise,
+    first_recipe="framepack-lora",
     other_names=("frame_pack", "fpack", "framepack_f1", "framepack_i2v"),
     names_hint='with variant = "i2v", "f1" or "one_frame"',
     controls='pictures with model.variant = "one_frame" of family framepack',

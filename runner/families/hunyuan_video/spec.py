@@ -12,6 +12,7 @@ from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.hunyuan_video.prompts import ready
+from runner.families.identify import FileNames, Kind
 from runner.families.locate import KeyPath
 from runner.families.parts import classes
 from runner.families.parts.checkpoint import Finder
@@ -188,8 +189,18 @@ _ADAPTABLE = Adaptable(
     comfyui=comfyui_layer,
 )
 
+
+def recognise(file: FileNames) -> Kind | None:
+    """FramePack's transformer is the same one with another embedder beside its own."""
+    own = file.has("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")
+    return Kind("a HunyuanVideo transformer", "hunyuan_video") if own and not file.has("clean_x_embedder.") else None
+
+
 HUNYUAN_VIDEO = FamilySpec(
     name="hunyuan_video",
+    pipelines=("HunyuanVideoPipeline",),
+    recognise=recognise,
+    first_recipe="hunyuan-video-lora",
     other_names=("hunyuan", "hunyuanvideo", "hv", "hunyuan_video_t2v", "hunyuanvideo_t2v"),
     implementation="runner.families.hunyuan_video.model:HUNYUAN_VIDEO",
     title="HunyuanVideo",

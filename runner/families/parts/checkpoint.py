@@ -10,9 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.families.identify import identify
 from runner.families.locate import KeyPath, child_folder, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
-from runner.families.parts.identify import identify
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files

@@ -17,6 +17,7 @@ from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.unet import unet_layers
 from runner.families.sd.memory import forward, saved
 from runner.families.sd.noise import stated_noise
+from runner.families.sd.recognise import recognise_sd15, recognise_sdxl
 from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec
 from runner.model.model import Component, Model, ModelProblem
 from schemas import RunConfig
@@ -235,6 +236,8 @@ def _unused_layers(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str, st
 
 SD15 = FamilySpec(
     name="sd15",
+    pipelines=("StableDiffusionPipeline",),
+    recognise=recognise_sd15,
     other_names=("sd", "sd1", "sd1.5", "sd_1.5", "sd_v1", "stable_diffusion", "stable_diffusion_1.5", "v1"),
     implementation="runner.families.sd.model:SD15",
     checks=_unused_layers,
@@ -265,6 +268,8 @@ SD15 = FamilySpec(
 )
 SDXL = FamilySpec(
     name="sdxl",
+    pipelines=("StableDiffusionXLPipeline",),
+    recognise=recognise_sdxl,
     other_names=("xl", "sd_xl", "stable_diffusion_xl", "pony", "illustrious", "sdxl_base"),
     implementation="runner.families.sd.model:SDXL",
     title="Stable Diffusion XL",

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runner.families.identify import FileNames, Kind
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT_PROJECTED, T5_ENCODER
 from runner.families.parts.files import CHECKPOINT, CONFIGS
@@ -148,8 +149,19 @@ def of_variant(model: Model) -> Mapping[str, Any]:
     }
 
 
+def recognise(file: FileNames) -> Kind | None:
+    """FLUX.1's and Chroma's context embedders are called alike."""
+    if file.has("single_transformer_blocks.", "token_refiner."):
+        return None
+    if not file.has("joint_blocks.", "context_embedder.weight"):
+        return None
+    return Kind(f"a Stable Diffusion {'3.5' if file.has('ln_q.', 'norm_q.') else '3'} checkpoint", "sd3")
+
+
 SD3 = FamilySpec(
     name="sd3",
+    pipelines=("StableDiffusion3Pipeline",),
+    recognise=recognise,
     other_names=(
         "sd_3",
         "sd3_medium",
