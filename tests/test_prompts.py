@@ -263,3 +263,15 @@ def test_sampling_with_what_is_not_there(finished: Place) -> None:
     ):
         result = finished.run("sample", *arguments)
         assert (result.code, part in result.err) == (code, True), result.err
+
+
+def test_options_without_a_prompt_are_refused(finished: Place) -> None:
+    result = finished.run("sample", "--num-inference-steps", "30")
+    assert (result.code, result.out) == (64, "")
+    assert "--num-inference-steps is for prompts that are given here, and none is" in result.err
+
+
+def test_a_store_in_nobodys_home_is_refused(place: Place) -> None:
+    result = place.run("plan", env={"RUNNER_STORE": "~nobody-at-all/x"})
+    assert result.code == 3
+    assert "RUNNER_STORE=~nobody-at-all/x: there is no such home folder" in result.err

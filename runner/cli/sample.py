@@ -165,6 +165,13 @@ def command(
     settings = (*settings, *(f"sampling.{name}={value}" for name, value in more.items() if value is not None))
     prepared = applied_run(file, settings, stages_of(checkpoint))
     chosen_dialect = _dialect(dialect, prepared)
+    unused = [name for name, value in defaults.items() if value not in (None, ())]
+    if unused and not texts and prompt_file is None and not interactive:
+        option = "--" + unused[0].replace("_", "-")
+        raise UsageError(
+            f"{option} is for prompts that are given here, and none is",
+            hint="say --prompt, --prompt-file or --interactive; those of run.toml are made as they stand there",
+        )
     prompts = _prompts(prepared, texts, prompt_file, chosen_dialect, defaults)
     if save_merged is not None and not texts and prompt_file is None:
         prompts = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.atomic import TEMPORARY, CannotWrite, remove, sweep_tree
-from runner.errors import RunFailed
+from runner.errors import Invalid, RunFailed
 from runner.files import name_problem
 from runner.records import DamagedRecord, Maybe, read_record, said, write_record
 from runner.store.index import Index, Stamp
@@ -44,7 +44,10 @@ def find_store(folder: Path) -> Store:
     """The store of a run.toml in `folder`: $RUNNER_STORE, else the nearest `.runner` upwards, else a new one there."""
     given = os.environ.get(ENVIRONMENT)
     if given:
-        return Store(Path(given).expanduser().absolute())
+        try:
+            return Store(Path(given).expanduser().absolute())
+        except RuntimeError:  # ~name of nobody
+            raise Invalid(f"{ENVIRONMENT}={given}: there is no such home folder", hint="name a folder") from None
     folder = folder.absolute()
     for candidate in (folder, *folder.parents):
         if (candidate / FOLDER).is_dir():
