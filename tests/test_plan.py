@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -277,9 +278,11 @@ def test_replacing_trained_work_needs_yes(done: Place) -> None:
 
 
 def test_targets_stop_after_their_stage(place: Place) -> None:
-    place.run("apply", "--target", "cache").ok()
+    said = place.run("apply", "--target", "cache").ok().err
+    assert re.search(r"^time: cache\.latents \d+ s, cache\.text \d+ s$", said, re.MULTILINE)
     assert actions(planned(place.file)) == {**dict.fromkeys(NOTHING, "+"), "cache.latents": "=", "cache.text": "="}
-    place.run("apply", "--target", "train").ok()
+    said = place.run("apply", "--target", "train").ok().err
+    assert re.search(r"^time: train \d+ s$", said, re.MULTILINE), "of what there was to do"
     assert actions(planned(place.file))["train"] == "="
     place.run("apply", "--target", "select").ok()
     plan = planned(place.file)

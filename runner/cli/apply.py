@@ -58,7 +58,7 @@ def _ask_and_run(
     file: Path, settings: tuple[str, ...], target: str | None, plan: Plan, yes: bool, locked_device: str | None
 ) -> int:
     from runner.plan.history import remember_given
-    from runner.plan.render import render_plan
+    from runner.plan.render import duration, render_plan
     from runner.store.tidy import tidy
 
     prepared = plan.prepared
@@ -82,6 +82,8 @@ def _ask_and_run(
             out.say("Nothing was done.")
             return Exit.USAGE
     outcome = carry_out(prepared, target, render_plan(plan, figures), locked_device, yes)
+    took = [f"{name} {duration(time)}" for name, time in outcome.seconds.items() if plan.actions[name].pending]
+    out.say(f"time: {', '.join(took)}")
     for note in outcome.notes:
         out.say(f"note: {note}")
     if outcome.published and locked_device is None:

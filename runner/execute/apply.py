@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,8 @@ class Outcome:
     notes: list[str]
     environment: dict[str, str]
     published: bool
+    seconds: dict[str, float]
+    """Stage → how long it took."""
 
 
 class Apply:
@@ -87,6 +90,7 @@ class Apply:
         )
         self.done: list[str] = []
         """The stages that this apply got through."""
+        self.seconds: dict[str, float] = {}
 
     def run(self) -> Outcome:
         """Raises `Stopped` with the signal's exit code, `RunFailed`, and what the libraries raise for bugs."""
@@ -109,7 +113,12 @@ class Apply:
                 clear_pin(self.prepared.output_dir)
             remember(self.graph, self.done, complete=True)
         return Outcome(
-            graph=self.graph, selection=chosen, notes=self.job.notes, environment=self.environment, published=complete
+            graph=self.graph,
+            selection=chosen,
+            notes=self.job.notes,
+            environment=self.environment,
+            published=complete,
+            seconds=self.seconds,
         )
 
     @property
@@ -139,7 +148,7 @@ class Apply:
 
     def _stage(self, node: Node) -> None:
         """One stage; an encoded item that turns out damaged is made again and the stage goes on from its state."""
-        name = node.name
+        name, began = node.name, time.monotonic()
         found: DamagedItem | DamagedCheckpoint | None = None
         for attempt in range(MAX_REPAIRS + 1):
             if self.context.stop.is_set():
@@ -152,6 +161,7 @@ class Apply:
                 self._run(name)
                 self._note_memory()
                 self.context.free()
+                self.seconds[name] = time.monotonic() - began
                 return
             except (DamagedItem, DamagedCheckpoint) as damaged:
                 if attempt == MAX_REPAIRS:
