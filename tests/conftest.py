@@ -83,5 +83,5 @@ def place(tmp_path: Path, tiny_model: Path) -> Place:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Place:
     """A run that was applied through the command line; tests only read it."""
     made = new_place(tmp_path_factory.mktemp("finished") / "place", tiny_model)
-    made.run("apply").ok()
+    made.run("apply", fresh=True).ok()
     return made

@@ -73,7 +73,7 @@ def compare(folder: Path, model: Path, places: list[str]) -> int:
     calm, hunted = new_place(folder / "calm", model), new_place(folder / "hunted", model)
     for place in (calm, hunted):
         place.write(SETTINGS)
-    calm.run("apply").ok()
+    calm.run("apply", fresh=True).ok()  # with hashes of its own
     kills = 0
     for where in places:
         result = hunted.run("apply", kill=where)
