@@ -8,6 +8,7 @@ from pydantic import Field
 
 from schemas.base import MOST_STEPS, FilePath, Name, Section, Text, key
 from schemas.families.framepack import OneFrameSource
+from schemas.families.references import ControlSource
 
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None
@@ -96,7 +97,7 @@ class ItemOptions(Section):
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
-class Media(OneFrameSource):
+class CommonMedia(Section):
     """What the files of a folder or list are, and what lies beside them."""
 
     kind: Literal["image", "video"] = key("image", effect="trajectory", stage="cache.latents")
@@ -104,9 +105,6 @@ class Media(OneFrameSource):
 
     mask_path: FilePath | None = key(None, effect="none")
     """A folder of masks of the same names (grey or colour, the red channel counts): what is dark is learned less. Their content decides what is encoded again."""
-
-    control_path: FilePath | None = key(None, effect="none")
-    """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame; flux1, Kontext: the references). Their transparency leaves places of them out. Their content decides what is encoded again."""
 
     target_frames: Annotated[list[Count], Field(min_length=1, max_length=100)] | None = key(
         None, effect="trajectory", stage="cache.latents"
@@ -134,8 +132,12 @@ class Media(OneFrameSource):
     """Caption of pictures that have no caption file. Unset: the words in the name of an `N_name` folder."""
 
 
-class Source(Media, ItemOptions):
-    """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
+class Media(OneFrameSource, ControlSource, CommonMedia):
+    """The same with the keys that only some families have."""
+
+
+class CommonSource(CommonMedia, ItemOptions):
+    """Keys of a source that every family has."""
 
     path: FilePath = key(effect="none")
     """A folder with pictures or videos; one named `10_cat` has its repeats and class tokens in its name. A folder of such folders is taken as all of them. Or a .jsonl or .json file that lists pictures and captions as Kohya's metadata does; their paths are relative to it, or absolute."""
@@ -148,6 +150,10 @@ class Source(Media, ItemOptions):
 
     weight: float = key(1.0, effect="trajectory", stage="train", ge=0, le=1_000_000)
     """Factor on the loss of this source's items."""
+
+
+class Source(Media, CommonSource):
+    """One folder of pictures or videos. Any item option of [dataset] given here wins for this source."""
 
 
 class Buckets(Section):

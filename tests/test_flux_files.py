@@ -311,7 +311,7 @@ def test_references_are_kontexts(family_place: Make) -> None:
         prepared(place.file)
     place.write({"model": {"variant": "kontext"}, "dataset": {"sources": sources}})
     items = prepared(place.file).collection.items
-    assert {item.references for item in items} == {((1024, 1024),)}
+    assert {item.sizes for item in items} == {((1024, 1024),)}
     assert {item.layout for item in items} == {"with 1024x1024"}
 
 

@@ -64,11 +64,11 @@ def test_one_frame_with_controls_and_keys_of_its_own(family_place: Make) -> None
     draw_pictures(place.folder / "apart", 2, seed=5)
     source = {"path": "pics", "control_path": "pics", "one_frame": {"target_index": 3, "no_post": True}}
     found = held_out(place, {"path": "apart", "control_path": "apart"}, sources=[source])
-    assert [(item.one_frame.target_index, len(item.controls)) for item in found] == [(3, 1)] * 2
+    assert [(item.own.one_frame.target_index, len(item.pictures)) for item in found] == [(3, 1)] * 2
     found = held_out(
         place, {"path": "apart", "control_path": "apart", "one_frame": {"target_index": 1}}, sources=[source]
     )
-    assert [item.one_frame.target_index for item in found] == [1] * 2
+    assert [item.own.one_frame.target_index for item in found] == [1] * 2
     with pytest.raises(InvalidConfig, match="one-frame training needs control images, and this source has none"):
         held_out(place, {"path": "apart"}, sources=[source])
 

@@ -118,8 +118,6 @@ NAMED_ELSEWHERE = {
     "runner/config/prompt_options.py": "FramePack's own program has a dialect of prompts",
     "runner/config/foreign.py": "flags of other tools' scripts",
     "runner/cli/sample.py": "the option --one-frame",
-    "runner/dataset/folders.py": "one-frame keys of sources",
-    "runner/dataset/collect.py": "one-frame keys of sources",
 }
 """File → why a built-in family's name stands in it, outside of families/."""
 

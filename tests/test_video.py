@@ -140,7 +140,7 @@ def test_sections_share_one_encoding(video_place: Make) -> None:
     place = video_place("i2v")
     run = prepared(place.file)
     items = [*run.collection.items, *run.collection.held_out]
-    assert sorted(item.section.sections for item in items if item.section) == [2] * 4 + [3] * 3 + [5] * 5
+    assert sorted(item.own.section.sections for item in items) == [2] * 4 + [3] * 3 + [5] * 5
     assert len({item.picture for item in items}) == 4
     assert len({item.digest for item in run.collection.held_out}) == 1
     applied(place.file, until="cache")

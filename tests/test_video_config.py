@@ -14,8 +14,8 @@ from runner.config.prompt_options import DIALECTS
 from runner.config.prompts import parse_line
 from runner.config.sections import SectionProblem, parse_sections
 from runner.dataset.item_facts import item_facts
-from runner.dataset.sections import paddings, sections_for_seconds
 from runner.errors import InvalidConfig
+from runner.families.framepack.sections import paddings, sections_for_seconds
 from schemas.families.framepack import OneFrameInference
 from schemas.sampling import Prompt
 from tests.inprocess import prepared
@@ -216,7 +216,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "hunyuan_video",
         {"dataset": {"sources": [{"path": "pics", "control_path": "controls"}]}},
-        "error: `control_path` belongs to one-frame training",
+        "error: family hunyuan_video cannot use `control_path`: it belongs to FramePack and FLUX.1",
     ),
     (
         "hunyuan_video",
@@ -415,7 +415,7 @@ def test_a_musubi_file_for_one_frame(video_place: Make) -> None:
     }
     place.write(changes_of("one_frame", dataset={"sources": None, "config_file": "dataset.toml", "held_out": None}))
     items = prepared(place.file).collection.items
-    assert {tuple(item.one_frame) for item in items if item.one_frame} == {(1, (0,), True, False, False, 2)}
+    assert {tuple(item.own.one_frame) for item in items if item.own.one_frame} == {(1, (0,), True, False, False, 2)}
     (place.folder / "dataset.toml").write_text(
         (place.folder / "dataset.toml").read_text().replace("size = 2", "size = 9")
     )
@@ -432,13 +432,13 @@ def test_numbered_control_images(video_place: Make) -> None:
     source = {"path": "pics", "control_path": "controls", "one_frame": {"clean_indices": [0, 2]}}
     place.write(changes_of("one_frame", dataset={"sources": [source], "held_out": None}))
     item = next(item for item in prepared(place.file).collection.items if item.name == "pics/3.png")
-    assert [Path(control.path or "").name for control in item.controls] == ["3_0.png", "3_1.png"]
+    assert [Path(control.path or "").name for control in item.pictures] == ["3_0.png", "3_1.png"]
     lines = [{"image_path": "3.png", "caption": "x", "control_path_0": "0.png", "control_path_1": "1.png"}]
     (place.folder / "pics" / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     source = {"path": "pics/list.jsonl", "one_frame": {"clean_indices": [0, 2]}}
     place.write(changes_of("one_frame", dataset={"sources": [source], "held_out": None}))
     (item,) = prepared(place.file).collection.items
-    assert [Path(control.path or "").name for control in item.controls] == ["0.png", "1.png"]
+    assert [Path(control.path or "").name for control in item.pictures] == ["0.png", "1.png"]
 
 
 def test_every_dialect_names_keys_of_prompts() -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from runner.core.chunked import chunk_convolutions
 from runner.dataset.buckets import Bucketing, BucketRule
 from runner.dataset.clips import ClipOptions, count_kept, kept_frames, windows
-from runner.dataset.sections import OneFrame, count_sections, frames_of, section_order, training_section
 from runner.diffusion.unipc import sample, sigmas
 from runner.families.framepack.architecture import framepack_layers
 from runner.families.framepack.sampling import blended, rescaled
+from runner.families.framepack.sections import OneFrame, count_sections, frames_of, section_order, training_section
 from runner.families.framepack.spec import TRANSFORMER as FRAMEPACK_TRANSFORMER
 from runner.families.hunyuan_video.architecture import hunyuan_layers
 from runner.families.hunyuan_video.spec import TRANSFORMER

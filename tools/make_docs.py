@@ -12,7 +12,7 @@ from pathlib import Path
 from runner.cli.explain import default_text, effect_text
 from runner.cli.schema import schema_text
 from runner.config.schema import all_keys
-from runner.families.keys import foreign_model_keys, foreign_prompt_keys
+from runner.families.keys import foreign_model_keys, foreign_prompt_keys, foreign_source_keys
 from runner.families.registry import FAMILIES, family_spec
 from schemas.walk import Key
 
@@ -106,15 +106,14 @@ def skeleton(family: str, method: str) -> str:
     )
     foreign = {f"model.{key}" for key in foreign_model_keys(spec)}
     foreign |= {f"{table}.{key}" for table in ("sampling", "sampling.prompts") for key in foreign_prompt_keys(spec)}
+    unused = foreign_source_keys(spec)
     if spec.clips is None:
-        unused = [key for key in VIDEO_SOURCE_KEYS if key != "control_path" or not spec.controls]
-        foreign |= {f"dataset.{table}.{key}" for table in ("sources", "held_out") for key in unused}
+        unused += [key for key in VIDEO_SOURCE_KEYS if key != "control_path"]
+    foreign |= {f"dataset.{table}.{key}" for table in ("sources", "held_out") for key in unused}
     for section in all_keys().values():
         if section.dotted in foreign:
             continue
         if section.section is None or (section.dotted == "network" and method == "full"):
-            continue
-        if spec.clips is None and section.dotted.endswith("one_frame"):
             continue
         required = section.dotted in ("run", "model", "network", "dataset", "dataset.sources", "training")
         brackets = f"[[{section.dotted}]]" if section.is_array_of_tables else f"[{section.dotted}]"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from runner.registry import FAMILIES, installed, named
 from schemas import RunConfig
 from schemas.base import Section
+from schemas.dataset import Source
 from schemas.join import joined
 from schemas.model import Model
 from schemas.sampling import Prompt
@@ -56,6 +57,15 @@ def model_class() -> type[Model]:
     found = section_of(run_config().model_fields["model"].annotation)
     assert found is not None
     assert issubclass(found, Model)
+    return found
+
+
+def source_class() -> type[Source]:
+    """The class of [[dataset.sources]]."""
+    found: type[Section] = run_config()
+    for name in ("dataset", "sources"):
+        found = section_of(found.model_fields[name].annotation) or found
+    assert issubclass(found, Source)
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from runner.dataset.buckets import Fit, Size, View, cover
 from runner.dataset.clips import Clip
 from runner.dataset.encodings import Mask, TrainItem
+from runner.dataset.parts import ItemPart
 from runner.errors import RunFailed
 from runner.files import read_bytes
 from runner.pictures import GROUND, MOST_BYTES, alpha_of, as_rgb, has_alpha, read_picture
@@ -27,13 +28,11 @@ class PictureRequest(NamedTuple):
     view: View
     mask: Mask | None = None
     clip: Clip | None = None
-    controls: tuple[Mask, ...] = ()
-    sizes: tuple[Size, ...] = ()
-    """Of the reference pictures."""
+    own: ItemPart | None = None
 
     @classmethod
     def of(cls, item: TrainItem, view: View) -> PictureRequest:
-        return cls(item.path, item.digest, view, item.mask, item.clip, item.controls, item.references)
+        return cls(item.path, item.digest, view, item.mask, item.clip, item.own)
 
     def pixels(self) -> Tensor:
         """fp32 [3, H, W] in -1..1, of a clip [3, T, H, W]. Raises `RunFailed` where the file is no longer the one that
@@ -52,20 +51,22 @@ class PictureRequest(NamedTuple):
         picture = _known(self.path, self.digest) if own else _known(self.mask.path or "", self.mask.digest)
         return to_mask(picture, self.view, own)
 
-    def references(self) -> list[Tensor]:
-        """fp32 [3, H, W] in -1..1 of each reference picture; mirrored where the picture is."""
+    def sized_pictures(self) -> list[Tensor]:
+        """fp32 [3, H, W] in -1..1 of each picture that is encoded with it, resized whole; mirrored where it is."""
+        if self.own is None:
+            return []
         return [
-            reference_pixels(control.path or "", control.digest, size, self.view.flip)
-            for control, size in zip(self.controls, self.sizes, strict=True)
+            reference_pixels(beside.path or "", beside.digest, size, self.view.flip)
+            for beside, size in zip(self.own.pictures, self.own.sizes, strict=True)
         ]
 
-    def control_pictures(self) -> list[tuple[Tensor, Tensor | None]]:
-        """(fp32 [3, H, W] in -1..1, its transparency [1, H, W] in 0..1 where it has any) of each control image, resized
-        and cropped like the picture."""
+    def fitted_pictures(self) -> list[tuple[Tensor, Tensor | None]]:
+        """(fp32 [3, H, W] in -1..1, its transparency [1, H, W] in 0..1 where it has any) of each picture that is encoded
+        with it, resized and cropped like it."""
         found = []
-        for control in self.controls:
-            assert control.path is not None
-            picture = _known(control.path, control.digest)
+        for beside in self.own.pictures if self.own is not None else ():
+            assert beside.path is not None
+            picture = _known(beside.path, beside.digest)
             fit = Fit(self.view.bucket, cover(picture.size, self.view.bucket), picture.size, self.view.area)
             same = fit.resized == self.view.resized  # then it is cropped at the same place
             view = self.view if same else replace(fit.centre, flip=self.view.flip)

@@ -39,19 +39,11 @@ class ClipOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRule:
-    """What a family makes of videos. `window`: latent frames of a section of FramePack, of which a clip is cut into whole
-    ones; None: a clip is trained as it is."""
+    """How a family reads videos."""
 
     fps: float
     factor: int
     """Frames of one latent frame."""
-    window: int | None = None
-    forward: bool = False
-    """Sections know their past (F1), not their future."""
-    stills: bool = True
-    """Whether pictures may be trained."""
-    name: str = ""
-    """The family and its variant, for messages."""
 
 
 def kept_frames(count: int, source_fps: float | None, target_fps: float) -> Iterator[int]:

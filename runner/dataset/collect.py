@@ -18,15 +18,13 @@ from runner.dataset.folders import Folder
 from runner.dataset.item_facts import COLUMNS, column_facts, item_facts
 from runner.dataset.notes import Notes
 from runner.dataset.order import Cycle, Group, batches_per_epoch, group_items, make_cycle
+from runner.dataset.parts import Found, ItemProblem, Items, as_found
 from runner.dataset.rates import note_making, note_rate
-from runner.dataset.references import ReferenceRule
 from runner.dataset.scan import BadItem, Item, Scan
-from runner.dataset.sections import OneFrame, SectionOf, count_sections, frames_of
 from runner.facts import Tree
 from runner.pictures import decoding
 from runner.seeding import lot
 from schemas.dataset import Buckets, HeldOut, ItemOptions
-from schemas.families.framepack import OneFrame as OneFrameOptions
 
 MOST_USES = 5_000_000
 """Of the items of an epoch, repeats included: each has a place in its order."""
@@ -90,11 +88,12 @@ def collect(
     seed: int,
     clips: ClipRule | None = None,
     notes: Notes | None = None,
-    references: ReferenceRule | None = None,
+    items: Items = as_found,
 ) -> Collection:
-    """What is not used, and why, goes to `notes`. Raises `CollectProblem` where nothing would be left to train on."""
+    """`items` is what the family makes of each picture and clip. What is not used, and why, goes to `notes`. Raises
+    `CollectProblem` where nothing would be left to train on."""
     bad = list(scanned.bad)
-    fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes, references)
+    fitting = _Fitting(buckets, native_size, bucket_step, clips, Notes() if notes is None else notes, items)
     placed = fitting.place(scanned.items, bad)
     evaluated: list[TrainItem] = []
     if scanned_held_out is not None:
@@ -128,7 +127,7 @@ def collect(
         [item.settings.batch_size for item in placed],
         [item.repeats for item in placed],
         range(len(placed)),
-        [item.layout for item in placed] if clips or references else (),
+        [item.layout for item in placed],
         set(turning),
     )
     uses = sum(len(group.uses) for group in groups)
@@ -181,9 +180,9 @@ class _Fitting:
         step: int,
         clips: ClipRule | None,
         notes: Notes,
-        references: ReferenceRule | None,
+        items: Items,
     ) -> None:
-        self.references = references
+        self.items = items
         self.buckets, self.native_size, self.step, self.clips, self.notes = buckets, native_size, step, clips, notes
         self.bucketings: dict[BucketRule, Bucketing] = {}
         self.settings: dict[int, tuple[ItemSettings, Bucketing]] = {}
@@ -218,29 +217,16 @@ class _Fitting:
         return placed
 
     def _still(self, item: Item, own: TrainItem, bad: list[BadItem]) -> list[TrainItem]:
-        """A picture, with its references; with its control images in one-frame training."""
-        if self.references is not None and item.controls:
-            if len(item.controls) > self.references.most:
-                reason = f"has {len(item.controls)} control images; the model takes {self.references.most}"
-                bad.append(BadItem(item.folder.number, item.name, reason))
-                return []
-            sizes = tuple(self.references.size(control.size) for control in item.controls)
-            return [own._replace(controls=item.controls, references=sizes)]
-        if self.clips is None or self.clips.window is None:
-            return [own]
-        given = item.folder.one_frame or OneFrameOptions()
-        target = given.target_index if given.target_index is not None else self.clips.window
-        settings = OneFrame(
-            target, tuple(given.clean_indices), given.no_post, given.no_2x, given.no_4x, self.clips.window
-        )
-        if len(item.controls) != len(settings.clean_indices):
-            reason = f"has {len(item.controls)} control images, one_frame.clean_indices {len(settings.clean_indices)}"
-            bad.append(BadItem(item.folder.number, item.name, reason))
+        """What the family makes of a picture."""
+        try:
+            pieces = self.items(Found(None, item.controls, item.folder.own))
+        except ItemProblem as problem:
+            bad.append(BadItem(item.folder.number, item.name, str(problem)))
             return []
-        return [own._replace(one_frame=settings, controls=item.controls)]
+        return [own if piece.own is None else own._replace(own=piece.own) for piece in pieces]
 
     def _clips(self, item: Item, own: TrainItem, bad: list[BadItem]) -> list[TrainItem]:
-        """The clips of a video, cut into sections where the family trains them."""
+        """What the family makes of the clips of a video."""
         rule, options = self.clips, item.folder.clips
         assert rule is not None
         assert options is not None
@@ -263,27 +249,19 @@ class _Fitting:
                 [f"{item.name} has {item.frames} frames{kept}"],
             )
         clips: list[TrainItem] = []
+        problem: ItemProblem | None = None
         for start, length in found:
             clip = Clip(start, length, options.source_fps, rule.fps)
-            if rule.window is None:
-                clips.append(own._replace(clip=clip))
+            try:
+                pieces = self.items(Found(clip, item.controls, item.folder.own))
+            except ItemProblem as raised:
+                problem = raised
                 continue
-            sections = count_sections(length, rule.window, rule.factor)
-            whole = clip._replace(length=frames_of(sections, rule.window, rule.factor))
-            clips += [
-                own._replace(clip=whole, section=SectionOf(index, sections, rule.window, rule.forward))
-                for index in range(sections)
-            ]
-        if not clips:
-            least = frames_of(1, rule.window or 1, rule.factor)
+            clips += [own._replace(clip=piece.clip, own=piece.own) for piece in pieces]
+        if not clips and problem is not None:
             longest = max(length for _, length in found)
-            bad.append(
-                BadItem(
-                    item.folder.number,
-                    item.name,
-                    f"gives clips of {longest} frames{kept}; a section of {rule.window} latent frames needs {least}",
-                )
-            )
+            reason = f"gives clips of {longest} frames{kept}; {problem}"
+            bad.append(BadItem(item.folder.number, item.name, reason))
         return clips
 
     def _of(self, folder: Folder) -> tuple[ItemSettings, Bucketing]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from runner.dataset.buckets import Fit, Size, View
 from runner.dataset.captions import CaptionRule, render
 from runner.dataset.clips import Clip
-from runner.dataset.sections import OneFrame, SectionOf
+from runner.dataset.parts import ItemPart
 from runner.seeding import rng
 
 _UNUSED = random.Random(0)
@@ -47,7 +47,7 @@ class Mask(NamedTuple):
     read: str = ""
     """How it was decoded, where that is not plain (`runner.pictures.decoding`)."""
     size: Size = (0, 0)
-    """Of a control image."""
+    """Of a picture that is encoded with another one."""
 
     @property
     def facts(self) -> str:
@@ -103,26 +103,31 @@ class TrainItem(NamedTuple):
     mask: Mask | None = None
     clip: Clip | None = None
     """Which frames of a video; None: a picture."""
-    section: SectionOf | None = None
-    """Which section of the clip is trained (framepack); None: all of it."""
-    one_frame: OneFrame | None = None
-    controls: tuple[Mask, ...] = ()
-    """Control images of one-frame training, or the reference pictures of a still."""
-    references: tuple[Size, ...] = ()
-    """The sizes that reference pictures are resized to."""
+    own: ItemPart | None = None
+    """What it says to its family alone."""
     read: str = ""
     """How the picture or video was decoded, where that is not plain (`runner.pictures.decoding`)."""
 
     @property
+    def pictures(self) -> tuple[Mask, ...]:
+        """Pictures that are encoded with it."""
+        return self.own.pictures if self.own is not None else ()
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """What those are resized to, where it is not as its own picture."""
+        return self.own.sizes if self.own is not None else ()
+
+    @property
     def _media(self) -> str:
-        sizes = (f"{width}x{height}" for width, height in self.references)
-        return " ".join([self.clip.facts if self.clip else "", *(control.facts for control in self.controls), *sizes])
+        sizes = (f"{width}x{height}" for width, height in self.sizes)
+        return " ".join([self.clip.facts if self.clip else "", *(picture.facts for picture in self.pictures), *sizes])
 
     @property
     def picture(self) -> str:
-        """Identity of the picture or clip, its mask and its control images, for the keys of encodings."""
+        """Identity of the picture or clip, its mask and what is encoded with it, for the keys of encodings."""
         mask = f" {self.mask.facts}" if self.mask is not None else ""
-        media = f" {self._media}" if self.clip is not None or self.controls else ""
+        media = f" {self._media}" if self.clip is not None or self.pictures else ""
         read = f" {self.read}" if self.read else ""
         return f"{self.digest}{mask}{media}{read}"
 
@@ -130,29 +135,26 @@ class TrainItem(NamedTuple):
     def identity(self) -> tuple[str | int, ...]:
         """What its noise is drawn for when it is measured: the picture, or the part of the video."""
         clip = () if self.clip is None else (self.clip.facts,)
-        return self.digest, *clip, *(() if self.section is None else (self.section.place,))
+        return self.digest, *clip, *(() if self.own is None else self.own.place)
 
     @property
     def order(self) -> tuple[Any, ...]:
         """What items are sorted by: their content, never their names or places."""
-        return self.digest, self.text, self.settings.facts, self.clip or (), self.section or ()
+        return self.digest, self.text, self.settings.facts, self.clip or (), () if self.own is None else self.own.order
 
     def latent_frames(self, factor: int) -> int:
         """Latent frames that are trained."""
-        if self.section is not None:
-            return self.section.window
+        own = self.own.frames if self.own is not None else None
+        if own is not None:
+            return own
         return (self.clip.length - 1) // factor + 1 if self.clip is not None else 1
 
     @property
     def layout(self) -> str:
         """What else than the size must be the same in a batch."""
-        if self.one_frame is not None:
-            left_out = [name for name in ("no_post", "no_2x", "no_4x") if getattr(self.one_frame, name)]
-            return " ".join(["one frame", f"of {len(self.one_frame.clean_indices)}", *left_out])
-        if self.section is not None:
-            return f"sections of {self.section.window}"
-        if self.references:
-            return "with " + " and ".join(f"{width}x{height}" for width, height in self.references)
+        own = self.own.layout if self.own is not None else None
+        if own is not None:
+            return own
         if self.clip is None:
             return ""
         return f"{self.clip.length} frame{'s' * (self.clip.length != 1)}"

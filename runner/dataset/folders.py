@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from runner.config.schema import source_class
 from runner.dataset.caption_files import Entries, is_text, list_folder, shown
 from runner.dataset.clips import ClipOptions
 from runner.dataset.metadata import METADATA_SUFFIXES, Listed, MetadataProblem, note_unlisted, read_metadata
 from runner.dataset.notes import Notes
 from runner.files import name_problem, near_name, resolve_path, shown_path
 from runner.media import ENDINGS, endings, is_media
-from schemas.dataset import Buckets, Dataset, ItemOptions, Media, Source
-from schemas.families.framepack import OneFrame
+from schemas.dataset import Buckets, CommonSource, Dataset, ItemOptions, Source
+from schemas.families.references import ControlSource
 
 _REPEATS_IN_NAME = re.compile(r"([0-9]{1,9})_(.*)")
 NOUNS = {"image": "pictures", "video": "videos"}
@@ -54,7 +55,8 @@ class Folder:
     """How clips are taken out of its videos."""
     controls: Path | None = None
     """A folder of control images of the same names."""
-    one_frame: OneFrame | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What its source says by keys that only some families have."""
     whole_captions: bool = False
     """Captions are whole texts, not first lines."""
     held_out: float | None = None
@@ -75,6 +77,13 @@ def effective_options(dataset: Dataset, source: Source | None) -> ItemOptions:
     if source is not None:
         values |= {name: getattr(source, name) for name in source.model_fields_set if name in values}
     return ItemOptions.model_construct(**values)
+
+
+def _own(source: Source) -> dict[str, Any]:
+    """What a source says by keys that only some families have; what is unset is None."""
+    common = {*CommonSource.model_fields, *ControlSource.model_fields}
+    values = {name: getattr(source, name) for name in type(source).model_fields if name not in common}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def source_folders(
@@ -101,7 +110,7 @@ def source_folders(
             "controls": _side_folder(number, source.control_path, base, "control images"),
             "kind": source.kind,
             "clips": _clip_options(source),
-            "one_frame": source.one_frame,
+            "own": _own(source),
             "follow_links": dataset.follow_links,
             "regularization": source.regularization,
             "weight": source.weight,
@@ -202,13 +211,15 @@ def held_out_folders(dataset: Dataset, base: Path, folders: Sequence[Folder], no
     held = dataset.held_out
     if held is None or held.path is None:
         return []
-    given = {name: getattr(held, name) for name in Media.model_fields if name in held.model_fields_set}
+    kind_of_source = source_class()
+    shared = set(kind_of_source.model_fields) - set(ItemOptions.model_fields) - {"path"}
+    given = {name: getattr(held, name) for name in type(held).model_fields if name in shared & held.model_fields_set}
     alike = (
         folder for folder in folders if not folder.regularization and given.get("kind", folder.kind) == folder.kind
     )
     like = next(alike, None)
     kind = given.get("kind", like.kind if like is not None else "image")
-    source = Source.model_construct(**{"path": held.path, **given, "kind": kind})
+    source = kind_of_source.model_construct(**{"path": held.path, **given, "kind": kind})
     found = source_folders(dataset.model_copy(update={"sources": [source]}), base, notes=notes, first=-1)
     options = effective_options(dataset, None) if like is None else like.options
     own = {name: value for name in ("resolution", "caption_extension") if (value := getattr(held, name)) is not None}
@@ -223,7 +234,7 @@ def held_out_folders(dataset: Dataset, base: Path, folders: Sequence[Folder], no
         replace(
             folder,
             clips=clips,
-            one_frame=held.one_frame or like.one_frame,
+            own={**like.own, **folder.own},
             buckets=like.buckets,
             class_tokens=folder.class_tokens if folder.class_tokens is not None else like.class_tokens,
         )

@@ -25,9 +25,9 @@ PICTURES = {
     "clip": Column(lambda item: item.clip.facts if item.clip is not None else "", _CLIPS),
     "mask": Column(lambda item: item.mask.facts if item.mask is not None else "", ("alpha_mask", "mask_path"), "mask"),
     "controls": Column(
-        lambda item: " ".join(control.facts for control in item.controls), ("control_path",), "control image"
+        lambda item: " ".join(picture.facts for picture in item.pictures), ("control_path",), "control image"
     ),
-    "fit": Column(lambda item: f"{item.fit.facts} {item.references or ''}", ("resolution", "crop_aspect", "buckets")),
+    "fit": Column(lambda item: f"{item.fit.facts} {item.sizes or ''}", ("resolution", "crop_aspect", "buckets")),
     "look": Column(
         lambda item: f"{item.settings.look_facts} {item.face}",
         ("flip_aug", "color_aug", "crop_style", "face_crop_aug_range", "random_crop"),
@@ -60,12 +60,12 @@ USES = {
         lambda item: item.settings.use_facts,
         ("caption_dropout_rate", "caption_dropout_every_n_epochs", "weight", "regularization", "batch_size"),
     ),
-    "part": Column(lambda item: f"{tuple(item.section or ())} {tuple(item.one_frame or ())}", ("one_frame",)),
+    "part": Column(lambda item: _part(item), ()),
 }
-"""What decides how the encodings are trained on."""
+"""What decides how the encodings are trained on. Where a part comes from is said by facts of its own (`_parts`)."""
 COLUMNS = PICTURES | CAPTIONS | USES
-_MORE = {"part": ("model.variant", "model.latent_window_size")}
-"""Origins outside of [dataset]."""
+_NOTHING = "() ()"
+"""Of an item that says nothing to its family alone; these words stand in the fingerprints of earlier versions."""
 
 
 def column_facts(
@@ -73,18 +73,40 @@ def column_facts(
 ) -> Tree:
     """A fact for each column, the items in their order. `known_after`: column → the stage that finds it out."""
     late = known_after or {}
-    return {
+    found = {
         name: Fact(
-            value=KnownAfter(late[name]) if name in late and items else _digest(items, column),
-            origin=(
-                *(f"dataset.**.{option}" for option in column.options),
-                "dataset.config_file",
-                *_MORE.get(name, ()),
-            ),
+            value=KnownAfter(late[name]) if name in late and items else _digest([column.read(item) for item in items]),
+            origin=_origins(column.options),
             files=column.noun,
         )
         for name, column in columns.items()
     }
+    return found | (_parts(items) if "part" in columns else {})
+
+
+def _parts(items: Sequence[TrainItem]) -> dict[str, Fact]:
+    """What the items say to their family alone, a fact of each name, with the keys that it comes from. They stand in the
+    column of parts already, so they are not hashed again."""
+    texts: dict[str, list[str]] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    for item in items:
+        if item.own is not None:
+            for name, value in item.own.facts().items():
+                texts.setdefault(name, []).append(str(value))
+                keys[name] = item.own.keys.get(name, (name,))
+    return {
+        f"part.{name}": Fact(value=_digest(own), origin=_origins(keys[name]), hashed=False)
+        for name, own in texts.items()
+    }
+
+
+def _part(item: TrainItem) -> str:
+    values = item.own.facts().values() if item.own is not None else ()
+    return " ".join(map(str, values)) or _NOTHING
+
+
+def _origins(keys: Sequence[str]) -> tuple[str, ...]:
+    return (*(key if "." in key else f"dataset.**.{key}" for key in keys), "dataset.config_file")
 
 
 def item_facts(item: TrainItem) -> tuple[str, ...]:
@@ -102,9 +124,8 @@ def item_digests(item: TrainItem) -> list[str]:
     return [item.digest, _short(item.text), *(_short(text) if text else "" for text in more)]
 
 
-def _digest(items: Sequence[TrainItem], column: Column) -> str:
-    read = column.read
-    text = "\x1e".join([read(item) for item in items])
+def _digest(texts: Sequence[str]) -> str:
+    text = "\x1e".join(texts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

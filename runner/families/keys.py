@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from runner.config.schema import model_class, prompt_class
+from runner.config.schema import model_class, prompt_class, source_class
 from runner.families.registry import family_spec, installed
 from runner.families.spec import FamilySpec
 from schemas.base import Section
+from schemas.dataset import CommonSource
 from schemas.model import CommonModel
 from schemas.sampling import CommonOptions, Prompt, PromptOptions
 
@@ -21,6 +22,16 @@ def foreign_prompt_keys(spec: FamilySpec) -> list[str]:
 def foreign_model_keys(spec: FamilySpec) -> list[str]:
     """The keys of [model] that a family has not."""
     return _others(model_class(), (CommonModel, *spec.model_parts))
+
+
+def foreign_source_keys(spec: FamilySpec) -> list[str]:
+    """The keys of sources that a family has not."""
+    return _others(source_class(), (CommonSource, *spec.source_parts))
+
+
+def whose_source_key(key: str) -> str:
+    """The families that have a key of sources, in words."""
+    return _listed(spec.title for spec in _specs() if key not in foreign_source_keys(spec))
 
 
 def whose_prompt_key(key: str) -> str:

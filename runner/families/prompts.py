@@ -10,6 +10,7 @@ from runner.config.prompt_options import PURE_NOISE_SAMPLERS, pure_noise_problem
 from runner.dataset.buckets import Size
 from runner.diffusion.timesteps import dynamic_shift
 from runner.families.keys import foreign_prompt_keys, is_for_videos, whose_prompt_key
+from runner.families.references import ReferenceRule, Rules
 from runner.families.spec import FamilySpec
 from runner.model.model import Model
 from runner.pictures import decoding
@@ -231,7 +232,9 @@ class Readying:
             raise PromptProblem(lengths[1], f"`{lengths[0]}` and `{lengths[1]}` say the same thing", "keep one of them")
 
 
-def stills(readying: Readying, index: int, options: Any) -> tuple[int, PromptPart | None]:
+def stills(
+    readying: Readying, index: int, options: Any, references: Rules | None = None
+) -> tuple[int, PromptPart | None]:
     """Of stills that follow a flow: how their noise levels are moved, what a distilled denoiser is told, and reference
     pictures."""
     model, size = readying.model, readying.size(options)
@@ -240,15 +243,14 @@ def stills(readying: Readying, index: int, options: Any) -> tuple[int, PromptPar
         shift = dynamic_shift(model.scheduler, size[0] * size[1] // model.size_multiple**2)
     usual = readying.spec.defaults.embedded_guidance
     guidance = usual if usual is None or options.embedded_guidance is None else options.embedded_guidance
-    references = _references(readying, options)
-    if references:
-        return 1, StillPart(guidance, shift, references=references)
+    seen = _references(readying, options, None if references is None else references(model))
+    if seen:
+        return 1, StillPart(guidance, shift, references=seen)
     return 1, None if guidance is None and shift is None else PromptPart(guidance, shift)
 
 
-def _references(readying: Readying, options: Any) -> tuple[tuple[PromptFile, Size], ...]:
+def _references(readying: Readying, options: Any, rule: ReferenceRule | None) -> tuple[tuple[PromptFile, Size], ...]:
     """The reference pictures, and the sizes that they are resized to."""
-    rule = readying.spec.references_of(readying.model)
     if rule is None:
         readying.refuse(options, ("control_images", "control_masks"), "this model sees no reference pictures")
         return ()

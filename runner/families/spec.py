@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from runner.dataset.clips import ClipRule
-from runner.dataset.references import ReferenceRule
+from runner.dataset.parts import Found, Piece
 from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints
 from runner.files import parsing
 from runner.model.model import Model, ModelProblem
@@ -132,6 +132,24 @@ class SwapRule:
     """blocks_to_swap → blocks that wait on the host."""
 
 
+class SourceSays(NamedTuple):
+    """What a family is asked of a source before its files are looked at."""
+
+    kind: str
+    controls: bool
+    """It has control images."""
+    own: Mapping[str, Any]
+    """What it says by keys that only some families have."""
+
+
+class SourceFinding(NamedTuple):
+    """What does not go together in a source: the key, what is wrong with it, and a hint."""
+
+    key: str
+    message: str
+    hint: str | None = None
+
+
 STILLS_REFUSED = {
     "model.split_attention": "its text has one length",
     "caching.vae_chunk_size": "its autoencoder has no convolutions over time",
@@ -207,7 +225,12 @@ class FamilySpec:
     derived: Callable[[Model], Mapping[str, Any]] | None = None
     """Dotted keys of its own → their values, where run.toml says nothing."""
     clips: Callable[[Model], ClipRule] | None = None
-    """What it makes of videos; None: it makes stills."""
+    """How it reads videos; None: it makes stills."""
+    items: Callable[[Model, Found], Sequence[Piece]] | None = None
+    """What it trains of a picture or a clip, and what that says to the family alone; None: the whole of it, and nothing.
+    Raises `ItemProblem`."""
+    sources: Callable[[Model, SourceSays], Iterator[SourceFinding]] | None = None
+    """What does not go together in a source; None: nothing beside keys of other families."""
     tiles: tuple[int, ...] = (512, 256)
     """Sides in pixels of the autoencoder's tiles that are worth proposing, large ones first."""
     swap: Callable[[Model, bool], SwapRule] | None = None
@@ -221,15 +244,10 @@ class FamilySpec:
     """Of the shift by size."""
     remarks: Callable[[RunConfig, Model], list[str]] | None = None
     """What the plan should say of training this model."""
-    references: Callable[[Model], ReferenceRule | None] | None = None
-    """What it makes of reference pictures; None: its denoiser sees none."""
 
     def of(self, model: Model) -> FamilySpec:
         """The same as it is for this model."""
         return self if self.of_variant is None else replace(self, **self.of_variant(model))
-
-    def references_of(self, model: Model) -> ReferenceRule | None:
-        return None if self.references is None else self.references(model)
 
     def read(self, config: RunConfig, folder: Path) -> Model:
         """`inspect`, where what a folder's own configurations say is of any kind. Raises `ModelProblem`."""

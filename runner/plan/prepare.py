@@ -21,13 +21,20 @@ from runner.dataset.known import Progress
 from runner.dataset.kohya import options_of, read_dataset_file
 from runner.dataset.long_captions import note_long
 from runner.dataset.notes import Notes
+from runner.dataset.parts import as_found
 from runner.dataset.scan import BadItem, scan
 from runner.errors import Diagnostic, InvalidConfig
 from runner.facts import Fact, Tree, content, said
-from runner.families.keys import foreign_model_keys, takes_controls, whose_model_key
+from runner.families.keys import (
+    foreign_model_keys,
+    foreign_source_keys,
+    takes_controls,
+    whose_model_key,
+    whose_source_key,
+)
 from runner.families.prompts import ReadyPrompt, sampler_problem
 from runner.families.registry import family_spec
-from runner.families.spec import FamilySpec
+from runner.families.spec import FamilySpec, SourceSays
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
 from runner.files import file_problem, near_name, resolve_path
 from runner.identity import canonical, identity
@@ -325,7 +332,7 @@ class _Preparation:
                 self.config.run.seed,
                 self.spec.clips(model) if self.spec.clips else None,
                 self.dataset_notes,
-                self.spec.references_of(model),
+                as_found if self.spec.items is None else partial(self.spec.items, model),
             )
         except CollectProblem as problem:
             self._error(problem.key, str(problem), problem.hint)
@@ -359,31 +366,20 @@ class _Preparation:
         """Sources of a kind that the family does not train on, and keys of a source that do not go together; whether all
         is well."""
         before = len(self.findings)
-        rule = self.spec.clips(model) if self.spec.clips is not None and model is not None else None
-        sees = model is not None and self.spec.references_of(model) is not None
+        foreign = foreign_source_keys(self.spec)
         for folder in folders:
             number, listed = folder.number, folder.listing or {}
+            controls = folder.controls is not None or any(entry.controls for entry in listed.values())
             if folder.kind == "video" and self.spec.clips is None:
                 self._source_error(number, "kind", f"{self.spec.title} trains on pictures, not on videos")
-            elif folder.kind == "image" and rule is not None and not rule.stills:
-                self._source_error(
-                    number,
-                    "kind",
-                    f"{rule.name} trains on videos, and this source holds pictures",
-                    'set kind = "video"; pictures are trained with model.variant = "one_frame"',
-                )
-            one = rule is not None and rule.window is not None and rule.stills and folder.kind == "image"
-            controls = folder.controls is not None or any(entry.controls for entry in listed.values())
-            if one and not controls:
-                self._source_error(
-                    number,
-                    "path",
-                    "one-frame training needs control images, and this source has none",
-                    'set control_path = "folder of pictures of the same names"',
-                )
-            elif not one and ((controls and not sees) or folder.one_frame is not None):
-                key = "control_path" if controls else "one_frame"
-                self._source_error(number, key, f"`{key}` belongs to one-frame training", "; ".join(takes_controls()))
+            for key in (*folder.own, *(["control_path"] if controls else [])):
+                if key in foreign:
+                    whose = f"family {self.spec.name} cannot use `{key}`: it belongs to {whose_source_key(key)}"
+                    hint = "; ".join(takes_controls()) if key == "control_path" else "take it out"
+                    self._source_error(number, key, whose, hint)
+            if self.spec.sources is not None and model is not None:
+                for finding in self.spec.sources(model, SourceSays(folder.kind, controls, folder.own)):
+                    self._source_error(number, *finding)
             if folder.kind == "video" and folder.options.alpha_mask:
                 self._source_error(number, "alpha_mask", "videos have no transparency", "use mask_path")
         return len(self.findings) == before

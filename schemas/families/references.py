@@ -9,6 +9,13 @@ from pydantic import Field
 from schemas.base import FilePath, Section, key
 
 
+class ControlSource(Section):
+    """The pictures that those of a source are made from."""
+
+    control_path: FilePath | None = key(None, effect="none")
+    """A folder of control images of the same names, or several of one picture as name_0, name_1 (framepack, one frame; flux1, Kontext: the references). Their transparency leaves places of them out. Their content decides what is encoded again."""
+
+
 class ReferencesPrompt(Section):
     """The pictures that one is made from."""
 

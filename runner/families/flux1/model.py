@@ -39,7 +39,7 @@ def encode_more(
     modules: Mapping[str, nn.Module], request: PictureRequest, pixels: Tensor, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The latents of a picture's reference, where it has one."""
-    return _reference(modules["vae"], request.references(), device, dtype)
+    return _reference(modules["vae"], request.sized_pictures(), device, dtype)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runner.dataset.references import ReferenceRule
+from runner.families import references as seen
 from runner.families.flux1.architecture import BLOCK, comfyui_layers, fitted, flux_layers
 from runner.families.flux1.recognise import recognise
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
@@ -22,11 +22,12 @@ from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.parts.tokenizer_files import need_t5
 from runner.families.prompts import stills
+from runner.families.references import ReferenceRule
 from runner.families.spec import FLOW_REFUSED, STILLS_REFUSED, TRANSFORMER_REFUSED, Defaults, FamilySpec, SwapRule
 from runner.model.model import Model, ModelProblem, Stated
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt
-from schemas.families.references import ReferencesPrompt
+from schemas.families.references import ControlSource, ReferencesPrompt
 from schemas.families.variants import VariantModel
 
 TRANSFORMER = ModuleClass(
@@ -324,12 +325,14 @@ FLUX1 = FamilySpec(
     implementation="runner.families.flux1.model:FLUX1",
     model_parts=(VariantModel,),
     prompt_parts=(GuidancePrompt, FlowPrompt, ReferencesPrompt),
-    ready=stills,
+    ready=partial(stills, references=references),
+    source_parts=(ControlSource,),
+    items=partial(seen.items, references),
+    sources=partial(seen.sources, references),
     derived=lambda model: {"model.variant": model.variant},
     shift_points=SHIFT,
     variants=("dev", "schnell", "kontext"),
     of_variant=of_variant,
     remarks=remarks,
-    references=references,
     refused_keys=_REFUSED,
 )

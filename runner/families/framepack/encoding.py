@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from runner.data.images import PictureRequest, to_picture, to_pixels
 from runner.dataset.encodings import TrainItem
-from runner.dataset.sections import ZERO, Layout
+from runner.families.framepack.items import FramepackItem
+from runner.families.framepack.sections import ZERO, Layout
 from runner.families.parts.video_vae import encode_images
 
 KNOWN = ("clean", "clean_2x", "clean_4x")
@@ -49,7 +50,7 @@ def encode_more(
 ) -> dict[str, Tensor]:
     """{"image": [M, V]} of the first frame; of a picture with control images that of the first of them, and their
     latents {"controls": [C, N, h, w]}."""
-    controls = request.control_pictures()
+    controls = request.fitted_pictures()
     first = controls[0][0] if controls else pixels if pixels.dim() == 3 else pixels[:, 0]
     found = {"image": embed_picture(modules["image_encoder"], first)}
     if controls:
@@ -60,11 +61,12 @@ def encode_more(
 
 def cut(item: TrainItem, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One section of a clip, or one frame with its control images: {"latents", "cond.<name>"}."""
-    latents = encoding["latents"]
-    if item.one_frame is not None:
-        layout = item.one_frame.layout()
+    latents, own = encoding["latents"], item.own
+    assert isinstance(own, FramepackItem)
+    if own.one_frame is not None:
+        layout = own.one_frame.layout()
         empty = latents.new_zeros(latents.shape[0], 1, *latents.shape[2:])
-        post = [] if item.one_frame.no_post else [empty]
+        post = [] if own.one_frame.no_post else [empty]
         known = {
             "clean": torch.cat([encoding["controls"], *post], dim=1),
             "clean_2x": empty.expand(-1, len(layout.clean_2x), -1, -1),
@@ -72,8 +74,8 @@ def cut(item: TrainItem, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
         }
         found = {"latents": latents}
     else:
-        assert item.section is not None
-        section = item.section.frames()
+        assert own.section is not None
+        section = own.section.frames()
         layout = section.layout
         known = {name: chosen_frames(latents, getattr(section, name)) for name in KNOWN}
         found = {"latents": chosen_frames(latents, section.target)}

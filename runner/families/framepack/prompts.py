@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.config.sections import SectionProblem, parse_sections
-from runner.dataset.sections import OneFrame, count_sections, frames_of, sections_for_seconds
+from runner.families.framepack.sections import OneFrame, count_sections, frames_of, sections_for_seconds
 from runner.families.hunyuan_video.prompts import told_guidance
 from runner.families.prompts import PromptFile, PromptPart, PromptProblem, Readying
 from schemas.families.framepack import OneFrameInference

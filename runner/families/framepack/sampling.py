@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from runner.core.task import moved
 from runner.data.images import to_mask, to_pixels, transformed
 from runner.dataset.buckets import Fit, cover
-from runner.dataset.sections import Layout, forward_layout, inverted_layout, paddings, section_order
 from runner.diffusion.unipc import sample, sigmas
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning, Made, Texts
 from runner.families.framepack.encoding import KNOWN, embed_picture, masked_latents, positions
 from runner.families.framepack.prompts import FramepackPrompt
+from runner.families.framepack.sections import Layout, forward_layout, inverted_layout, paddings, section_order
 from runner.families.parts.autoencode import decode_latents
 from runner.families.prompts import PromptFile, ReadyPrompt
 from runner.model.model import Model

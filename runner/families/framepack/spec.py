@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.dataset.clips import ClipRule
 from runner.families.framepack.architecture import framepack_layers
+from runner.families.framepack.items import items, sources
 from runner.families.framepack.prompts import ready
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
 from runner.families.hunyuan_video.memory import entering, forward, saved, widest
@@ -36,7 +37,7 @@ from runner.model.model import Model, ModelProblem
 from schemas import RunConfig
 from schemas.families.flow import FlowPrompt, GuidancePrompt, SystemPrompt
 from schemas.families.framepack import OneFrameSource, SectionsModel, SectionsPrompt
-from schemas.families.references import ReferencesPrompt
+from schemas.families.references import ControlSource, ReferencesPrompt
 from schemas.families.variants import VariantModel
 from schemas.families.video import VideoPrompt
 
@@ -96,18 +97,6 @@ def inspect(config: RunConfig, folder: Path) -> Model:
         window=window,
         history=2.5 if not one else 3.0,
         image_tokens=(vision["image_size"] // vision["patch_size"]) ** 2,
-    )
-
-
-def clips(model: Model) -> ClipRule:
-    """One frame trains pictures, and videos as I2V does; the others videos alone."""
-    return ClipRule(
-        fps=30.0,
-        factor=model.frame_factor,
-        window=model.window,
-        forward=model.variant == "f1",
-        stills=model.variant == "one_frame",
-        name=f'FramePack with variant = "{model.variant}"',
     )
 
 
@@ -173,8 +162,10 @@ FRAMEPACK = FamilySpec(
     ready=ready,
     derived=lambda model: {"model.variant": model.variant, "model.latent_window_size": model.window},
     model_parts=(VariantModel, SectionsModel),
-    source_parts=(OneFrameSource,),
-    clips=clips,
+    source_parts=(OneFrameSource, ControlSource),
+    clips=lambda model: ClipRule(fps=30.0, factor=model.frame_factor),
+    items=items,
+    sources=sources,
     swap=swap_rule,
     tiles=(256, 128),
     whole_captions=True,

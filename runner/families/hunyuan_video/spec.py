@@ -236,7 +236,7 @@ HUNYUAN_VIDEO = FamilySpec(
     network_modules={"lora": "networks.lora", **MUSUBI_MODULES},
     swap=swap_rule,
     tiles=(256, 128),
-    clips=lambda model: ClipRule(fps=24.0, factor=model.frame_factor, name="HunyuanVideo"),
+    clips=lambda model: ClipRule(fps=24.0, factor=model.frame_factor),
     whole_captions=True,
     text_limit=text_limit,
     prompt_parts=(VideoPrompt, GuidancePrompt, FlowPrompt, SystemPrompt),

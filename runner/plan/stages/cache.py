@@ -107,7 +107,7 @@ class Latents(Stage[LatentsInputs]):
         if not missing or not items:
             return {"latents": 0}
         frames = {id(item): (item.clip.length - 1) // model.frame_factor + 1 for item in items if item.clip is not None}
-        areas = [prod(item.fit.bucket) * (frames.get(id(item), 1) + len(item.controls)) for item in items]
+        areas = [prod(item.fit.bucket) * (frames.get(id(item), 1) + len(item.pictures)) for item in items]
         image = 0
         if model.image_tokens:
             image = model.image_tokens * int(model.components["image_encoder"].config["hidden_size"])
