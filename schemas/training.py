@@ -15,7 +15,7 @@ class Components(Section):
     """Which parts train: true, false, or a learning rate of their own. With [network] they get adapters, without it they train whole."""
 
     denoiser: bool | LearningRate = key(True, effect="trajectory", stage="train")
-    """The U-Net, or the transformer."""
+    """The U-Net, or the transformer; all of them where the model has several."""
 
     text_encoder_1: bool | LearningRate = key(False, effect="trajectory", stage=("cache.text", "train"))
     """The first text encoder, CLIP-L. While a text encoder trains, captions cannot be cached."""
@@ -25,6 +25,11 @@ class Components(Section):
 
     text_encoder_3: bool | LearningRate = key(False, effect="trajectory", stage=("cache.text", "train"))
     """The third text encoder (sd3: T5-XXL)."""
+
+    def of(self, component: str) -> bool | float:
+        """What it says of a component of a model: all denoisers have one switch, an autoencoder has none."""
+        found: bool | float = getattr(self, "denoiser" if component.startswith("denoiser") else component, False)
+        return found
 
     @property
     def text_encoders(self) -> tuple[str, ...]:

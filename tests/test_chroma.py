@@ -24,9 +24,9 @@ from runner.families.contract import LoadOptions
 from runner.families.detect import detect
 from runner.families.flux1.model import packed
 from runner.families.parts.attention import Attention
-from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
 from runner.families.parts.load import from_origin
+from runner.families.parts.match import match_part
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
 from runner.formats.adapter_read import read_lora

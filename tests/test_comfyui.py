@@ -66,8 +66,8 @@ def written(
 
 def assert_comfyui_agrees(name: str, run: Prepared, file: dict[str, Tensor], base: Any, expected: Any) -> None:
     bundle = family(name)
-    weights = bundle.denoiser_file(run.model, base["denoiser"])
-    wanted = bundle.denoiser_file(run.model, expected["denoiser"])
+    weights = bundle.denoiser_file(run.model, "denoiser", base["denoiser"])
+    wanted = bundle.denoiser_file(run.model, "denoiser", expected["denoiser"])
     encoders = {key: own for key, own in base.items() if key != "denoiser"}
     for key, own in encoders.items():
         weights |= {f"{key}.{k}": x for k, x in own.items()}
@@ -139,8 +139,8 @@ def test_patterns_inside_a_fused_module(
 
 def assert_original_layout(name: str, run: Prepared, file: dict[str, Tensor], base: Any, expected: Any) -> None:
     """Kohya's rule on the checkpoint's own tensors: W + up @ down * alpha / rank, under the path with underscores."""
-    weights = family(name).denoiser_file(run.model, base["denoiser"])
-    wanted = family(name).denoiser_file(run.model, expected["denoiser"])
+    weights = family(name).denoiser_file(run.model, "denoiser", base["denoiser"])
+    wanted = family(name).denoiser_file(run.model, "denoiser", expected["denoiser"])
     used = 0
     for key, weight in weights.items():
         module = f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"

@@ -48,7 +48,7 @@ def test_no_forward_pass_waits_for_the_device(family_place: Make, name: str, spl
             assert all(tensor.device == META or key == "cond.mask" for key, tensor in batch.tensors.items())
     assert unequal == masked, "a batch of texts of several lengths was among them"
     for prompt in made.run.prompts:
-        latents = make_latents(made.context, made.trained.modules["denoiser"], replace(prompt, seed=1), made.encoded)
+        latents = make_latents(made.context, made.trained.modules, replace(prompt, seed=1), made.encoded)
         assert latents.device == META
 
 
@@ -64,7 +64,7 @@ def test_scores_are_read_once_a_measurement(family_place: Make, name: str, monke
         return torch.zeros(self.shape)
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    rows = made.scorer._measure(made.graph.of(SelectInputs).held_out, made.trained.modules["denoiser"], None)
+    rows = made.scorer._measure(made.graph.of(SelectInputs).held_out, made.trained.modules, None)
     assert len(rows) == len(made.graph.of(SelectInputs).held_out) == 2
     assert sum(shape[0] for shape in read) == 2 * 8
 

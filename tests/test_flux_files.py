@@ -21,8 +21,8 @@ from runner.families.flux1.architecture import comfyui_layers, fitted, flux_laye
 from runner.families.flux1.model import denoise, packed
 from runner.families.flux1.spec import FINDER
 from runner.families.flux1.tiny import write_tiny
-from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
+from runner.families.parts.match import match_part
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
 from runner.families.registry import family
@@ -145,7 +145,9 @@ def split(place: Place, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     """The tiny model as ComfyUI's four files; the transformer's changed on the way. Returns the keys of [model]."""
     run, bundle = prepared(place.file), family("flux1")
     states = {name: dict(bundle.load(run.model, name, OPTIONS).state_dict()) for name in run.model.components}
-    save_file(change(bundle.denoiser_file(run.model, states["denoiser"])), place.folder / "flux.safetensors")
+    save_file(
+        change(bundle.denoiser_file(run.model, "denoiser", states["denoiser"])), place.folder / "flux.safetensors"
+    )
     whole = bundle.single_file(run.model, {"vae": states["vae"]})
     save_file({key.removeprefix("vae."): x for key, x in whole.items()}, place.folder / "ae.safetensors")
     for name, file in (("text_encoder", "clip_l"), ("text_encoder_2", "t5xxl")):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from runner.errors import Invalid, RunFailed
 from runner.families.contract import LoadOptions
-from runner.families.parts.checkpoint import match_part
 from runner.families.parts.files import CONFIGS, read_json
+from runner.families.parts.match import match_part
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import Part
 from runner.families.registry import family

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def glowing(place: Place, **prompt: object) -> Path:
+    second = place.folder / "model" / "unet_2"
+    if not second.exists():
+        shutil.copytree(place.folder / "model" / "unet", second)
     prompts = [{"prompt": "a red circle", "seed": 5, **prompt}]
     training = {"max_train_steps": 4, "checkpoints": {"every_n_steps": 4, "state_every_n_steps": 1}}
     return place.write({"model": {"family": "made_up"}, "training": training, "sampling": {"prompts": prompts}})

@@ -130,8 +130,8 @@ def test_kohyas_file_merges_into_the_original_layout(
     state = {key: parameter.detach() for key, parameter in parameters.items()}
     base = base_of(run)
     bundle = family(name)
-    expected = bundle.denoiser_file(run.model, merged(run.targets, state, base)["denoiser"])
-    original = bundle.denoiser_file(run.model, base["denoiser"])
+    expected = bundle.denoiser_file(run.model, "denoiser", merged(run.targets, state, base)["denoiser"])
+    original = bundle.denoiser_file(run.model, "denoiser", base["denoiser"])
     written = kohya_state(run.targets, state, torch.float32)
     by_name = {
         f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}": key for key in original if key.endswith(".weight")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from runner.families.contract import LoadOptions
 from runner.families.parts.attention import Attention, diffusers_attention
-from runner.families.parts.checkpoint import Finder, match_part
+from runner.families.parts.checkpoint import Finder
 from runner.families.parts.files import read_json
 from runner.families.parts.load import load_part
+from runner.families.parts.match import match_part
 from runner.families.parts.modules import make_module
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.registry import FAMILIES, family

@@ -82,7 +82,7 @@ def forwards_a_step(place: Place, blocks: Callable[[Any], list[nn.Module]]) -> l
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointed_blocks_run_twice_a_step(family_place: Make, name: str) -> None:
     def blocks(made: Any) -> list[nn.Module]:
-        names = family(name).spec.blocks(made.run.model)
+        names = family(name).spec.blocks(made.run.model, "denoiser")
         return [made.trained.modules["denoiser"].get_submodule(block) for block in names]
 
     for on in (False, True):

@@ -259,7 +259,13 @@ def test_an_end_image_stays_in_what_is_known(video_place: Make) -> None:
     pictures["end"] = torch.full(shape, 7.0)
     texts = {"text": torch.zeros(256, 24), "mask": torch.ones(256), "pooled": torch.zeros(16)}
     latents = generate(
-        call, type("Denoiser", (), {})(), prompt, lambda _: texts, pictures, run.model, torch.device("cpu")
+        call,
+        {"denoiser": type("Denoiser", (), {})()},
+        prompt,
+        lambda _: texts,
+        pictures,
+        run.model,
+        torch.device("cpu"),
     )
     assert latents.shape[2] == 3 * 2 + 1
     assert float(latents[0, 0, 0, 0, 0]) == 5.0

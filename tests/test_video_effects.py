@@ -230,7 +230,7 @@ def made(run: Prepared) -> Tensor:
     prompts = list(run.prompts)
     encoded = encode_prompts(context, prompts, False)
     trained = build(context, graph.of(TrainInputs), None)
-    latents = make_latents(context, trained.modules["denoiser"], prompts[0], encoded)
+    latents = make_latents(context, trained.modules, prompts[0], encoded)
     vae = context.load("vae")
     bundle.tile(vae, graph.of(SampleInputs).tile_size, graph.runtime.sample_chunk)
     return decode(context, vae, latents, prompts[0])

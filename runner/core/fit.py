@@ -147,7 +147,7 @@ def _clip(parameters: list[torch.nn.Parameter], loop: Loop) -> Tensor:
     """Scales gradients down and returns the norm of all of them before."""
     if loop.clip_grad == "global":
         return torch.nn.utils.clip_grad_norm_(parameters, loop.max_grad_norm)
-    norms = [torch.nn.utils.clip_grad_norm_([parameter], loop.max_grad_norm) for parameter in parameters]
+    norms = [torch.nn.utils.clip_grad_norm_([own], loop.max_grad_norm).to(own.device) for own in parameters]
     return torch.stack(norms).norm()
 
 

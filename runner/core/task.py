@@ -35,6 +35,8 @@ class Batch:
     items: tuple[Any, ...] = ()
     clips: tuple[Tensor, ...] = ()
     """Pixels that are not of one length, which no tensor can hold together."""
+    timesteps: tuple[float, ...] = ()
+    """Those of the tensors, where Python can read them without a wait for the device."""
     copied: torch.cuda.Event | None = None
     """When the copy to the device has ended that was begun ahead."""
 

@@ -46,7 +46,7 @@ class Exporter:
         self.prepared, self.train, self.checkpoints, self.run = prepared, train, checkpoints, run
 
     def export(self, step: int, weights: str, form: str, dtype: str) -> Path:
-        """A file, or a folder for a whole diffusers model. Raises `UsageError` for a format that does not apply."""
+        """A file, or a folder: of a whole diffusers model, of several whole denoisers for ComfyUI. Raises `UsageError` for a format that does not apply."""
         adapter = self.train.targets is not None
         if form == "kohya" and not adapter:
             raise UsageError(
@@ -56,7 +56,8 @@ class Exporter:
         metadata = publish_metadata(self.prepared, step, weights, self.run, adapter and form != "single_file")
         key = fingerprint([PUBLISH_VERSION, self.train.trajectory(), step, weights, form, dtype, metadata])
         folder = self.context.store.root / "exports" / key
-        is_folder = form == "diffusers" and not adapter
+        several = len(self.context.runtime.model.denoisers) > 1
+        is_folder = not adapter and (form == "diffusers" or (form == "comfyui" and several))
         name = "model" if is_folder else "weights.safetensors"
         if not self._is_sound(folder):
             state = self.checkpoints.load(step, weights)
@@ -104,9 +105,11 @@ class Exporter:
             )
             write_hashed_tensors(target, {name: tensor.contiguous() for name, tensor in whole.items()}, metadata)
         elif form == "comfyui":
-            denoiser = self._whole(state, dtype, only=("denoiser",))["denoiser"]
-            named = self.context.family.denoiser_file(self.context.runtime.model, denoiser)
-            write_hashed_tensors(target, named | self._markers(), metadata)
+            model = self.context.runtime.model
+            for name, own in self._whole(state, dtype, only=model.denoising).items():
+                file = target if len(model.denoisers) == 1 else target / f"{name}.safetensors"
+                named = self.context.family.denoiser_file(model, name, own)
+                write_hashed_tensors(file, named | self._markers(), metadata)
         else:
             model, numerics = self.context.runtime.model, self.context.numerics
             self.context.family.save_pipeline(

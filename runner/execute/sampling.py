@@ -108,7 +108,7 @@ class Sampling:
         if not self.keep_loaded:
             self.encoders = None
             self.context.free()
-        latents = [make_latents(self.context, self._modules()["denoiser"], prompt, encoded) for prompt in prompts]
+        latents = [make_latents(self.context, self._modules(), prompt, encoded) for prompt in prompts]
         if not self.keep_loaded:
             self.trained = None
             self.context.free()

@@ -48,13 +48,22 @@ class Made:
     """How a family makes samples that does not go the common way of stages/pictures.py.
 
     encode_pictures(picture parts, prompt, device, dtype) → what is known of a prompt's pictures, on the CPU.
-    generate(denoise(x, t, conditioning), denoiser, prompt, texts, pictures, model, device) → latents fp32 [1, C, T, h, w].
+    generate(denoise(x, t, conditioning), modules, prompt, texts, pictures, model, device) → latents fp32 [1, C, T, h, w].
+        Where the model has several denoisers, t is on the host: it chooses.
     decode(vae, latents, prompt, model) → pixels [3, T, H, W] in -1..1.
     """
 
     encode_pictures: Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], Conditioning]
     generate: Callable[
-        [Callable[[Tensor, Tensor, Conditioning], Tensor], Any, ReadyPrompt, Texts, Conditioning, Model, torch.device],
+        [
+            Callable[[Tensor, Tensor, Conditioning], Tensor],
+            Mapping[str, Any],
+            ReadyPrompt,
+            Texts,
+            Conditioning,
+            Model,
+            torch.device,
+        ],
         Tensor,
     ]
     decode: Callable[[nn.Module, Tensor, ReadyPrompt, Model], Tensor]
@@ -74,12 +83,13 @@ class Family:
         Those with a system prompt take another one as `system`.
     decode_latents(vae, latents) → pixels [B, 3, H, W] in -1..1.
     process(numerics) → the noise process.
-    denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B].
+    denoise(denoiser, x_t, t, conditioning) → the prediction, of x_t's shape; t holds timesteps [B]. Which of several
+        denoisers it is given, `Model.denoisers` says.
     tiny(folder) → writes a checkpoint of the real classes with small random weights, which lets every path run on a CPU.
     save_pipeline(folder, model, state dicts by component, prediction type, whether the last step is pure noise) → a whole
         directory in diffusers' layout.
     single_file(model, state dicts by component) → the state dict of one checkpoint in the original layout.
-    denoiser_file(model, the denoiser's state dict) → the same for the denoiser alone, as ComfyUI loads it.
+    denoiser_file(model, one of its denoisers, its state dict) → the same for that alone, as ComfyUI loads it.
     picture_parts: the components that encode pictures.
     encode_more(picture parts, request, its pixels, device, dtype) → what is kept of a picture beside its latents.
     cut(item, its encoding) → what is trained of it: {"latents", "cond.<name>"}; None: all of it.
@@ -104,7 +114,7 @@ class Family:
     tiny: Callable[[Path], None]
     save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str, bool], None]
     single_file: Callable[[Model, Mapping[str, Mapping[str, Tensor]]], dict[str, Tensor]]
-    denoiser_file: Callable[[Model, Mapping[str, Tensor]], dict[str, Tensor]]
+    denoiser_file: Callable[[Model, str, Mapping[str, Tensor]], dict[str, Tensor]]
     size_conditioning: Callable[[tuple[int, int], tuple[int, int], tuple[int, int]], Conditioning] | None = None
     picture_parts: tuple[str, ...] = ("vae",)
     encode_more: (

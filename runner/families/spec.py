@@ -125,7 +125,7 @@ class MemoryAnswer:
 
 @dataclass(frozen=True)
 class SwapRule:
-    """What blocks_to_swap means for a denoiser."""
+    """What blocks_to_swap means for one denoiser; of several, the others wait on the host while one computes."""
 
     most: int
     blocks: Callable[[int], int]
@@ -192,8 +192,8 @@ class FamilySpec:
     layers: Callable[[Model], list[Target]]
     """Every layer that an adapter of a file may be for; rank and alpha say nothing."""
     memory: Callable[[MemoryQuestion], MemoryAnswer]
-    blocks: Callable[[Model], tuple[str, ...]]
-    """The denoiser's repeated blocks in the order of the forward pass."""
+    blocks: Callable[[Model, str], tuple[str, ...]]
+    """(model, one of its denoisers) → its repeated blocks in the order of the forward pass."""
     implementation: str
     """Where its half with torch is: "module:FAMILY"."""
     samplers: tuple[str, ...]
@@ -263,7 +263,12 @@ class FamilySpec:
         """How many blocks wait on the host for a value of blocks_to_swap, and the largest one."""
         if self.swap is not None:
             return self.swap(model, trains)
-        return SwapRule(len(self.blocks(model)) - 1, lambda wanted: wanted)
+        return SwapRule(self.count_blocks(model)[1] - 1, lambda wanted: wanted)
+
+    def count_blocks(self, model: Model) -> tuple[int, int]:
+        """(blocks of all denoisers, blocks of the one that has most)."""
+        counts = [len(self.blocks(model, name)) for name in model.denoising]
+        return sum(counts), max(counts)
 
     network_modules: Mapping[str, str] = field(default_factory=lambda: {"lora": "networks.lora"})
     """Kind of adapter → the module of its family's trainer that makes such files (ss_network_module); others are LyCORIS'."""

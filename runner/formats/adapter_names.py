@@ -58,6 +58,8 @@ _PREFIXES = {
     ),
     **_TEXT_ENCODERS,
 }
+_SEVERAL = re.compile(r"(denoiser)(_\d+)")
+"""Denoisers beside the first one: what files call them has their number too, as in `transformer_2.` and `lora_unet_2_`."""
 _PEFT = "base_model.model."
 _ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """What diffusers' first files call the attention layers of text encoders."""
@@ -140,11 +142,12 @@ def parse(keys: Iterable[str], layers: Sequence[Target]) -> Parsed:
     for layer in layers:
         for alias in layer.aliases:
             index.setdefault((layer.component, alias.module), []).append((layer, alias))
+    prefixes = {component: _prefixes(component) for component in dict.fromkeys(layer.component for layer in layers)}
     found: list[Module] = []
     strange: list[str] = []
     owners: dict[tuple[str, str], str] = {}
     for module, own in modules.items():
-        pieces = _layers_of(module, index)
+        pieces = _layers_of(module, index, prefixes)
         if not pieces:
             strange.append(module)
             continue
@@ -156,10 +159,12 @@ def parse(keys: Iterable[str], layers: Sequence[Target]) -> Parsed:
     return Parsed(found, sorted(strange), unknown, doubled)
 
 
-def _layers_of(module: str, index: Mapping[tuple[str, str], list[tuple[Target, Alias]]]) -> tuple[Target, ...]:
+def _layers_of(
+    module: str, index: Mapping[tuple[str, str], list[tuple[Target, Alias]]], prefixes: Mapping[str, Sequence[str]]
+) -> tuple[Target, ...]:
     module = module.removeprefix(_PEFT)
-    for component, prefixes in _PREFIXES.items():
-        for prefix in prefixes:
+    for component, own in prefixes.items():
+        for prefix in own:
             if not module.startswith(prefix):
                 continue
             path = module.removeprefix(prefix).removeprefix(_PEFT).replace(".processor.", ".").replace(".", "_")
@@ -172,6 +177,14 @@ def _layers_of(module: str, index: Mapping[tuple[str, str], list[tuple[Target, A
                     ]
                     return tuple(sorted(pieces, key=lambda piece: piece.part))
     return ()
+
+
+def _prefixes(component: str) -> Sequence[str]:
+    """What files put before the names of a component's layers."""
+    several = _SEVERAL.fullmatch(component)
+    if several is None:
+        return _PREFIXES.get(component, ())
+    return [f"{prefix[:-1]}{several[2]}{prefix[-1]}" for prefix in _PREFIXES[several[1]] if prefix]
 
 
 def _spellings(path: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -61,6 +61,21 @@ class Component:
     """Key in diffusers' and transformers' own naming → where it is in the files."""
     tokenizer: TokenizerKind | None = None
     """What tokenizer a text encoder needs."""
+    key: str | None = None
+    """The key of run.toml that may name other files for it than the checkpoint's."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """One of a model's denoisers: it is asked from the timestep `low` on, up to where the next one begins."""
+
+    component: str
+    low: float = 0.0
+
+
+def is_denoiser(component: str) -> bool:
+    """Whether a component is a denoiser, by its name: "denoiser", "denoiser_2" and so on."""
+    return component.startswith("denoiser")
 
 
 class Stated(NamedTuple):
@@ -105,8 +120,42 @@ class Model:
     """What the denoiser sees beside the frames that it makes, in latent frames of full resolution (framepack)."""
     image_tokens: int = 0
     """Tokens of an image's embedding beside those of the text (framepack)."""
+    denoisers: tuple[Denoiser, ...] = (Denoiser("denoiser"),)
+    """Which components denoise, and which timesteps of the noise process are whose."""
     stated: Mapping[str, Stated] = field(default_factory=dict)
     """Dotted key of run.toml → what the checkpoint itself says of it."""
+
+    def __post_init__(self) -> None:
+        lows = [denoiser.low for denoiser in self.denoisers]
+        assert min(lows) == 0 and len(set(lows)) == len(lows), f"the denoisers' timesteps begin at {lows}"
+        assert all(is_denoiser(name) for name in self.denoising), f"no names of denoisers: {self.denoising}"
+
+    @property
+    def denoising(self) -> tuple[str, ...]:
+        """The denoisers' components."""
+        return tuple(denoiser.component for denoiser in self.denoisers)
+
+    @property
+    def ranges(self) -> list[tuple[str, float, float | None]]:
+        """(component, its first timestep, the first one that is the next one's) of each, from little noise to much."""
+        own = sorted(self.denoisers, key=lambda denoiser: denoiser.low)
+        ends = [*(denoiser.low for denoiser in own[1:]), None]
+        return [(denoiser.component, denoiser.low, end) for denoiser, end in zip(own, ends, strict=True)]
+
+    def by_denoiser(self, timesteps: Iterable[float]) -> dict[str, list[int]]:
+        """Denoiser → the places of the timesteps that are its own: those for which it is the last that has begun."""
+        found: dict[str, list[int]] = {}
+        for place, timestep in enumerate(timesteps):
+            begun = [denoiser for denoiser in self.denoisers if denoiser.low <= timestep]
+            found.setdefault(max(begun, key=lambda denoiser: denoiser.low).component, []).append(place)
+        return {name: found[name] for name in self.denoising if name in found}
+
+    def rates(self, given: Mapping[str, bool | float]) -> dict[str, bool | float]:
+        """Component → true or its learning rate, of what run.toml says of denoisers in one word."""
+        found: dict[str, bool | float] = {}
+        for name, value in given.items():
+            found |= dict.fromkeys(self.denoising if is_denoiser(name) else (name,), value)
+        return found
 
     @property
     def makes_video(self) -> bool:

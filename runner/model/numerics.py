@@ -32,6 +32,8 @@ class Numerics:
     """What the denoiser is used for, and its window."""
     version: int | None = None
     """The family's version, from its second one on."""
+    denoisers: Mapping[str, float] | None = None
+    """Denoiser → the timestep from which it is asked, where there are several."""
 
     def facts(self) -> Tree:
         """What decides results."""
@@ -51,6 +53,7 @@ class Numerics:
             "text_encoder_quantization": said(self.text_encoder_quantization, "model.text_encoder_quantization"),
             "guidance": said(self.guidance, "training.embedded_guidance", "training.raw_embedded_guidance"),
             "variant": said(self.variant, "model.variant", "model.latent_window_size"),
+            **({} if self.denoisers is None else {"denoisers": said(self.denoisers, "model")}),
         }
 
     @cached_property

@@ -16,6 +16,7 @@ from runner.inputs.cache import LatentEncoder, TextEncoder
 from runner.inputs.runtime import Runtime
 from runner.inputs.sample import BaseModel
 from runner.inputs.train import TrainInputs
+from runner.model.model import Model
 from runner.model.numerics import Numerics
 from runner.plan.prepare import Prepared
 from runner.plan.resolve import checkpoint_steps
@@ -128,6 +129,9 @@ class Run(_Nodes):
             variant=" ".join([prepared.model.variant, *([str(prepared.model.window)] if prepared.model.window else [])])
             or None,
             version=prepared.spec.version if prepared.spec.version > 1 else None,
+            denoisers={own.component: own.low for own in prepared.model.denoisers}
+            if len(prepared.model.denoisers) > 1
+            else None,
         )
 
     @cached_property
@@ -235,6 +239,10 @@ def _guidance(prepared: Prepared) -> float | None:
     return training.embedded_guidance * (1.0 if training.raw_embedded_guidance else 1000.0)
 
 
+def _largest_denoiser(model: Model) -> int:
+    return max(model.components[name].parameters for name in model.denoising)
+
+
 def _sample_swap(config: RunConfig) -> int:
     """blocks_to_swap of `runner sample`."""
     own = config.sampling.blocks_to_swap
@@ -309,5 +317,5 @@ def _runtime(prepared: Prepared) -> Runtime:
         init_from=prepared.init_from,
         base_weights=tuple(prepared.base_weights),
         layers=tuple(prepared.spec.layers(prepared.model)) if prepared.base_weights else (),
-        threads=1 if prepared.model.components["denoiser"].parameters < SMALL_MODEL else None,
+        threads=1 if _largest_denoiser(prepared.model) < SMALL_MODEL else None,
     )

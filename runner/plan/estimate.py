@@ -40,6 +40,8 @@ class Figures:
     checkpoint_every: int
     trainable: int
     trained_layers: int
+    denoisers: list[tuple[str, float, float | None]]
+    """Each with the timesteps that are its own: from, and below (None: to the end); none where there is only one."""
     memory: MemoryAnswer
     """Without the libraries' own."""
     device: Literal["cpu", "cuda"]
@@ -68,6 +70,7 @@ class Figures:
             "epochs": round(self.epochs, 4),
             "checkpoints": self.checkpoints,
             "trainable_parameters": self.trainable,
+            **({"denoisers": [_range(*own) for own in self.denoisers]} if self.denoisers else {}),
             "predicted_peak_memory_bytes": self.peak,
             "memory_of": "GPU" if self.device == "cuda" else "CPU",
             "library_memory_bytes": LIBRARIES[self.device],
@@ -75,6 +78,10 @@ class Figures:
             "predicted_disk_bytes": self.disk,
             "predicted_seconds": self.seconds,
         }
+
+
+def _range(component: str, low: float, high: float | None) -> dict[str, Any]:
+    return {"component": component, "from_timestep": low, "below_timestep": high}
 
 
 def _bucket(size: tuple[int, int], layout: str, **count: int) -> dict[str, Any]:
@@ -108,6 +115,7 @@ def figures(plan: Plan, seconds_per_step: float | None, device: Literal["cpu", "
         checkpoint_every=every,
         trainable=trainable,
         trained_layers=layers,
+        denoisers=prepared.model.ranges if len(prepared.model.denoisers) > 1 else [],
         memory=predicted_memory(plan, question),
         device=question.device,
         disk=disk_bytes(plan),
@@ -131,7 +139,7 @@ def memory_question(plan: Plan, trainable: int, device: Literal["cpu", "cuda"] |
     config, runtime, train = prepared.config, graph.runtime, graph.of(TrainInputs)
     prompts = graph.of(SampleInputs).prompts
     whole = train.targets is None
-    trains = dict.fromkeys(config.training.components.rates, whole)
+    trains = dict.fromkeys(prepared.model.rates(config.training.components.rates), whole)
     batch, size = _largest_batch(train)
     numerics = train.numerics
     return MemoryQuestion(

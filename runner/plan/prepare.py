@@ -232,7 +232,7 @@ class _Preparation:
         for key, wanted, trains in keys:
             if model is None or not wanted:
                 continue
-            count, most = len(self.spec.blocks(model)), self.spec.swap_rule(model, trains).most
+            count, most = self.spec.count_blocks(model)[1], self.spec.swap_rule(model, trains).most
             if wanted > most:
                 staying = "one must stay" if self.spec.swap is None else "some must stay"
                 self._error(key, f"the denoiser has {count} blocks; {staying}", f"blocks_to_swap = {most} at most")
@@ -434,11 +434,13 @@ def _digests(prepared: Prepared, may_defer: bool) -> None:
         if component.layout == "none":
             parts.append("drawn")
         own = identity("component", name, canonical(dict(component.config)), *parts)
-        prepared.weights[name] = content(own, *_named_by(name))
+        prepared.weights[name] = content(own, *_named_by(component.key))
     for encoder, folder in model.tokenizers.items():
         name = encoder.replace("text_encoder", "tokenizer")
         parts = [digest(file) for file in model.tokenizer_files if file.parent == folder]
-        prepared.weights[name] = content(identity("tokenizer", *parts) if parts else "clip", *_named_by(name))
+        prepared.weights[name] = content(
+            identity("tokenizer", *parts) if parts else "clip", *_named_by(f"model.{name}")
+        )
     prepared.weights["init_from"] = content(
         None if prepared.init_from is None else index.digest(prepared.init_from), "network.init_from"
     )
@@ -457,7 +459,6 @@ def _digests(prepared: Prepared, may_defer: bool) -> None:
             prepared.read_files[key] = index.digest(resolve_path(name_, prepared.folder))
 
 
-def _named_by(component: str) -> tuple[str, ...]:
+def _named_by(key: str | None) -> tuple[str, ...]:
     """The keys that may name a component's files, the first that is given counts."""
-    own = f"model.{component}"
-    return (*([own] if own in all_keys() else []), "model.checkpoint")
+    return (*([key] if key is not None and key in all_keys() else []), "model.checkpoint")

@@ -122,7 +122,7 @@ def _activations(question: MemoryQuestion) -> Iterator[Remedy]:
 def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
     spec, model = plan.prepared.spec, plan.prepared.model
     rule = spec.swap_rule(model, True)
-    blocks = len(spec.blocks(model))
+    blocks, largest = spec.count_blocks(model)
     for share in (0.25, 0.5, 0.75, 1.0):
         count = int(rule.most * share)
         waiting = rule.blocks(count)
@@ -131,7 +131,7 @@ def _adapters(plan: Plan, question: MemoryQuestion) -> Iterator[Remedy]:
                 group="swap",
                 settings={"training.memory.blocks_to_swap": count},
                 slower=1 + 0.6 * share,
-                why=f"{waiting} of {blocks} blocks wait on the host",
+                why=f"{blocks - largest + waiting} of {blocks} blocks wait on the host",
                 change=_with(blocks_to_swap=waiting),
             )
     now = _PACKED[question.quantization]

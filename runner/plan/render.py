@@ -71,6 +71,7 @@ def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
         ("steps", _steps(figures, plan)),
         ("checkpoints", _checkpoints(figures, plan)),
         ("trained", _trained(figures)),
+        *([("denoisers", _denoisers(figures))] if figures.denoisers else []),
         ("memory", _memory(figures)),
         ("disk", _disk(figures)),
         ("time", _time(figures, plan)),
@@ -85,6 +86,13 @@ def _figure_lines(figures: Figures, plan: Plan) -> list[str]:
 def _trained(figures: Figures) -> str:
     layers = f" in {figures.trained_layers} layers" if figures.trained_layers else ""
     return f"{figures.trainable:,} parameters{layers}"
+
+
+def _denoisers(figures: Figures) -> str:
+    """`denoiser_2 for timesteps below 875, denoiser from 875 on`."""
+    (first, _, end), *others = figures.denoisers
+    parts = [f"{name} from {low:g}" + (f" to below {high:g}" if high else " on") for name, low, high in others]
+    return ", ".join([f"{first} for timesteps below {end:g}", *parts])
 
 
 def _steps(figures: Figures, plan: Plan) -> str:

@@ -17,7 +17,7 @@ def step_key(graph: Graph) -> str:
     )
     numerics = train.numerics
     parts = (
-        train.weights["denoiser"].value,
+        *(train.weights[name].value for name in runtime.model.denoising),
         kind,
         sorted(train.components.rates),
         shapes,

@@ -16,6 +16,7 @@ from runner.errors import Invalid
 from runner.families.contract import Family, LoadOptions
 from runner.formats.adapter_read import read_lora
 from runner.inputs.runtime import Runtime
+from runner.model.model import is_denoiser
 from runner.model.numerics import Numerics
 from runner.networks.merge import merge_into
 from runner.stages.stop import StopFlag
@@ -40,9 +41,7 @@ class Context:
         """One component in the dtype of frozen weights, with network.base_weights merged in; in that of `whole` where it
         trains whole. `plain`: not quantized."""
         numerics = self.numerics
-        quantization = {"vae": "none", "denoiser": numerics.quantization}.get(
-            component, numerics.text_encoder_quantization
-        )
+        quantization = numerics.quantization if is_denoiser(component) else numerics.text_encoder_quantization
         frozen = self.numerics.vae_dtype if component == "vae" else self.numerics.dtype
         options = LoadOptions(
             dtype=whole or DTYPES[frozen],
@@ -50,7 +49,7 @@ class Context:
             attention=self.runtime.attention,
             scratch_seed=scratch_seed,
             trains=whole is not None,
-            quantization="none" if plain or whole is not None else quantization,
+            quantization="none" if plain or whole is not None or component == "vae" else quantization,
             split_attention=self.runtime.split_attention,
         )
         module = self.family.load(self.runtime.model, component, options)

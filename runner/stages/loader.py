@@ -199,6 +199,7 @@ class StepLoader:
             requests=requests,
             items=tuple(item for item, _ in views),
             clips=clips,
+            timesteps=tuple(tensors["timesteps"].tolist()),
         )
         return batch.pinned() if self.stream is not None else batch
 

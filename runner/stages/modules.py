@@ -13,6 +13,7 @@ from runner.core.swap import BlockSwap
 from runner.errors import RunFailed
 from runner.formats.adapter_read import read_adapters
 from runner.inputs.train import TrainInputs
+from runner.model.model import Model
 from runner.networks.attach import Dropouts, attach
 from runner.seeding import derive
 from runner.stages.context import Context
@@ -20,7 +21,7 @@ from runner.stages.context import Context
 
 @dataclass
 class Trained:
-    """Component → module, for the denoiser and the text encoders that train; and what trains, by name."""
+    """Component → module, for the denoisers and the text encoders that train; and what trains, by name."""
 
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
@@ -36,20 +37,21 @@ class Trained:
                 parameter.copy_(weights[name])
 
 
-def learning_rates(inputs: TrainInputs) -> dict[str, float]:
+def learning_rates(inputs: TrainInputs, model: Model) -> dict[str, float]:
     """Component → learning rate, for those that train."""
-    rates = inputs.components.rates
+    rates = model.rates(inputs.components.rates)
     return {name: inputs.learning_rate if value is True else float(value) for name, value in rates.items()}
 
 
 def build(context: Context, inputs: TrainInputs, init_from: Path | None, plain: bool = False) -> Trained:
-    """Loads the denoiser and the text encoders that train, with fresh adapters where adapters train. `plain`: nothing is
+    """Loads the denoisers and the text encoders that train, with fresh adapters where adapters train. `plain`: nothing is
     quantized, for files that hold the whole model."""
-    trains = learning_rates(inputs)
+    model = context.runtime.model
+    trains = learning_rates(inputs, model)
     whole = inputs.targets is None
     dtype = torch.bfloat16 if inputs.optimizer.stochastic_rounding else torch.float32
     modules: dict[str, nn.Module] = {}
-    for component in dict.fromkeys(("denoiser", *trains)):
+    for component in dict.fromkeys((*model.denoising, *trains)):
         is_whole = whole and component in trains
         seed = derive(inputs.seed, "from_scratch") if inputs.from_scratch and component in trains else None
         modules[component] = context.load(component, whole=dtype if is_whole else None, scratch_seed=seed, plain=plain)
@@ -85,9 +87,17 @@ def build_swapped(context: Context, inputs: TrainInputs) -> Trained:
 
 
 def swap_blocks(context: Context, trained: Trained, swapped: int) -> None:
-    """Has so many of the denoiser's blocks wait on the host."""
+    """Has so many of the denoiser's blocks wait on the host; of several denoisers one has room, as they take turns."""
     if swapped:
-        names = context.family.spec.blocks(context.runtime.model)
-        blocks = [trained.modules["denoiser"].get_submodule(name) for name in names]
-        trained.swap = BlockSwap(blocks, swapped, context.device)
+        blocks, (total, largest) = (
+            denoising_blocks(context, trained),
+            context.family.spec.count_blocks(context.runtime.model),
+        )
+        trained.swap = BlockSwap(blocks, total - largest + swapped, context.device)
         context.free()
+
+
+def denoising_blocks(context: Context, trained: Trained) -> list[nn.Module]:
+    """The denoisers' repeated blocks, one denoiser after the other."""
+    spec, model = context.family.spec, context.runtime.model
+    return [trained.modules[own].get_submodule(name) for own in model.denoising for name in spec.blocks(model, own)]

@@ -21,6 +21,7 @@ from runner.errors import RunFailed
 from runner.families.contract import Conditioning
 from runner.families.prompts import ReadyPrompt
 from runner.stages.context import Context
+from runner.stages.denoising import Denoisers
 from runner.stages.encode import Encoding, TextEncoding
 from runner.store.samples import poster_of
 
@@ -77,20 +78,21 @@ def _compute_dtype(context: Context) -> str:
 
 
 @torch.no_grad()
-def make_latents(context: Context, denoiser: nn.Module, prompt: ReadyPrompt, encoded: Encoded) -> Tensor:
+def make_latents(context: Context, modules: Mapping[str, nn.Module], prompt: ReadyPrompt, encoded: Encoded) -> Tensor:
     """Latents fp32 [1, C, h, w], of a video [1, C, T, h, w], of a prompt whose seed is known."""
     assert prompt.seed is not None
     model, numerics = context.runtime.model, context.numerics
+    denoisers = Denoisers(context.family, model, modules)
 
     def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         with autocast(numerics.mixed_precision, context.device):
-            return context.family.denoise(denoiser, x, t.to(context.device, non_blocking=True), conditioning)
+            return denoisers(x, t.to(context.device, non_blocking=True), t.reshape(-1), conditioning)
 
     made = context.family.made
     if made is not None:
         pictures = encoded.pictures[prompt.index]
         return made.generate(
-            call, denoiser, prompt, lambda text: encoded.of(prompt, text), pictures, model, context.device
+            call, modules, prompt, lambda text: encoded.of(prompt, text), pictures, model, context.device
         )
     conditioning = _conditioning(context, prompt, encoded)
     shift = prompt.own.shift if prompt.own is not None else None

@@ -56,7 +56,7 @@ class Previews:
         encoded = self.encoded
         if self.text_trains:
             encoded = encode_prompts(self.context, missing, self.inputs.prompt_weighting, modules)
-        latents = [make_latents(self.context, modules["denoiser"], prompt, encoded) for prompt in missing]
+        latents = [make_latents(self.context, modules, prompt, encoded) for prompt in missing]
         vae = self._autoencoder()
         for prompt, latent in zip(missing, latents, strict=True):
             made = media(decode(self.context, vae, latent, prompt), prompt, label_of(step, weights))

@@ -5,7 +5,7 @@ The noise of an item at a level comes from (seed, the picture's content, the lev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from runner.plan.keys import evaluation_texts, evaluation_views
 from runner.records import NUMBER, sound_record, write_record
 from runner.rng import normal
 from runner.stages.context import Context
+from runner.stages.denoising import Denoisers
 from runner.stages.encode import TextEncoding
 from runner.stages.encodings import Latents, Texts
 
@@ -78,8 +79,8 @@ class Scorer:
             "step": step,
             "weights": weights,
             "levels": self.levels(),
-            "held_out": self._measure(self.inputs.held_out, modules["denoiser"], encoder),
-            "compared": self._measure(self.inputs.compared, modules["denoiser"], encoder),
+            "held_out": self._measure(self.inputs.held_out, modules, encoder),
+            "compared": self._measure(self.inputs.compared, modules, encoder),
         }
         write_record(file, found)
         self.context.store.index.add_items("scores", [(file.stem, file.stat().st_size)])
@@ -87,12 +88,14 @@ class Scorer:
 
     @torch.no_grad()
     def _measure(
-        self, items: Sequence[TrainItem], denoiser: nn.Module, encoder: TextEncoding | None
+        self, items: Sequence[TrainItem], modules: Mapping[str, nn.Module], encoder: TextEncoding | None
     ) -> list[list[float]]:
         """[items][levels] of mean squared errors against the denoiser's own target."""
         context, numerics, seed = self.context, self.context.numerics, self.inputs.seed
         process = context.family.process(numerics).on(context.device)
-        t = torch.tensor(self.levels(), device=context.device)
+        denoisers = Denoisers(context.family, context.runtime.model, modules)
+        levels = self.levels()
+        t = torch.tensor(levels, device=context.device)
         rows: list[list[float]] = []
         for item in items:
             stored = self.stored.get(self.latents.key(item.picture, still_view(item)))
@@ -126,7 +129,7 @@ class Scorer:
                 x_0 = latent.to(context.device).expand(together, *latent.shape)
                 noisy = process.noisy(x_0, noise[own].to(context.device), t[own])
                 with autocast(numerics.mixed_precision, context.device):
-                    prediction = context.family.denoise(denoiser, noisy.x_t, noisy.t, conditioning)
+                    prediction = denoisers(noisy.x_t, noisy.t, levels[own], conditioning)
                 errors: Tensor = ((prediction.float() - noisy.target) ** 2).mean(dim=list(range(1, x_0.dim())))
                 found += [float(value) for value in errors.cpu()]
             rows.append(found)

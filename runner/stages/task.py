@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,10 @@ from runner.families.contract import Conditioning
 from runner.inputs.train import TrainInputs
 from runner.networks.merge import scale_down
 from runner.stages.context import Context, on_device
+from runner.stages.denoising import Denoisers
 from runner.stages.encode import LatentEncoding
 from runner.stages.loader import StepLoader, batch_latents
-from runner.stages.modules import Trained
+from runner.stages.modules import Trained, denoising_blocks
 
 
 class DiffusionTask:
@@ -43,21 +43,19 @@ class DiffusionTask:
         self.text_encoders = text_encoders
         self.tokenizers = context.family.load_tokenizers(context.runtime.model) if text_encoders is not None else {}
         self.text_trains = any(name in trained.modules for name in context.runtime.model.text_encoders)
-        denoiser: Any = trained.modules["denoiser"]
         if context.runtime.gradient_checkpointing:
             for name, module in trained.modules.items():
                 context.family.recompute(name, module)
         runtime = context.runtime
-        blocks = [denoiser.get_submodule(name) for name in context.family.spec.blocks(runtime.model)]
         self.compiling: set[tuple[int, ...]] | None = set() if runtime.compile else None
         if runtime.compile:
-            compile_blocks(blocks, len(inputs.groups))
+            compile_blocks(denoising_blocks(context, trained), _shapes(inputs, len(runtime.model.denoisers)))
         self.weights = frozenset(
             parameter.untyped_storage().data_ptr()
             for module in trained.modules.values()
             for parameter in module.parameters()
         )
-        self.denoiser: Any = denoiser
+        self.denoisers = Denoisers(context.family, runtime.model, trained.modules)
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         return self.loader.steps_from(step)
@@ -87,7 +85,7 @@ class DiffusionTask:
         offload = saved_on_host(self.device, self.weights) if self.context.runtime.activation_offload else nullcontext()
         with autocast(self.inputs.numerics.mixed_precision, self.device), offload:
             conditioning = self._conditioning(batch, tensors)
-            prediction = self.context.family.denoise(self.denoiser, noisy.x_t, noisy.t, conditioning)
+            prediction = self.denoisers(noisy.x_t, noisy.t, batch.timesteps, conditioning)
         settings = self.inputs.loss
         mask = tensors.get("mask") if settings.masked is not False else None
         losses = distance(prediction, noisy.target, settings, t, noisy.snr, self.process.num_timesteps, mask)
@@ -119,3 +117,8 @@ class DiffusionTask:
         if self.loader.sources.cut is not None:
             rows = [self.loader.sources.cut(item, row) for item, row in zip(batch.items, rows, strict=True)]
         return on_device(batch_latents(rows), self.device)
+
+
+def _shapes(inputs: TrainInputs, denoisers: int) -> int:
+    """How many sizes of latents there are: of batches that several denoisers share, any number of items."""
+    return sum(group.largest_batch if denoisers > 1 else 1 for group in inputs.groups)

@@ -96,7 +96,7 @@ class TrainStage:
         task = DiffusionTask(context, inputs, self.trained, loader, latents, encoders)
         ratio = inputs.adapter.lora_plus_ratio if inputs.adapter is not None else 1.0
         groups = parameter_groups(
-            self.trained.parameters, learning_rates(inputs), ratio, inputs.optimizer.type == "muon"
+            self.trained.parameters, learning_rates(inputs, runtime.model), ratio, inputs.optimizer.type == "muon"
         )
         per_tensor = inputs.max_grad_norm if inputs.clip_grad == "per_tensor" else 0.0
         options = SingleOptions(

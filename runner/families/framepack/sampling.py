@@ -103,7 +103,7 @@ def _view(picture: Image.Image, prompt: ReadyPrompt) -> Any:
 @torch.no_grad()
 def generate(
     call: Denoise,
-    denoiser: Any,
+    modules: Mapping[str, Any],
     prompt: ReadyPrompt,
     texts: Texts,
     pictures: Conditioning,
@@ -111,7 +111,7 @@ def generate(
     device: torch.device,
 ) -> Tensor:
     """Latents fp32 [1, C, T, h, w]: of all sections with the start frame, or of one frame."""
-    video = _own(prompt)
+    video, denoiser = _own(prompt), modules["denoiser"]
     assert prompt.seed is not None
     maker = _Maker(
         call, denoiser, prompt, video, texts, {name: x.to(device) for name, x in pictures.items()}, model, device

@@ -21,14 +21,14 @@ def saved(layers: list[Layer], use: Use) -> Iterator[tuple[Layer, float]]:
     """(layer, numbers that autograd keeps for it). Before the first layer that trains nothing is kept."""
     active = False
     for layer in layers:
-        trains = use.whole or f"denoiser.{layer.name}" in use.targets
+        trains = use.whole or layer.name in use.targets
         active = active or trains
         yield layer, _kept(layer, use, trains) if active else 0.0
 
 
 def _kept(layer: Layer, use: Use, trains: bool) -> float:
     positions, name = _positions(layer, use), layer.name
-    kept = float(use.targets.get(f"denoiser.{name}", 0) * positions)  # between the adapter's two halves
+    kept = float(use.targets.get(name, 0) * positions)  # between the adapter's two halves
     if any(part in name for part in _ONCE):
         return kept + layer.inputs * (use.batch if trains else 0)
     if name.endswith((".norm_q", ".norm_k", ".norm_added_q", ".norm_added_k")):  # both streams' heads, before and after

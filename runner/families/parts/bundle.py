@@ -47,8 +47,8 @@ def bundle(
     def save(folder: Path, model: Model, states: States, prediction_type: str, zero_terminal_snr: bool) -> None:
         save_pipeline(finder, load_tokenizers(model), folder, model, states, prediction_type, zero_terminal_snr)
 
-    def denoiser_file(model: Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        part = parts["denoiser"]
+    def denoiser_file(model: Model, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        part = parts[name]
         return original_component(part, model, state, Naming("", layers=part.saved.layers if part.saved else None))
 
     return Family(

@@ -2,138 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runner.families.identify import identify
 from runner.families.locate import KeyPath, child_folder, locate_model
 from runner.families.parts.files import BUILTIN, CHECKPOINT, header_of, read_json, shards_of, weight_files
-from runner.families.parts.part import ModuleClass, Naming, Part
+from runner.families.parts.match import frozen, layers_of, listed, match_part, scales
+from runner.families.parts.part import Part
 from runner.families.parts.schedule import check_schedule
 from runner.families.parts.tokenizer_files import find_tokenizer, tokenizer_files
 from runner.families.parts.tokenizer_fit import misfit
 from runner.files import parsing
-from runner.model.layers import Layer, Layers, Origin, Shape, count, original_parameters, origins, parameters
-from runner.model.model import Component, Model, ModelProblem
+from runner.model.layers import Layer, count
+from runner.model.model import Component, Model, ModelProblem, is_denoiser
 from schemas import RunConfig
-
-
-@dataclass(frozen=True)
-class Match:
-    """A file's keys for one component: key of the module → where it is in the file, and what does not fit."""
-
-    layout: Literal["diffusers", "original"]
-    keys: dict[str, Origin]
-    missing: list[str]
-    misshapen: list[str]
-
-    @property
-    def problem(self) -> str | None:
-        """What is wrong, in words; None where every key is there in its shape."""
-        if self.missing:
-            total = len(self.missing) + len({origin.key for origin in self.keys.values()})
-            return f"{len(self.missing)} of its {total} tensors are missing ({_some(self.missing)})"
-        if self.misshapen:
-            return f"{len(self.misshapen)} tensors have another shape ({_some(self.misshapen)})"
-        return None
-
-
-def match_part(part: Part, config: Mapping[str, Any], found: Mapping[str, tuple[str, Shape]]) -> Match:
-    """The naming that fits best, of those that files of this component use."""
-    kind = part.module
-    names = {_modern_name(key, kind): key for key in found}
-    candidates = [
-        _match(naming, kind, _layers(naming.layers or kind.layers, _frozen(config)), found, names)
-        for naming in part.namings
-    ]
-    return max(candidates, key=lambda match: len(match.keys))
-
-
-def _match(
-    naming: Naming,
-    kind: ModuleClass,
-    layers: list[Layer],
-    found: Mapping[str, tuple[str, Shape]],
-    names: Mapping[str, str],
-) -> Match:
-    if naming.layout == "original":
-        shapes, sources = original_parameters(layers, naming.prefix), origins(layers, naming.prefix)
-    else:
-        shapes = {naming.prefix + name: shape for name, shape in parameters(layers).items()}
-        sources = {name: Origin(key=naming.prefix + name) for name in parameters(layers)}
-    replaced = {own: tied for tied, own in kind.tied.items() if naming.prefix + own not in names}
-    at = {key: names.get(key) or names.get(_aliased(key, naming.prefix, replaced)) for key in shapes}
-    identities = {layer.key("weight") for layer in layers if layer.identity}
-    keys: dict[str, Origin] = {}
-    missing: list[str] = []
-    for name, origin in sources.items():
-        place = at[origin.key]
-        if place is not None:
-            keys[name] = replace(origin, key=place)
-        elif name not in identities and origin.key not in missing:
-            missing.append(origin.key)
-    if keys:
-        keys |= {name: Origin(key="", identity=True) for name in identities - keys.keys()}
-    misshapen = [
-        f"{place} is {list(found[place][1])}, not {list(shapes[key])}"
-        for key, place in at.items()
-        if place is not None and _squeezed(found[place][1]) != _squeezed(shapes[key])
-    ]
-    return Match(naming.layout, keys, missing, misshapen)
-
-
-_SCALES = (".scale_weight", ".weight_scale")
-"""What fp8 files call the scale of a layer's weight: ComfyUI's older way, and its newer one."""
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-
-
-def scales(tensors: Mapping[str, tuple[str, Shape]], keys: Collection[str]) -> dict[str, str] | str:
-    """Key of a weight that was divided by a scale → the scale's key; or why these tensors cannot be read as numbers."""
-    found = {}
-    for key in keys:
-        dtype, shape = tensors[key]
-        if dtype not in _FLOATS:
-            return f"{key} holds {dtype}, packed in a way that is not read here"
-        layer = key.removesuffix(".weight")
-        name = next((layer + ending for ending in _SCALES if layer + ending in tensors), None) if layer != key else None
-        if name is None:
-            continue
-        kind, size = tensors[name]
-        if kind not in _FLOATS or prod(size) not in (1, shape[0]):
-            return f"{name} is {kind} {list(size)}, no scale of {key} {list(shape)}"
-        found[key] = name
-    return found
-
-
-def _aliased(key: str, prefix: str, aliases: Mapping[str, str]) -> str:
-    return prefix + aliases.get(key.removeprefix(prefix), key.removeprefix(prefix))
-
-
-def _modern_name(key: str, kind: ModuleClass) -> str:
-    """The key with today's name of its layer."""
-    if not kind.old_names:
-        return key
-    head, _, parameter = key.rpartition(".")
-    last = head.rpartition(".")[2]
-    return f"{head.removesuffix(last)}{kind.old_names[last]}.{parameter}" if last in kind.old_names else key
-
-
-def _squeezed(shape: Shape) -> Shape:
-    """A 1x1 convolution's shape as a linear layer's: files differ in this for the attention of the autoencoder."""
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-# --- components -------------------------------------------------------------------------------------------------------
-
 
 MOST_LAYERS = 1000
 _MOST_NUMBER = 2**31
@@ -157,20 +42,6 @@ def _numbers(value: Any) -> Iterator[float]:
             waiting += item
         elif isinstance(item, (int, float)):
             yield item
-
-
-def _frozen(config: Mapping[str, Any]) -> str:
-    return json.dumps(dict(config), sort_keys=True)
-
-
-@cache
-def _layers(make: Layers, config: str) -> list[Layer]:
-    return make(json.loads(config))
-
-
-def layers_of(part: Part, component: Component) -> list[Layer]:
-    """The layers of a component of a model."""
-    return _layers(part.module.layers, _frozen(component.config))
 
 
 @dataclass(frozen=True)
@@ -200,20 +71,23 @@ class Finder:
         found: dict[str, Component] = {}
         for part in self.parts:
             given = getattr(config.model, str(part.key[-1])) if part.key is not None else None
-            fresh = config.model.from_scratch and bool(getattr(config.training.components, part.name, False))
+            fresh = config.model.from_scratch and bool(config.training.components.of(part.name))
             if given is not None:
                 found[part.name] = self._given(part, given, folder, place)
                 continue
             component = (
                 self._in_folder(part, place, fresh) if place.is_dir() else self._in_file(part, place, CHECKPOINT, fresh)
             )
+            if component is not None and is_denoiser(part.name) and _is_another(component, found):
+                component = self._absent(part, place)
             if component is not None:
                 found[part.name] = component
-        kinds = {part.name: part.module.tokenizer for part in self.parts}
-        for name, component in found.items():
-            kind = kinds[name]
-            if kind is not None:
-                found[name] = replace(component, tokenizer=kind(component.config))
+        for part in self.parts:
+            if part.name in found:
+                kind, component = part.module.tokenizer, found[part.name]
+                tokenizer = kind(component.config) if kind is not None else None
+                key = ".".join(map(str, part.key)) if part.key is not None else None
+                found[part.name] = replace(component, tokenizer=tokenizer, key=key)
         return place, found
 
     def tokenizers(
@@ -244,9 +118,9 @@ class Finder:
                 key, problem, f"name the folder of {kind.title}'s own tokenizer with model.tokenizer_{number}"
             )
 
-    def blocks(self, model: Model) -> tuple[str, ...]:
-        """The denoiser's repeated blocks in the order of the forward pass."""
-        part = next(part for part in self.parts if part.name == "denoiser")
+    def blocks(self, model: Model, denoiser: str) -> tuple[str, ...]:
+        """A denoiser's repeated blocks in the order of the forward pass."""
+        part = next(part for part in self.parts if part.name == denoiser)
         names = (part.block_of(layer.name) for layer in layers_of(part, model.components[part.name]))
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
@@ -262,7 +136,7 @@ class Finder:
     def _config(self, part: Part, place: Path) -> Mapping[str, Any] | None:
         """The architecture: the directory's own, or the shipped one for a single file. None: the part is left out."""
         if not place.is_dir():
-            return read_json(self.shipped / part.folder / "config.json")
+            return self._shipped(part)
         index = place / "model_index.json"
         if index.is_file():
             kind = str(read_json(index).get("_class_name", ""))
@@ -278,8 +152,16 @@ class Finder:
         raise ModelProblem(
             CHECKPOINT,
             f"{place} is no diffusers directory of {self.title}: {part.folder}/config.json is missing",
-            "name the folder that holds model_index.json, or a single file",
+            _named_with(part) if part.same_as else "name the folder that holds model_index.json, or a single file",
         )
+
+    def _shipped(self, part: Part) -> Mapping[str, Any]:
+        return read_json(self.shipped / (part.same_as or part.folder) / "config.json")
+
+    def _config_beside(self, part: Part, checkpoint: Path) -> Mapping[str, Any] | None:
+        """The architecture of a part that is named apart from a directory."""
+        alike = part.same_as and not (checkpoint / part.folder).is_dir()
+        return self._config(replace(part, folder=part.same_as) if alike else part, checkpoint)
 
     def _in_folder(self, part: Part, place: Path, fresh: bool) -> Component | None:
         config = self._config(part, place)
@@ -326,8 +208,8 @@ class Finder:
         place = locate_model(given, folder, None, BUILTIN, part.key)
         if not place.is_dir():
             weights = shards_of(place, part.key)
-            config = (self._config(part, checkpoint) if checkpoint.is_dir() else None) or self._fitted(
-                part, read_json(self.shipped / part.folder / "config.json"), weights, part.key
+            config = (self._config_beside(part, checkpoint) if checkpoint.is_dir() else None) or self._fitted(
+                part, self._shipped(part), weights, part.key
             )
             component = self._component(part, weights, weights, config, part.key)
         else:
@@ -355,7 +237,7 @@ class Finder:
 
         _check_sizes(config, problem)
         with parsing(problem):
-            return _layers(part.module.layers, _frozen(config))
+            return listed(part.module.layers, frozen(config))
 
     def _component(
         self, part: Part, weights: tuple[Path, ...], files: tuple[Path, ...], config: Mapping[str, Any], key: KeyPath
@@ -396,8 +278,20 @@ class Finder:
         """A single file without this component."""
         if part.optional:
             return None
-        hint = f"name it with {'.'.join(map(str, part.key))}" if part.key else "name a whole checkpoint"
-        raise ModelProblem(CHECKPOINT, f"{file} has no {part.folder.replace('_', ' ')} ({part.name})", hint)
+        raise ModelProblem(
+            CHECKPOINT, f"{file} has no {part.folder.replace('_', ' ')} ({part.name})", _named_with(part)
+        )
+
+
+def _named_with(part: Part) -> str:
+    return f"name it with {'.'.join(map(str, part.key))}" if part.key else "name a whole checkpoint"
+
+
+def _is_another(component: Component, found: Mapping[str, Component]) -> bool:
+    """Whether its tensors in a file of several parts are those of another one: denoisers have the same names in files of
+    their own."""
+    own = {(component.weights, origin.key) for origin in component.keys.values()}
+    return any((other.weights, origin.key) in own for other in found.values() for origin in other.keys.values())
 
 
 def _sub_folder(part: Part, place: Path) -> Path:

@@ -15,6 +15,7 @@ from math import prod
 from runner.families.parts.part import Part
 from runner.families.spec import MemoryAnswer, MemoryQuestion
 from runner.model.layers import Config, Layer
+from runner.model.model import is_denoiser
 
 BASE = 30_000_000
 """What any phase takes beside tensors: threads, allocator, buffers of files."""
@@ -100,8 +101,7 @@ class _Prediction:
         self.parts = ask.model.components
         self.encoders = ask.model.text_encoders
         self.described = {part.name: part for part in denoiser.parts}
-        self.layers = self._layers("denoiser")
-        self.block_of = self.described["denoiser"].block_of
+        self.denoisers = ask.model.denoising
 
     def answer(self) -> MemoryAnswer:
         ask, parts = self.ask, self.parts
@@ -115,8 +115,11 @@ class _Prediction:
         weights = self._resident()
         phases["train"] = TRAIN_BASE + self._train(weights)
         if ask.device == "cpu" and ask.quantization != "none":  # weights are read wide before they are packed
-            wide = parts["denoiser"].parameters * ask.frozen_bytes * LOADED
-            phases["train"] = max(phases["train"], wide + self._frozen("denoiser") / 4)
+            packed = 0.0
+            for name in self.denoisers:
+                wide = parts[name].parameters * ask.frozen_bytes * LOADED
+                phases["train"] = max(phases["train"], packed + wide + self._frozen(name) / 4)
+                packed += self._frozen(name)
         denoiser = sum(weights.values()) + (0 if ask.whole else ask.trainable * 4)
         if ask.sample_size is not None:
             phases["sample"] = denoiser + self._picture(ask.sample_size)
@@ -124,9 +127,7 @@ class _Prediction:
             everything = sum(part.parameters for part in parts.values())
             phases["publish"] = 2 * sum(weights.values()) + 2 * everything
         together = 1 if ask.model.makes_video else SCORED_TOGETHER
-        phases["select"] = denoiser + self.denoiser.forward(
-            self.layers, self._use(together, area, self._seen(ask.frames))
-        )
+        phases["select"] = denoiser + self._forward(together, area, self._seen(ask.frames))
         return MemoryAnswer({name: BASE + int(size) for name, size in phases.items()})
 
     def _layers(self, name: str) -> list[Layer]:
@@ -137,7 +138,7 @@ class _Prediction:
     def _frozen(self, name: str) -> float:
         """Bytes of a component in the dtype of frozen weights."""
         ask, part = self.ask, self.parts[name]
-        kind = ask.quantization if name == "denoiser" else ask.text_encoder_quantization
+        kind = ask.quantization if is_denoiser(name) else ask.text_encoder_quantization
         total: float = part.parameters * ask.frozen_bytes
         if kind != "none":
             packed = self._packable(name)
@@ -158,27 +159,32 @@ class _Prediction:
         """Bytes of the modules that stay on the device while training."""
         ask = self.ask
         found: dict[str, float] = {}
-        for name in ("denoiser", *self.encoders):
-            if name != "denoiser" and name not in ask.trains:
-                continue
-            held = self.parts[name].parameters * ask.whole_bytes if ask.trains.get(name) else self._frozen(name)
-            if name == "denoiser" and ask.blocks_to_swap:
-                held -= self._swapped(held)
-            found[name] = held * LOADED if ask.device == "cpu" else held
-        return found
+        for name in (*self.denoisers, *(name for name in self.encoders if name in ask.trains)):
+            whole = ask.trains.get(name)
+            found[name] = self.parts[name].parameters * ask.whole_bytes if whole else self._frozen(name)
+        if ask.blocks_to_swap:
+            found |= self._kept({name: found[name] for name in self.denoisers})
+        return {name: held * LOADED if ask.device == "cpu" else held for name, held in found.items()}
 
-    def _swapped(self, held: float) -> float:
-        """Bytes of the denoiser that lie on the host: all but as many of the largest blocks in a row as there is room for,
-        and two on their way."""
-        sizes: dict[str, float] = {}
-        for layer in self.layers:
-            block = self.block_of(layer.name)
-            if block is not None:
-                sizes[block] = sizes.get(block, 0.0) + sum(prod(shape) for _, shape in layer.parameters())
-        room = min(len(sizes), len(sizes) - self.ask.blocks_to_swap + 2)
-        rows = list(sizes.values())
-        stays = max(sum(rows[start : start + room]) for start in range(len(rows) - room + 1))
-        return (sum(rows) - stays) * held / self.parts["denoiser"].parameters
+    def _kept(self, held: Mapping[str, float]) -> dict[str, float]:
+        """What of the denoisers' bytes is not on the host: of their blocks, as many of the largest in a row as there is room
+        for, and two on their way. They have room for the blocks of one of them less those that wait."""
+        sizes: dict[tuple[str, str], float] = {}
+        for name in self.denoisers:
+            for layer in self._layers(name):
+                block = self.described[name].block_of(layer.name)
+                if block is not None:
+                    size = sum(prod(shape) for _, shape in layer.parameters())
+                    sizes[name, block] = sizes.get((name, block), 0.0) + size
+        owners, rows = [name for name, _ in sizes], list(sizes.values())
+        room = min(len(rows), max(owners.count(name) for name in held) - self.ask.blocks_to_swap + 2)
+        start = max(range(len(rows) - room + 1), key=lambda first: sum(rows[first : first + room]))
+        stays = range(start, start + room)
+        gone = {
+            name: sum(row for place, row in enumerate(rows) if owners[place] == name and place not in stays)
+            for name in held
+        }
+        return {name: bytes_ - gone[name] * bytes_ / self.parts[name].parameters for name, bytes_ in held.items()}
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -196,11 +202,13 @@ class _Prediction:
             ask.compute_bytes < ask.whole_bytes
         ):  # autocast keeps a copy of each weight that is wider, until the step ends
             held += sum(parts[name].parameters * ask.compute_bytes for name in weights if ask.trains.get(name))
-        use = self._use(ask.batch, prod(ask.size), self._seen(ask.frames))
-        step = self._backward(use)
+        # Denoisers share a batch; what is kept of it is most where one has all of it.
+        uses = {name: self._use(name, ask.batch, prod(ask.size), self._seen(ask.frames)) for name in self.denoisers}
+        step = max(self._backward(name, use) for name, use in uses.items())
+        number = uses[self.denoisers[0]].number
         for name in self.encoders:
             if name in ask.trains:
-                step += _text_saved(self._layers(name), ask.batch * ask.text_tokens, use.number)
+                step += _text_saved(self._layers(name), ask.batch * ask.text_tokens, number)
         picture = 0.0
         if ask.samples_in_training and ask.sample_size is not None:
             step += self._waiting_vae()
@@ -215,10 +223,15 @@ class _Prediction:
         part = self.parts.get("image_encoder")
         return 0.0 if part is None else float(part.parameters * self.ask.frozen_bytes)
 
-    def _use(self, batch: int, pixels: int, frames: float = 1.0) -> Use:
+    def _forward(self, batch: int, pixels: int, frames: float) -> float:
+        """Bytes of a forward pass without gradients, of the denoiser that needs most."""
+        uses = {name: self._use(name, batch, pixels, frames) for name in self.denoisers}
+        return max(self.denoiser.forward(self._layers(name), use) for name, use in uses.items())
+
+    def _use(self, denoiser: str, batch: int, pixels: int, frames: float) -> Use:
         """Pictures of so many pixels, or so many latent frames of a video."""
         ask = self.ask
-        config = self.parts["denoiser"].config
+        config = self.parts[denoiser].config
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
         width = heads * config.get("attention_head_dim", 0) if isinstance(heads, int) else 0
         tokens = ask.text_tokens + ask.model.image_tokens
@@ -227,22 +240,26 @@ class _Prediction:
             area=int(pixels * frames / ask.model.latent_factor**2),
             tokens=tokens,
             number=ask.compute_bytes,
-            whole=bool(ask.trains.get("denoiser")),
-            targets=ask.targets,
+            whole=bool(ask.trains.get(denoiser)),
+            targets={
+                name.removeprefix(f"{denoiser}."): rank
+                for name, rank in ask.targets.items()
+                if name.startswith(f"{denoiser}.")
+            },
             text_grad=any(name in ask.trains for name in self.encoders),
             eager=ask.eager_attention,
             heads=heads if isinstance(heads, int) else max(heads),
             width=width,
         )
 
-    def _backward(self, use: Use) -> float:
+    def _backward(self, denoiser: str, use: Use) -> float:
         """The highest point of a step: what is still kept and the gradients that are there already, walking back."""
-        ask = self.ask
-        kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(self.layers, use)]
-        widest = self.denoiser.widest(self.layers, use) * use.number * LIVE_BACKWARD
+        ask, layers = self.ask, self._layers(denoiser)
+        kept = [(layer, numbers * use.number) for layer, numbers in self.denoiser.saved(layers, use)]
+        widest = self.denoiser.widest(layers, use) * use.number * LIVE_BACKWARD
         share = self._kept_share()
         pieces = (
-            self._checkpointed(kept, use)
+            self._checkpointed(denoiser, kept, use)
             if ask.checkpointing
             else [(_weights(layer), size * share) for layer, size in kept]
         )
@@ -250,9 +267,9 @@ class _Prediction:
             pieces.append((0.0, max(size for _, size in kept)))
         left = sum(size for _, size in pieces)
         working = HEAP * left if ask.device == "cpu" else widest
-        gradients = 0.0 if ask.whole else ask.trainable * 4.0
+        gradients = self._other_gradients(denoiser) if ask.whole else ask.trainable * 4.0
         top = left + gradients
-        largest = max(_weights(layer) for layer in self.layers) * ask.whole_bytes
+        largest = max(_weights(layer) for layer in layers) * ask.whole_bytes
         for weights, size in reversed(pieces):
             left -= size
             if ask.whole:
@@ -262,21 +279,28 @@ class _Prediction:
             top = max(top, left + gradients)
         return top + working
 
+    def _other_gradients(self, denoiser: str) -> float:
+        """Of the other denoisers that train whole, where gradients wait for the end of the step."""
+        others = [name for name in self.denoisers if name != denoiser and self.ask.trains.get(name)]
+        numbers = sum(_weights(layer) for name in others for layer in self._layers(name))
+        return 0.0 if self.ask.fused_backward else self.ask.whole_bytes * numbers
+
     def _kept_share(self) -> float:
         """What of the kept activations stays on the device."""
         return 0.0 if self.ask.activation_offload and self.ask.device == "cuda" else 1.0
 
-    def _checkpointed(self, kept: list[tuple[Layer, float]], use: Use) -> list[tuple[float, float]]:
+    def _checkpointed(self, denoiser: str, kept: list[tuple[Layer, float]], use: Use) -> list[tuple[float, float]]:
         """(weights, bytes kept) of each block: with gradient checkpointing only a block's input stays (nothing, where
         activations are moved to the host); one block is run again."""
+        block_of = self.described[denoiser].block_of
         blocks: dict[str, list[tuple[Layer, float]]] = {}
         for layer, size in kept:
-            blocks.setdefault(self.block_of(layer.name) or layer.name, []).append((layer, size))
+            blocks.setdefault(block_of(layer.name) or layer.name, []).append((layer, size))
         share = self._kept_share()
         pieces = []
         for block in blocks.values():
             first = block[0][0]
-            inside = self.block_of(first.name) is not None
+            inside = block_of(first.name) is not None
             size = self.denoiser.entering(first, use) * use.number * share if inside else block[0][1]
             pieces.append((sum(_weights(layer) for layer, _ in block), size))
         largest = max(sum(size for _, size in block) for block in blocks.values())
@@ -312,8 +336,8 @@ class _Prediction:
         pixels = prod(size)
         decoding = self._vae() + self._vae_working(pixels, 1, "decoder", self.ask.decoded_frames)
         together = GUIDED if self.denoiser.guided else 1
-        use = self._use(together, pixels, self._seen(self.ask.sample_frames))
-        return max(self.denoiser.forward(self.layers, use) + self._waiting_vae(), decoding)
+        denoising = self._forward(together, pixels, self._seen(self.ask.sample_frames))
+        return max(denoising + self._waiting_vae(), decoding)
 
     def _waiting_vae(self) -> float:
         """Between pictures the autoencoder stays in the host's memory (stages/previews.py), which is a CPU's own."""

@@ -97,6 +97,8 @@ class Part:
     namings: tuple[Naming, ...]
     key: KeyPath | None = None
     """The key of run.toml that names another file for it."""
+    same_as: str = ""
+    """The folder of the part with the same architecture, whose configuration counts where it has none of its own."""
     optional: bool = False
     block: re.Pattern[str] = re.compile(r"(encoder\.(layers|block)\.\d+)\.")
     """What the name of a layer inside one of its repeated blocks begins with; the first group is the block's."""

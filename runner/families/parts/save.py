@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.families.parts.checkpoint import Finder, layers_of
+from runner.families.parts.checkpoint import Finder
+from runner.families.parts.match import layers_of
 from runner.families.parts.part import Naming, Part
 from runner.model.layers import Layer
 from runner.model.model import Model
@@ -62,6 +63,8 @@ def save_pipeline(
     if model.pipeline:
         index["_class_name"] = model.pipeline
     for part in finder.parts:
+        library = "diffusers" if part.module.model_type is None else "transformers"
+        index.setdefault(part.folder, [library, part.module.name])
         if part.name not in modules:
             index[part.folder] = index[part.folder.replace("text_encoder", "tokenizer")] = [None, None]
     _write_json(folder / "model_index.json", index)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runner.families.parts.checkpoint import layers_of
+from runner.families.parts.match import layers_of
 from runner.families.parts.part import Part
 from runner.model.layers import Layer, Layers
-from runner.model.model import Model, ModelProblem
+from runner.model.model import Model, ModelProblem, is_denoiser
 from runner.model.targets import Alias, Target
 from runner.patterns import Search
 from schemas import RunConfig
@@ -73,11 +73,11 @@ class Adaptable:
         named = _naming(PROJECTION, network)
         search = Search((*network.rank_pattern, *network.alpha_pattern))
         for part in self.parts:
-            if not getattr(config.training.components, part.name) or part.name not in model.components:
+            if not config.training.components.of(part.name) or part.name not in model.components:
                 continue
             layers = self._layers(part, model, bool(named))
             fused = False
-            if part.name == "denoiser":
+            if is_denoiser(part.name):
                 layers, fused = self._chosen(layers, network)
             aliases = self._aliases(part, model)
             found += _untied(
@@ -112,7 +112,7 @@ class Adaptable:
         """Layer → its names in files: diffusers', the original one, ComfyUI's, OMI's, and those of the related family."""
         config = model.components[part.name].config
         own = layers_of(part, model.components[part.name])
-        denoiser = part.name == "denoiser"
+        denoiser = is_denoiser(part.name)
         sisters = {layer.name: layer for layer in self.sister(config)} if self.sister and denoiser else {}
         found = {}
         for layer in own:

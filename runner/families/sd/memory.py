@@ -20,7 +20,7 @@ def saved(layers: list[Layer], use: Use) -> Iterator[tuple[Layer, float]]:
     """(layer, numbers that autograd keeps for it). Before the first layer that trains nothing is kept."""
     active = False
     for layer in layers:
-        trains = use.whole or f"denoiser.{layer.name}" in use.targets
+        trains = use.whole or layer.name in use.targets
         is_text = ".attn2.to_k" in layer.name or ".attn2.to_v" in layer.name
         active = active or trains or (is_text and use.text_grad)
         yield layer, _kept(layer, use, trains, is_text) if active else 0.0
@@ -30,7 +30,7 @@ def _kept(layer: Layer, use: Use, trains: bool, is_text: bool) -> float:
     positions = use.batch * use.tokens if is_text else use.positions(layer)
     if "time_emb" in layer.name:
         positions = use.batch
-    kept = float(use.targets.get(f"denoiser.{layer.name}", 0) * positions)  # between the adapter's two halves
+    kept = float(use.targets.get(layer.name, 0) * positions)  # between the adapter's two halves
     name = layer.name
     if layer.kind == "norm":
         kept += layer.inputs * positions

@@ -20,7 +20,7 @@ def saved(layers: list[Layer], use: Use) -> Iterator[tuple[Layer, float]]:
     """(layer, numbers that autograd keeps for it). Before the first layer that trains nothing is kept."""
     active = False
     for layer in layers:
-        trains = use.whole or f"denoiser.{layer.name}" in use.targets
+        trains = use.whole or layer.name in use.targets
         active = active or trains or (use.text_grad and layer.name == "context_embedder")
         yield layer, _kept(layer, use, trains) if active else 0.0
 
@@ -28,7 +28,7 @@ def saved(layers: list[Layer], use: Use) -> Iterator[tuple[Layer, float]]:
 def _kept(layer: Layer, use: Use, trains: bool) -> float:
     positions = _positions(layer, use)
     name = layer.name
-    kept = float(use.targets.get(f"denoiser.{name}", 0) * positions)  # between the adapter's two halves
+    kept = float(use.targets.get(name, 0) * positions)  # between the adapter's two halves
     if ".attn" in name and layer.kind == "norm":  # of queries and keys: all heads, before and after
         return kept + 2.0 * use.width * positions
     if layer.kind == "table" or "time_text_embed" in name or "norm" in name:

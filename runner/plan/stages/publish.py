@@ -58,13 +58,13 @@ def _export_bytes(inputs: PublishInputs, plan: Plan) -> int:
     prepared, select, trained = plan.prepared, plan.graph.of(SelectInputs), plan.graph.of(TrainInputs)
     number, trainable = BYTES[inputs.dtype], trained_numbers(prepared)[0]
     everything = sum(component.parameters for component in prepared.model.components.values())
-    denoiser = prepared.model.components["denoiser"].parameters
+    denoisers = sum(prepared.model.components[name].parameters for name in prepared.model.denoising)
     adapter = trained.targets is not None
     targets = trained.targets or ()
     sizes = {
         "kohya": adapter_numbers(targets, "kohya", trainable),
         "diffusers": trainable if adapter else everything,
-        "comfyui": adapter_numbers(targets, "comfyui", trainable) if adapter else denoiser,
+        "comfyui": adapter_numbers(targets, "comfyui", trainable) if adapter else denoisers,
         "single_file": everything,
     }
     forms = {("kohya" if adapter else "single_file", "best"): 1}

@@ -33,7 +33,10 @@ class Train(Stage[TrainInputs]):
     def inputs(self, run: Run) -> TrainInputs:
         prepared, config, training = run.prepared, run.config, run.config.training
         network = config.network
-        used = ["denoiser", *(name for name in prepared.model.text_encoders if getattr(training.components, name))]
+        used = [
+            *prepared.model.denoising,
+            *(name for name in prepared.model.text_encoders if getattr(training.components, name)),
+        ]
         return TrainInputs(
             numerics=run.numerics,
             seed=config.run.seed,
@@ -197,7 +200,8 @@ def trained_numbers(prepared: Prepared) -> tuple[int, int]:
     """(trainable parameters, layers with adapters or 0)."""
     if prepared.config.network is not None:
         return count_parameters(prepared.targets, prepared.config.network.decompose_factor), len(prepared.targets)
-    return sum(prepared.model.components[name].parameters for name in prepared.config.training.components.rates), 0
+    model = prepared.model
+    return sum(model.components[name].parameters for name in model.rates(prepared.config.training.components.rates)), 0
 
 
 def kind_of(prepared: Prepared) -> str:

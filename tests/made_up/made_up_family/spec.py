@@ -1,20 +1,40 @@
-"""The half without torch: names, one key of its own in prompts, and what a prompt says to the family."""
+"""The half without torch: two denoisers with a boundary, keys of its own in [model] and in prompts, and what a prompt says to
+the family."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from runner.families.parts.memory import DenoiserMemory, predict
+from runner.families.parts.part import Naming
+from runner.families.parts.targets import Adaptable, Names, Preset
 from runner.families.prompts import PromptPart, Readying
-from runner.families.sd.spec import SD15
-from runner.model.model import Model
+from runner.families.sd.memory import forward, saved
+from runner.families.sd.spec import SD15, SD15_FINDER
+from runner.model.model import Denoiser, Model
 from schemas import RunConfig
-from schemas.base import Section, key
+from schemas.base import FilePath, Section, key
 from schemas.families.variants import VariantModel
+
+BOUNDARY = 500
+"""The timestep from which the first denoiser is asked; below it, the second one is."""
+
+
+class LowNoiseModel(Section):
+    """What only this family's [model] says."""
+
+    low_noise: FilePath | None = key(None, effect="none")
+    """Another denoiser for little noise than the checkpoint's: a file or a directory (made_up)."""
+
+    boundary: Annotated[int, Field(ge=1, le=999)] | None = key(None, effect="trajectory", stage=("train", "sample"))
+    """The timestep below which the denoiser for little noise is asked (made_up). Unset: 500."""
 
 
 class GlowPrompt(Section):
@@ -24,9 +44,46 @@ class GlowPrompt(Section):
     """How much the picture glows (made_up). Unset: 0."""
 
 
+UNET = next(part for part in SD15_FINDER.parts if part.name == "denoiser")
+FINDER = replace(
+    SD15_FINDER,
+    family="made_up",
+    title="Made-up",
+    parts=(
+        *SD15_FINDER.parts,
+        replace(
+            UNET,
+            name="denoiser_2",
+            folder="unet_2",
+            namings=(Naming("", "diffusers"), Naming("low_noise_model."), Naming("")),
+            key=("model", "low_noise"),
+            same_as=UNET.folder,
+        ),
+    ),
+)
+ADAPTABLE = Adaptable(
+    parts=tuple(part for part in FINDER.parts if part.name != "vae"),
+    names={
+        "denoiser": Names(kohya="lora_unet_", diffusers="unet."),
+        "denoiser_2": Names(kohya="lora_unet_2_", diffusers="unet_2."),
+        "text_encoder_1": Names(kohya="lora_te_text_model_", diffusers="text_encoder.text_model."),
+    },
+    presets={"default": Preset(re.compile(r"\.attn[12]\.(to_q|to_k|to_v|to_out\.0)$"))},
+    example="down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+)
+
+
 def inspect(config: RunConfig, folder: Path) -> Model:
-    """A checkpoint of Stable Diffusion 1.5's kind. Raises `ModelProblem`."""
-    return replace(SD15.inspect(config, folder), family="made_up", variant=config.model.variant or "")
+    """A checkpoint of Stable Diffusion 1.5's kind with one more U-Net. Raises `ModelProblem`."""
+    own: Any = config.model
+    model, (_, components) = SD15.inspect(config, folder), FINDER.components(config, folder)
+    denoisers = Denoiser("denoiser", own.boundary or BOUNDARY), Denoiser("denoiser_2")
+    variant = config.model.variant or ""
+    return replace(model, family="made_up", components=components, denoisers=denoisers, variant=variant)
+
+
+def derived(model: Model) -> Mapping[str, Any]:
+    return {"model.boundary": int(model.denoisers[0].low)}
 
 
 class GlowPart(PromptPart):
@@ -49,8 +106,13 @@ MADE_UP = replace(
     implementation="made_up_family.model:MADE_UP",
     other_names=("glowing",),
     inspect=inspect,
+    derived=derived,
+    targets=ADAPTABLE.targets,
+    layers=ADAPTABLE.layers,
+    memory=partial(predict, DenoiserMemory(parts=FINDER.parts, saved=saved, forward=forward)),
+    blocks=FINDER.blocks,
     variants=("soft", "hard"),
-    model_parts=(VariantModel,),
+    model_parts=(VariantModel, LowNoiseModel),
     prompt_parts=(GlowPrompt,),
     ready=ready,
 )
