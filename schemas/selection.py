@@ -25,7 +25,7 @@ class Publish(Section):
     """One place that gets the chosen weights: [[selection.publish]]."""
 
     format: Literal["kohya", "diffusers", "comfyui", "single_file"] = key("kohya", effect="none", stage="publish")
-    """kohya: one LoRA file in Kohya's names. diffusers: a PEFT LoRA file, or a whole diffusers directory for a full fine-tune. The scale alpha / rank is in its tensors. comfyui: what ComfyUI loads (a LoRA file under names that it knows, or the denoiser alone). What Kohya's and ComfyUI's files have no form for (oft; lokr of a fused q, k, v) is written as differences of the weights; the plan says so. single_file: one checkpoint in the original layout, the adapter merged."""
+    """kohya: one LoRA file in Kohya's names. diffusers: a PEFT LoRA file, or a whole diffusers directory for a full fine-tune. The scale alpha / rank is in its tensors. comfyui: what ComfyUI loads (a LoRA file under names that it knows, or the denoiser alone: a folder with a file for each where the model has several). What Kohya's and ComfyUI's files have no form for (oft; lokr of a fused q, k, v) is written as differences of the weights; the plan says so. single_file: one checkpoint in the original layout, the adapter merged."""
 
     directory: FilePath = key(effect="none", stage="publish")
     """The folder; made where it is missing."""

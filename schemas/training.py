@@ -192,7 +192,7 @@ class Memory(Section):
     """Takes each tensor's optimizer step as soon as its gradient is there and frees it: no gradients are held. Without [network]; needs max_grad_norm = 0 or clip_grad = "per_tensor", and gradient_accumulation_steps = 1."""
 
     blocks_to_swap: int = key(0, effect="bits", stage="train", ge=0, le=10_000)
-    """So many of the denoiser's blocks wait in the host's memory and come to the device when they are needed: much less memory, slower. For adapters; on a CPU it saves nothing."""
+    """So many of the denoiser's blocks wait in the host's memory and come to the device when they are needed: much less memory, slower. Of a model with several denoisers, those that do not compute wait there too. For adapters; on a CPU it saves nothing."""
 
     activation_offload: bool = key(False, effect="bits", stage="train")
     """Keeps what the backward pass needs in the host's memory meanwhile. With gradient_checkpointing only the blocks' inputs move."""

@@ -116,6 +116,17 @@ def test_a_batch_on_both_sides_is_its_halves(two: Place) -> None:
     assert [torch.equal(one, two) for one, two in zip(found, other, strict=True)] == [True, False, True, False]
 
 
+def test_the_choice_waits_for_no_device(two: Place) -> None:
+    """On PyTorch's meta device, which Python cannot look into."""
+    made = ready(two, torch.device("meta"))
+    task, loader = made.task()
+    loss = task.loss(at(next(loader.steps_from(0))[0], [700, 3]))
+    loss.backward()
+    assert loss.device.type == "meta"
+    latents = make_latents(made.context, made.trained.modules, replace(made.run.prompts[0], seed=1), made.encoded)
+    assert latents.device.type == "meta"
+
+
 def test_both_are_trained_and_resumed_to_the_byte(two: Place) -> None:
     calm = trained_bytes(two.file)
     fresh = ready(two, CPU).trained.parameters
