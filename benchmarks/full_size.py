@@ -276,7 +276,7 @@ class FullSize:
         from runner.stages.modules import learning_rates
 
         inputs, runtime = self.inputs, self.graph.runtime
-        groups = parameter_groups(self.trained.parameters, learning_rates(inputs))
+        groups = parameter_groups(self.trained.parameters, learning_rates(inputs, runtime.model))
         options = SingleOptions(runtime.fused_backward, runtime.optimizer_offload, False, 0.0)
         return build_optimizer(inputs.optimizer, groups, options)
 

@@ -141,7 +141,7 @@ def sample_of(run: FullSize, meter: Meter) -> None:
     context = replace(run.context, family=replace(run.context.family, denoise=counted))
     prompt = replace(run.graph.prepared.prompts[0], seed=1)
     try:
-        make_latents(context, run.trained.modules["denoiser"], prompt, run.encoded(prompt))
+        make_latents(context, run.trained.modules, prompt, run.encoded(prompt))
     except _Enough:
         meter.on = False
 
@@ -153,7 +153,7 @@ def score_of(run: FullSize, meter: Meter) -> None:
     levels = 1 if run.graph.runtime.model.makes_video else LEVELS
     with patch("runner.stages.score.LEVELS", levels):
         meter.on = True
-        run.scorer()._measure(run.inputs.items[:1], run.trained.modules["denoiser"], None)
+        run.scorer()._measure(run.inputs.items[:1], run.trained.modules, None)
         meter.on = False
 
 
