@@ -262,9 +262,8 @@ class FullSize:
             latent_shape=lambda item: model.latent_shape(item.fit.bucket, item.latent_frames(model.frame_factor)),
             texts=self.texts,
             text_key=lambda text: text,
-            sizes=context.family.size_conditioning,
+            learned=lambda item, view, row: context.family.learned(item, view, inputs.numerics.guidance, row),
             discrete=process.prediction_type != "flow",
-            cut=context.family.cut,
             shift_points=context.family.spec.shift_points,
         )
         return DiffusionTask(context, inputs, self.trained, StepLoader(inputs, sources, 0), None, None)

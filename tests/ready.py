@@ -60,6 +60,7 @@ def ready(place: Place, device: torch.device) -> Ready:
         device=torch.device("cpu"),
         events=events,
     )
+    guidance = context.numerics.guidance
     latents, texts = Latents(context, graph.of(LatentsInputs).encoder), Texts(context, graph.of(TextsInputs).encoder)
     sources = Sources(
         latents=latents.ready(training_views(graph.of(TrainInputs).items, 42)),
@@ -69,9 +70,8 @@ def ready(place: Place, device: torch.device) -> Ready:
         ),
         texts=texts.ready(training_texts(graph.of(TrainInputs).items, 42)),
         text_key=texts.key,
-        sizes=own.size_conditioning,
+        learned=lambda item, view, encoding: own.learned(item, view, guidance, encoding),
         discrete=own.process(graph.of(TrainInputs).numerics).prediction_type != "flow",
-        cut=own.cut,
         shift_points=own.spec.shift_points,
     )
     encoded = encode_prompts(context, [replace(prompt, seed=1) for prompt in run.prompts], True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from runner.config.schema import all_keys
+from runner.dataset.encodings import still_view
 from runner.errors import InvalidConfig
 from runner.families.contract import LoadOptions
 from runner.families.registry import FAMILIES, family, family_spec
@@ -88,15 +89,10 @@ def test_a_picture_goes_in_and_comes_out(tiny: Place) -> None:
         text = bundle.encode_texts(
             text_encoders(run, bundle), bundle.load_tokenizers(model), ["a", "b"], numerics, False
         )
-        if bundle.size_conditioning is not None:
-            ids = bundle.size_conditioning((50, 40), (3, 5), (side, 2 * side))
-            text |= {key: value.expand(2, -1) for key, value in ids.items()}
-        if numerics.guidance is not None:
-            text["guidance"] = torch.full((2,), numerics.guidance)
-        if bundle.cut is not None:
-            known = {"latents": latents[0], "controls": latents[0], "image": torch.zeros(model.image_tokens, 20)}
-            example = bundle.cut(run.collection.items[0], known)
-            text |= {key[5:]: x.expand(2, *x.shape) for key, x in example.items() if key.startswith("cond.")}
+        item = run.collection.items[0]
+        known = {"latents": latents[0], "controls": latents[0], "image": torch.zeros(model.image_tokens, 20)}
+        learned = bundle.learned(item, still_view(item), numerics.guidance, known)
+        text |= {key[5:]: x.expand(2, *x.shape) for key, x in learned.items() if key.startswith("cond.")}
         process = bundle.process(numerics)
         t = torch.tensor([1, process.num_timesteps - 1])
         noisy = process.noisy(latents, torch.randn(shape), t)

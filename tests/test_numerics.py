@@ -269,7 +269,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
     ours = json.loads((place.output / "logs" / "events.jsonl").read_text().splitlines()[-2])["loss"]
     run = prepared(place.file)
     inputs = compile_graph(run).of(TrainInputs)
-    size_of = family(name).size_conditioning
+    own = family(name)
     discrete = name != "sd3"
     shape = lambda item: run.model.latent_shape(item.fit.bucket)  # noqa: E731
     loader = StepLoader(
@@ -280,7 +280,7 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
             latent_shape=shape,
             texts=None,
             text_key=lambda t: "",
-            sizes=size_of,
+            learned=lambda item, view, row: own.learned(item, view, None, row),
             discrete=discrete,
         ),
         0,
@@ -304,8 +304,11 @@ def test_a_training_step_is_that_of_diffusers(family_place: Callable[..., Place]
             added = None
             if name == "sdxl":
                 hidden, _, pooled, _ = pipeline.encode_prompt(list(batch.texts), do_classifier_free_guidance=False)
-                added = {"text_embeds": pooled, "time_ids": batch.tensors["cond.time_ids"]}
-                assert batch.tensors["cond.time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * len(batch.texts)
+                uses = zip(batch.items, batch.requests, latents, strict=True)
+                learned = [own.learned(item, request.view, None, {"latents": row}) for item, request, row in uses]
+                time_ids = torch.stack([row["cond.time_ids"] for row in learned])
+                added = {"text_embeds": pooled, "time_ids": time_ids}
+                assert time_ids.tolist() == [[32, 32, 0, 0, 32, 32]] * len(batch.texts)
             else:
                 hidden = pipeline.encode_prompt(list(batch.texts), "cpu", 1, False)[0]
             answer = pipeline.unet(noisy, t, hidden, added_cond_kwargs=added, return_dict=False)[0]

@@ -90,6 +90,7 @@ def uses_of(place: Place, epochs: int, **changes: Any) -> list[Counter[str]]:
             latent_shape=lambda s: (4, 16, 16),
             texts=None,
             text_key=lambda t: "",
+            learned=lambda item, view, row: {},
         ),
         0,
     )

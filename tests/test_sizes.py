@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from runner.core.precision import autocast
-from runner.families.contract import LoadOptions
+from runner.families.contract import LoadOptions, Shown
 from runner.families.registry import family, family_spec
 from runner.inputs.train import TrainInputs
 from runner.plan.compile import compile_graph
@@ -51,10 +51,11 @@ def test_numbers_are_told_in_full(family_place: Callable[..., Place], told: list
         "pooled": torch.zeros(1, model.text_extra - {"sdxl": 6, "hunyuan_video": 256}.get(name, 0)),
         "guidance": torch.tensor([6017.0]),
     }
-    sizes = family(name).size_conditioning
+    shown = Shown(original=(1365, 767), corner=(3, 5), size=(1025, 515), guidance=None, own=None)
+    sizes = family(name).told(shown, {})
     wanted = {EXACT} | ({6017.0} if video else set())
-    if sizes is not None:
-        conditioning["time_ids"] = sizes((1365, 767), (3, 5), (1025, 515))["time_ids"][None]
+    if sizes:
+        conditioning["time_ids"] = sizes["time_ids"][None]
         wanted |= {1365.0, 767.0, 3.0, 5.0, 1025.0, 515.0}
     else:
         del conditioning["pooled" if name == "sd15" else "guidance" if not video else "hidden"]

@@ -68,6 +68,7 @@ def test_the_tail_of_an_epoch_is_a_step_and_any_step_can_be_made_alone(place: Pl
             latent_shape=lambda s: (4, 16, 16),
             texts=None,
             text_key=lambda t: "",
+            learned=lambda item, view, row: {},
         ),
         0,
     )

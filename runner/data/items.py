@@ -103,5 +103,5 @@ def stacked(rows: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
-    raw = np.stack([tensor.contiguous().view(torch.uint8).numpy() for tensor in tensors])
-    return torch.from_numpy(raw).view(tensors[0].dtype)
+    raw = np.stack([tensor.contiguous().view(-1).view(torch.uint8).numpy() for tensor in tensors])
+    return torch.from_numpy(raw).view(tensors[0].dtype).view(-1, *tensors[0].shape)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.images import PictureRequest
+from runner.dataset.buckets import Size, View
 from runner.dataset.encodings import TrainItem
+from runner.dataset.parts import ItemPart
 from runner.diffusion.process import Process
-from runner.families.prompts import ReadyPrompt
+from runner.families.prompts import PromptPart, ReadyPrompt
 from runner.families.spec import FamilySpec
 from runner.model.model import Model
 from runner.model.numerics import Numerics
@@ -39,6 +41,31 @@ class LoadOptions:
     """One sample after the other, where they have text of different lengths."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What the denoiser learns from, is measured on or makes: an item in one of its views, or a prompt."""
+
+    original: Size
+    """Of the picture before it was resized; of a prompt the size that is made."""
+    corner: tuple[int, int]
+    """Of the crop."""
+    size: Size
+    guidance: float | None
+    """What a distilled denoiser is told, in thousandths of a scale of 1."""
+    own: ItemPart | PromptPart | None
+    """What it says to its family alone."""
+
+    @classmethod
+    def item(cls, item: TrainItem, view: View, guidance: float | None) -> Shown:
+        return cls(original=item.fit.original, corner=view.corner, size=view.bucket, guidance=guidance, own=item.own)
+
+    @classmethod
+    def prompt(cls, prompt: ReadyPrompt) -> Shown:
+        size, own = (prompt.width, prompt.height), prompt.own
+        guidance = None if own is None or own.guidance is None else 1000.0 * own.guidance
+        return cls(original=size, corner=(0, 0), size=size, guidance=guidance, own=own)
+
+
 Texts = Callable[[str], Conditioning]
 """A prompt's or a section's text → its conditioning, without the batch's dimension."""
 
@@ -47,13 +74,11 @@ Texts = Callable[[str], Conditioning]
 class Made:
     """How a family makes samples that does not go the common way of stages/pictures.py.
 
-    encode_pictures(picture parts, prompt, device, dtype) → what is known of a prompt's pictures, on the CPU.
     generate(denoise(x, t, conditioning), modules, prompt, texts, pictures, model, device) → latents fp32 [1, C, T, h, w].
         Where the model has several denoisers, t is on the host: it chooses.
     decode(vae, latents, prompt, model) → pixels [3, T, H, W] in -1..1.
     """
 
-    encode_pictures: Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], Conditioning]
     generate: Callable[
         [
             Callable[[Tensor, Tensor, Conditioning], Tensor],
@@ -92,13 +117,12 @@ class Family:
     denoiser_file(model, one of its denoisers, its state dict) → the same for that alone, as ComfyUI loads it.
     picture_parts: the components that encode pictures.
     encode_more(picture parts, request, its pixels, device, dtype) → what is kept of a picture beside its latents.
-    cut(item, its encoding) → what is trained of it: {"latents", "cond.<name>"}; None: all of it.
+    encode_prompt(picture parts, prompt, device, dtype) → the same of the pictures that a prompt names, on the CPU.
+    conditioning(an item or a prompt, its encoding as these two make it) → what its denoiser is told beside texts and
+        guidance, without the batch's dimension. Training, scoring and sampling ask through `told`.
+    target(what an item says to the family alone, its latents) → those that are trained; None: all of them.
     made: how samples are made where it is not the common way.
-    encode_references(picture parts, prompt, device, dtype) → conditioning of a prompt's reference pictures, on the CPU; of
-        families whose denoiser sees them.
     levels(steps) → the sampler's noise levels before they are shifted; None: the scheduler's own.
-    size_conditioning(original size, corner of the crop, size) → conditioning of one picture's size, each (width, height);
-        None where the denoiser is not told.
     """
 
     spec: FamilySpec
@@ -115,14 +139,30 @@ class Family:
     save_pipeline: Callable[[Path, Model, Mapping[str, Mapping[str, Tensor]], str, bool], None]
     single_file: Callable[[Model, Mapping[str, Mapping[str, Tensor]]], dict[str, Tensor]]
     denoiser_file: Callable[[Model, str, Mapping[str, Tensor]], dict[str, Tensor]]
-    size_conditioning: Callable[[tuple[int, int], tuple[int, int], tuple[int, int]], Conditioning] | None = None
     picture_parts: tuple[str, ...] = ("vae",)
     encode_more: (
         Callable[[Mapping[str, nn.Module], PictureRequest, Tensor, torch.device, torch.dtype], dict[str, Tensor]] | None
     ) = None
-    cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
-    made: Made | None = None
-    encode_references: (
-        Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], Conditioning] | None
+    encode_prompt: (
+        Callable[[Mapping[str, nn.Module], ReadyPrompt, torch.device, torch.dtype], dict[str, Tensor]] | None
     ) = None
+    conditioning: Callable[[Shown, Mapping[str, Tensor]], Conditioning] | None = None
+    target: Callable[[ItemPart | None, Tensor], Tensor] | None = None
+    made: Made | None = None
     levels: Callable[[int], Sequence[float]] | None = None
+
+    def told(self, shown: Shown, encoding: Mapping[str, Tensor]) -> Conditioning:
+        """What the denoiser is told of an item or a prompt beside its texts."""
+        found = {} if self.conditioning is None else self.conditioning(shown, encoding)
+        return found if shown.guidance is None else {**found, "guidance": torch.tensor(shown.guidance)}
+
+    def learned(
+        self, item: TrainItem, view: View, guidance: float | None, encoding: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is trained and measured of an item: {"latents", "mask", "cond.<name>"}."""
+        latents = encoding["latents"]
+        found = {"latents": latents if self.target is None else self.target(item.own, latents)}
+        if "mask" in encoding:
+            found["mask"] = encoding["mask"]
+        told = self.told(Shown.item(item, view, guidance), encoding)
+        return found | {f"cond.{name}": tensor for name, tensor in told.items()}

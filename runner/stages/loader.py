@@ -14,7 +14,7 @@ from torch import Tensor
 from runner.core.task import Batch
 from runner.data.images import PictureRequest
 from runner.data.items import Encodings, stacked
-from runner.dataset.buckets import Size, View
+from runner.dataset.buckets import View
 from runner.dataset.encodings import TrainItem, caption_of_use, is_dropped, view_of_use
 from runner.dataset.order import Use, epoch_batches, steps_per_epoch
 from runner.diffusion.timesteps import SHIFT_POINTS, ShiftPoints, draw_discrete, draw_timestep
@@ -82,12 +82,10 @@ class Sources:
     latent_shape: Callable[[TrainItem], tuple[int, ...]]
     texts: Encodings | None
     text_key: Callable[[str], str]
-    sizes: Callable[[Size, Size, Size], dict[str, Tensor]] | None = None
-    """Conditioning of a picture's size: original, corner of the crop, size."""
+    learned: Callable[[TrainItem, View, Mapping[str, Tensor]], dict[str, Tensor]]
+    """What is trained of an item from its encoding, and what its denoiser is told: {"latents", "mask", "cond.<name>"}."""
     discrete: bool = True
     """Whether timesteps are whole numbers."""
-    cut: Callable[[TrainItem, dict[str, Tensor]], dict[str, Tensor]] | None = None
-    """Makes what is trained of an item from its encoding: {"latents", "cond.<name>"}."""
     shift_points: ShiftPoints = SHIFT_POINTS
     """Of the shift by size."""
 
@@ -184,9 +182,6 @@ class StepLoader:
         if self.sources.texts is not None:
             rows = [self.sources.texts.get(self.sources.text_key(text)) for text in texts]
             tensors |= {f"cond.{name}": tensor for name, tensor in stacked(rows).items()}
-        if self.sources.sizes is not None:
-            ids = [self.sources.sizes(item.fit.original, view.corner, view.bucket) for item, view in views]
-            tensors |= {f"cond.{name}": tensor for name, tensor in stacked(ids).items()}
         tensors |= self._noise(shape, spec, positions)
         requests = tuple(PictureRequest.of(item, view) for item, view in views)
         names = tuple(item.name for item, _ in views)
@@ -207,9 +202,7 @@ class StepLoader:
         """Encodings, or pixels: as one tensor, or clips of several lengths."""
         if self.sources.latents is not None:
             rows = [self.sources.latents.get(self.sources.latent_key(item.picture, view)) for item, view in views]
-            if self.sources.cut is not None:
-                rows = [self.sources.cut(item, row) for (item, _), row in zip(views, rows, strict=True)]
-            return batch_latents(rows), ()
+            return batch_latents([self.sources.learned(*use, row) for use, row in zip(views, rows, strict=True)]), ()
         pixels = [PictureRequest.of(item, view).pixels() for item, view in views]
         if len({tuple(tensor.shape) for tensor in pixels}) > 1:
             return {}, tuple(pixels)

@@ -18,7 +18,7 @@ from runner.data.images import to_picture
 from runner.data.videos import mp4_bytes
 from runner.diffusion.samplers import make_scheduler, sample
 from runner.errors import RunFailed
-from runner.families.contract import Conditioning
+from runner.families.contract import Conditioning, Shown
 from runner.families.prompts import ReadyPrompt
 from runner.stages.context import Context
 from runner.stages.denoising import Denoisers
@@ -49,9 +49,7 @@ def encode_prompts(
     encoding = TextEncoding(context, _compute_dtype(context), encoders, weighting)
     wanted = dict.fromkeys((prompt.system_prompt, text) for prompt in prompts for text in prompt.texts)
     found = Encoded({key: encoding.encode([key[1]], system=key[0])[0] for key in wanted})
-    encode = (
-        context.family.made.encode_pictures if context.family.made is not None else context.family.encode_references
-    )
+    encode = context.family.encode_prompt
     wanting = [prompt for prompt in prompts if prompt.own is not None and prompt.own.pictures]
     if encode is None or not wanting:
         return found
@@ -66,7 +64,7 @@ def encode_prompts(
 
 def load_picture_parts(context: Context) -> dict[str, nn.Module]:
     """What encodes the pictures that prompts name; nothing where prompts name none."""
-    if context.family.made is None and context.family.encode_references is None:
+    if context.family.encode_prompt is None:
         return {}
     modules = {name: context.load(name) for name in context.family.picture_parts}
     context.family.tile(modules["vae"], context.runtime.sample_tile, context.runtime.sample_chunk)
@@ -115,15 +113,8 @@ def make_latents(context: Context, modules: Mapping[str, nn.Module], prompt: Rea
 def _conditioning(context: Context, prompt: ReadyPrompt, encoded: Encoded) -> Conditioning:
     """Of (negative, positive) at once, or of the positive alone where there is no guidance."""
     texts = [prompt.negative_prompt, prompt.prompt] if prompt.cfg_scale > 1 else [prompt.prompt]
-    extra: Encoding = {}
-    if context.family.size_conditioning is not None:
-        size = (prompt.width, prompt.height)
-        extra = context.family.size_conditioning(size, (0, 0), size)
-    if prompt.own is not None and prompt.own.guidance is not None:
-        extra = extra | {"guidance": torch.tensor(1000.0 * prompt.own.guidance)}
-    if prompt.index in encoded.pictures:
-        extra = extra | encoded.pictures[prompt.index]
-    rows = [{**encoded.of(prompt, text), **extra} for text in texts]
+    told = context.family.told(Shown.prompt(prompt), encoded.pictures.get(prompt.index, {}))
+    rows = [{**encoded.of(prompt, text), **told} for text in texts]
     return moved({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, context.device)
 
 

@@ -98,9 +98,9 @@ class Scorer:
         t = torch.tensor(levels, device=context.device)
         rows: list[list[float]] = []
         for item in items:
-            stored = self.stored.get(self.latents.key(item.picture, still_view(item)))
-            if context.family.cut is not None:
-                stored = context.family.cut(item, stored)
+            view = still_view(item)
+            stored = self.stored.get(self.latents.key(item.picture, view))
+            stored = context.family.learned(item, view, numerics.guidance, stored)
             latent = stored["latents"].float()
             noise = torch.stack(
                 [normal(tuple(latent.shape), seed, "score", *item.identity, level) for level in range(LEVELS)]
@@ -113,11 +113,6 @@ class Scorer:
                 assert self.stored_texts is not None
                 row = self.stored_texts.get(self.texts.key(caption))
             row = row | {name.removeprefix("cond."): x for name, x in stored.items() if name.startswith("cond.")}
-            if numerics.guidance is not None:
-                row = row | {"guidance": torch.tensor(numerics.guidance)}
-            if context.family.size_conditioning is not None:
-                view = still_view(item)
-                row = row | context.family.size_conditioning(item.fit.original, view.corner, view.bucket)
             # A video is as large as many pictures: its levels are measured one by one.
             together = 1 if context.runtime.model.makes_video else LEVELS
             found: list[float] = []

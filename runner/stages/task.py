@@ -97,9 +97,6 @@ class DiffusionTask:
 
     def _conditioning(self, batch: Batch, tensors: Mapping[str, Tensor]) -> Conditioning:
         given = {name.removeprefix("cond."): tensor for name, tensor in tensors.items() if name.startswith("cond.")}
-        guidance = self.inputs.numerics.guidance
-        if guidance is not None:
-            given["guidance"] = torch.full((len(batch.names),), guidance, device=self.device)
         if self.text_encoders is None:
             return given
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()):
@@ -114,9 +111,9 @@ class DiffusionTask:
         else:
             pairs = zip(batch.requests, batch.clips, strict=True)
             rows = [self.latents.encode([request], [clip])[0] for request, clip in pairs]
-        if self.loader.sources.cut is not None:
-            rows = [self.loader.sources.cut(item, row) for item, row in zip(batch.items, rows, strict=True)]
-        return on_device(batch_latents(rows), self.device)
+        uses = zip(batch.items, batch.requests, rows, strict=True)
+        learned = [self.loader.sources.learned(item, request.view, row) for item, request, row in uses]
+        return on_device(batch_latents(learned), self.device)
 
 
 def _shapes(inputs: TrainInputs, denoisers: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from runner import __version__
 from runner.atomic import fsync_tree, link_or_copy_tree, make_folder, remove, rename, sweep, writing
@@ -18,6 +19,7 @@ from runner.core.precision import scaler
 from runner.core.process import prepare_torch
 from runner.core.state import State, load_newest, save_state, state_folders
 from runner.core.writer import Writer
+from runner.dataset.buckets import View
 from runner.dataset.encodings import TrainItem
 from runner.errors import RunFailed, Stopped
 from runner.inputs.cache import LatentEncoder, TextEncoder
@@ -215,7 +217,9 @@ class TrainStage:
         def shape(item: TrainItem) -> tuple[int, ...]:
             return model.latent_shape(item.fit.bucket, item.latent_frames(model.frame_factor))
 
-        sizes, cut = context.family.size_conditioning, context.family.cut
+        def learned(item: TrainItem, view: View, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return context.family.learned(item, view, inputs.numerics.guidance, encoding)
+
         points = context.family.spec.shift_points
         return Sources(
             latents=held_latents,
@@ -223,9 +227,8 @@ class TrainStage:
             latent_shape=shape,
             texts=held_texts,
             text_key=texts.key,
-            sizes=sizes,
+            learned=learned,
             discrete=discrete,
-            cut=cut,
             shift_points=points,
         ), live
 

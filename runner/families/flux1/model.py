@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from runner.data.images import PictureRequest, reference_pixels
 from runner.diffusion.process import FlowProcess, Process
-from runner.families.contract import Conditioning
+from runner.families.contract import Conditioning, Shown
 from runner.families.flux1.spec import FINDER
 from runner.families.flux1.spec import FLUX1 as SPEC
 from runner.families.flux1.tiny import write_tiny
@@ -35,6 +35,10 @@ def encode_texts(
     return {"hidden": encode_t5(encoder, tokenizer, texts, numerics.max_token_length, False), "pooled": pooled}
 
 
+_REFERENCE = "cond.reference"
+"""A reference's latents in the store."""
+
+
 def encode_more(
     modules: Mapping[str, nn.Module], request: PictureRequest, pixels: Tensor, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -43,20 +47,25 @@ def encode_more(
 
 
 @torch.no_grad()
-def encode_references(
+def encode_prompt(
     modules: Mapping[str, nn.Module], prompt: ReadyPrompt, device: torch.device, dtype: torch.dtype
-) -> Conditioning:
+) -> dict[str, Tensor]:
     """The same of a prompt."""
     assert isinstance(prompt.own, StillPart)
     pictures = [reference_pixels(file.path, file.digest, size) for file, size in prompt.own.references]
-    return {
-        name.removeprefix("cond."): x.cpu() for name, x in _reference(modules["vae"], pictures, device, dtype).items()
-    }
+    return {name: x.cpu() for name, x in _reference(modules["vae"], pictures, device, dtype).items()}
 
 
-def _reference(vae: nn.Module, pictures: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Conditioning:
+def _reference(
+    vae: nn.Module, pictures: Sequence[Tensor], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
     found = [encode_images(vae, picture[None].to(device, dtype), None)[0] for picture in pictures]
-    return {"cond.reference": found[0]} if found else {}
+    return {_REFERENCE: found[0]} if found else {}
+
+
+def conditioning(shown: Shown, encoding: Mapping[str, Tensor]) -> Conditioning:
+    """The reference, where there is one."""
+    return {"reference": encoding[_REFERENCE]} if _REFERENCE in encoding else {}
 
 
 def process(numerics: Numerics) -> Process:
@@ -122,6 +131,7 @@ FLUX1 = bundle(
     denoise,
     write_tiny,
     encode_more=encode_more,
-    encode_references=encode_references,
+    encode_prompt=encode_prompt,
+    conditioning=conditioning,
     levels=levels,
 )

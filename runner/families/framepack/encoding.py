@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runner.data.images import PictureRequest, to_picture, to_pixels
-from runner.dataset.encodings import TrainItem
+from runner.dataset.parts import ItemPart
+from runner.families.contract import Conditioning, Shown
 from runner.families.framepack.items import FramepackItem
 from runner.families.framepack.sections import ZERO, Layout
 from runner.families.parts.video_vae import encode_images
@@ -59,34 +60,37 @@ def encode_more(
     return found
 
 
-def cut(item: TrainItem, encoding: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One section of a clip, or one frame with its control images: {"latents", "cond.<name>"}."""
-    latents, own = encoding["latents"], item.own
+def target(own: ItemPart | None, latents: Tensor) -> Tensor:
+    """The frames of a section; one frame is all there is."""
     assert isinstance(own, FramepackItem)
-    if own.one_frame is not None:
-        layout = own.one_frame.layout()
-        empty = latents.new_zeros(latents.shape[0], 1, *latents.shape[2:])
-        post = [] if own.one_frame.no_post else [empty]
-        known = {
-            "clean": torch.cat([encoding["controls"], *post], dim=1),
-            "clean_2x": empty.expand(-1, len(layout.clean_2x), -1, -1),
-            "clean_4x": empty.expand(-1, len(layout.clean_4x), -1, -1),
-        }
-        found = {"latents": latents}
-    else:
+    return latents if own.section is None else chosen_frames(latents, own.section.frames().target)
+
+
+def conditioning(shown: Shown, encoding: Mapping[str, Tensor]) -> Conditioning:
+    """What is known of an item: the other frames of its clip, or its control images. Of a prompt that changes from section
+    to section, and its sampler says it (`known_frames`)."""
+    own, latents = shown.own, encoding["latents"]
+    assert isinstance(own, FramepackItem)
+    if own.one_frame is None:
         assert own.section is not None
         section = own.section.frames()
-        layout = section.layout
         known = {name: chosen_frames(latents, getattr(section, name)) for name in KNOWN}
-        found = {"latents": chosen_frames(latents, section.target)}
-    if "mask" in encoding:
-        found["mask"] = encoding["mask"]
-    named = {
-        **{name: part for name, part in known.items() if part.shape[1]},
-        **positions(layout),
-        "image": encoding["image"],
+        return known_frames(section.layout, known, encoding["image"])
+    layout = own.one_frame.layout()
+    empty = latents.new_zeros(latents.shape[0], 1, *latents.shape[2:])
+    post = [] if own.one_frame.no_post else [empty]
+    known = {
+        "clean": torch.cat([encoding["controls"], *post], dim=1),
+        "clean_2x": empty.expand(-1, len(layout.clean_2x), -1, -1),
+        "clean_4x": empty.expand(-1, len(layout.clean_4x), -1, -1),
     }
-    return found | {f"cond.{name}": tensor.contiguous() for name, tensor in named.items()}
+    return known_frames(layout, known, encoding["image"])
+
+
+def known_frames(layout: Layout, known: Mapping[str, Tensor], image: Tensor) -> Conditioning:
+    """What the denoiser is told of known frames [C, N, h, w] and an image's tokens, while training and sampling; frames that
+    are left out are not told."""
+    return {**{name: x for name, x in known.items() if x.shape[1]}, **positions(layout), "image": image}
 
 
 def chosen_frames(latents: Tensor, frames: Sequence[int]) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from runner.families.contract import Conditioning
-from runner.families.framepack.encoding import KNOWN, cut, encode_more
-from runner.families.framepack.sampling import MADE
+from runner.families.framepack.encoding import KNOWN, conditioning, encode_more, target
+from runner.families.framepack.sampling import MADE, encode_prompt
 from runner.families.framepack.spec import FINDER
 from runner.families.framepack.spec import FRAMEPACK as SPEC
 from runner.families.framepack.tiny import write_tiny
@@ -46,6 +46,8 @@ FRAMEPACK = bundle(
     encode_images=encode_images,
     picture_parts=("vae", "image_encoder"),
     encode_more=encode_more,
-    cut=cut,
+    encode_prompt=encode_prompt,
+    conditioning=conditioning,
+    target=target,
     made=MADE,
 )

@@ -20,7 +20,7 @@ from runner.dataset.buckets import Fit, cover
 from runner.diffusion.unipc import sample, sigmas
 from runner.errors import RunFailed
 from runner.families.contract import Conditioning, Made, Texts
-from runner.families.framepack.encoding import KNOWN, embed_picture, masked_latents, positions
+from runner.families.framepack.encoding import KNOWN, embed_picture, known_frames, masked_latents
 from runner.families.framepack.prompts import FramepackPrompt
 from runner.families.framepack.sections import Layout, forward_layout, inverted_layout, paddings, section_order
 from runner.families.parts.autoencode import decode_latents
@@ -43,7 +43,7 @@ def _own(prompt: ReadyPrompt) -> FramepackPrompt:
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_prompt(
     modules: Mapping[str, nn.Module], prompt: ReadyPrompt, device: torch.device, dtype: torch.dtype
 ) -> Conditioning:
     """What is known of a prompt's pictures, on the CPU: `start.N` latents and `image.N` embeddings of each section, `end`,
@@ -186,13 +186,12 @@ class _Maker:
         shape = (1, self.size[0], frames, *self.size[2:])
         noise = torch.randn(shape, generator=self.generator).to(self.device)
         text = self.video.sectioned[index] if self.video.sectioned else self.prompt.prompt
+        frames_known = {name: x[0] for name, x in zip(KNOWN, known, strict=True)}
         shared: Conditioning = {
-            **{name: at[None] for name, at in positions(layout).items()},
-            **{name: x for name, x in zip(KNOWN, known, strict=True) if x.shape[2]},
-            "image": self.pictures[f"image.{index}"][None],
-            "guidance": torch.tensor([1000.0 * (self.video.guidance or 0.0)]),
+            **known_frames(layout, frames_known, self.pictures[f"image.{index}"]),
+            "guidance": torch.tensor(1000.0 * (self.video.guidance or 0.0)),
         }
-        shared = {name: x.to(self.device) for name, x in shared.items()}
+        shared = {name: x[None].to(self.device) for name, x in shared.items()}
         told = {**shared, **self._text(text)}
         untold = {**shared, **self._text(self.prompt.negative_prompt)}
         scale = self.prompt.cfg_scale
@@ -248,4 +247,4 @@ def blended(earlier: Tensor, later: Tensor, overlap: int) -> Tensor:
     return torch.cat([earlier[:, :-overlap], mixed, later[:, overlap:]], dim=1)
 
 
-MADE = Made(encode_pictures, generate, decode)
+MADE = Made(generate, decode)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.diffusion.process import Process, make_process
-from runner.families.contract import Conditioning
+from runner.families.contract import Conditioning, Shown
 from runner.families.parts.bundle import bundle
 from runner.families.parts.text import PIECE, encode_clip, load_tokenizers
 from runner.families.sd.spec import SD15 as SD15_SPEC
@@ -71,9 +71,9 @@ def encode_texts_sdxl(
     return {"hidden": torch.cat([first.hidden, second.hidden], dim=-1), "pooled": second.pooled}
 
 
-def size_conditioning(original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Conditioning:
+def sizes(shown: Shown, encoding: Mapping[str, Tensor]) -> Conditioning:
     """{"time_ids": [6]}: original height and width, top and left of the crop, height and width (arXiv 2307.01952, 2.2)."""
-    ids = [original[1], original[0], corner[1], corner[0], target[1], target[0]]
+    ids = [number for width, height in (shown.original, shown.corner, shown.size) for number in (height, width)]
     return {"time_ids": torch.tensor(ids, dtype=torch.float32)}
 
 
@@ -99,5 +99,5 @@ SDXL = bundle(
     process,
     denoise,
     write_tiny_sdxl,
-    size_conditioning=size_conditioning,
+    conditioning=sizes,
 )
