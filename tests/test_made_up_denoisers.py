@@ -107,12 +107,15 @@ def test_a_batch_on_both_sides_is_its_halves(two: Place) -> None:
     x = torch.randn(4, 4, 16, 16, generator=generator)
     hidden = torch.randn(4, 77, 16, generator=generator)
     t = torch.tensor([900, 10, 499, 500])
-    found = answer(x, t, t.tolist(), {"hidden": hidden})
+    told = {"hidden": hidden, "brightness": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    found = answer(x, t, t.tolist(), told)
     for name, places in (("denoiser", [0, 3]), ("denoiser_2", [1, 2])):
         module = made.trained.modules[name]
-        alone = made.context.family.denoise(module, x[places], t[places], {"hidden": hidden[places]})
+        alone = made.context.family.denoise(
+            module, x[places], t[places], {key: own[places] for key, own in told.items()}
+        )
         assert torch.equal(found[places], alone), name
-    other = answer(x, t, [900, 500, 499, 10], {"hidden": hidden})
+    other = answer(x, t, [900, 500, 499, 10], told)
     assert [torch.equal(one, two) for one, two in zip(found, other, strict=True)] == [True, False, True, False]
 
 

@@ -9,14 +9,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from runner import registry
 from runner.config import schema
 from runner.errors import Invalid, InvalidConfig
+from runner.facts import leaves
 from tests.inprocess import Verbs, actions, applied, planned, prepared, stopped_anew, trained_bytes, verb  # noqa: F401
-from tests.support import ROOT, Place
+from tests.support import ROOT, Place, draw_pictures, merged
 
 PACKAGE = ROOT / "tests" / "made_up"
 
@@ -67,6 +71,52 @@ def test_its_keys_stand_in_the_schema(place: Place, verb: Verbs) -> None:  # noq
     assert {"soft", "hard", "dev"} <= {name for part in variants for name in part.get("enum", [])}
     assert described["$defs"]["Prompt"]["properties"]["glow"]["description"].startswith("How much the picture glows")
     assert "How much the picture glows" in verb(place, "explain", "sampling.prompts.glow").ok().out
+    for table in ("Source", "HeldOut"):
+        assert described["$defs"][table]["properties"]["brightness"]["description"].startswith("How bright")
+    assert "How bright the pictures" in verb(place, "explain", "dataset.sources.brightness").ok().out
+
+
+def bright(place: Place, brightness: float | None, **changes: Any) -> Path:
+    """A glowing run with a source of such brightness."""
+    source = {"path": "pics"} if brightness is None else {"path": "pics", "brightness": brightness}
+    glowing(place)
+    place.base = merged(place.base, {"model": {"family": "made_up"}, "training": {"max_train_steps": 2}})
+    return place.write(merged({"dataset": {"sources": [source]}}, changes))
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_key_of_sources_is_trained_and_measured_with(place: Place) -> None:
+    applied(bright(place, 2.0))
+    first, measured = trained_bytes(place.file), base_loss(place)
+    plan = planned(bright(place, 4.0))
+    facts = dict(leaves(plan.graph.nodes["train"].facts))
+    assert facts["items.part.brightness"].origin == ("dataset.**.brightness", "dataset.config_file")
+    assert plan.actions["train"].reasons == ["dataset.sources[0].brightness 2.0 → 4.0"]
+    assert plan.actions["cache.latents"].symbol == "="
+    assert planned(bright(place, 2.0)).actions["train"].symbol == "="
+    assert planned(bright(place, None)).actions["train"].reasons == ["dataset.sources[0].brightness 2.0 → unset"]
+    applied(bright(place, 4.0))
+    assert trained_bytes(place.file) != first
+    assert base_loss(place) != measured, "the same model is measured under it"
+    calm = load(trained_bytes(place.file))
+    shutil.rmtree(place.folder / ".runner")
+    found = load(trained_bytes(bright(place, 4.0, caching={"latents": "off", "text": "off"})))
+    assert all(torch.allclose(found[name], tensor, atol=1e-6) for name, tensor in calm.items()), "encoded at each use"
+
+
+def base_loss(place: Place) -> float:
+    """What was measured of the base model."""
+    return float(json.loads((place.output / "selection.json").read_text())["base"]["stable_loss"])
+
+
+@pytest.mark.usefixtures("installed")
+def test_held_out_items_have_its_key_of_their_own_or_their_sources(place: Place) -> None:
+    draw_pictures(place.folder / "apart", 2, seed=5)
+    for given, found in (({}, 2.0), ({"brightness": 3.0}, 3.0)):
+        bright(place, 2.0, dataset={"held_out": {"count": None, "path": "apart", **given}})
+        collection = prepared(place.file).collection
+        assert {item.own.brightness for item in collection.held_out} == {found}
+        assert {item.own.brightness for item in collection.items} == {2.0}
 
 
 @pytest.mark.usefixtures("installed")
@@ -77,6 +127,15 @@ def test_its_key_is_refused_in_other_families(place: Place) -> None:
         prepared(place.file)
     assert [item.message for item in caught.value.diagnostics] == [
         "prompt 1: family sd15 cannot use `glow`: it belongs to Made-up"
+    ]
+    place.write({"dataset": {"sources": [{"path": "pics", "brightness": 2.0}]}})
+    with pytest.raises(InvalidConfig) as caught:
+        prepared(place.file)
+    assert [(item.message, item.places[0].line) for item in caught.value.diagnostics] == [
+        (
+            "family sd15 cannot use `brightness`: it belongs to Made-up",
+            1 + place.file.read_text().splitlines().index("brightness = 2.0"),
+        )
     ]
 
 

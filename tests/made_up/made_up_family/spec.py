@@ -1,17 +1,18 @@
-"""The half without torch: two denoisers with a boundary, keys of its own in [model] and in prompts, and what a prompt says to
-the family."""
+"""The half without torch: two denoisers with a boundary, keys of its own in [model], in prompts and in sources, and what
+prompts and items say to the family."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from runner.dataset.parts import Found, ItemPart, Piece
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import Naming
 from runner.families.parts.targets import Adaptable, Names, Preset
@@ -42,6 +43,13 @@ class GlowPrompt(Section):
 
     glow: Annotated[float, Field(ge=0, le=10)] | None = key(None, effect="trajectory", stage="sample")
     """How much the picture glows (made_up). Unset: 0."""
+
+
+class BrightSource(Section):
+    """What only this family's sources say."""
+
+    brightness: Annotated[float, Field(ge=0, le=10)] | None = key(None, effect="trajectory", stage="train")
+    """How bright the pictures of a source are (made_up), which the denoiser is told. Unset: 1."""
 
 
 UNET = next(part for part in SD15_FINDER.parts if part.name == "denoiser")
@@ -99,6 +107,21 @@ def ready(readying: Readying, index: int, options: Any) -> tuple[int, PromptPart
     return 1, GlowPart(guidance=options.glow) if options.glow is not None else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BrightItem(ItemPart):
+    """How bright an item is."""
+
+    brightness: float
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"brightness": self.brightness}
+
+
+def items(model: Model, found: Found) -> list[Piece]:
+    """The whole of it; how bright it is stands in its source."""
+    return [Piece(found.clip, BrightItem(brightness=found.said.get("brightness", 1.0)))]
+
+
 MADE_UP = replace(
     SD15,
     name="made_up",
@@ -115,4 +138,6 @@ MADE_UP = replace(
     model_parts=(VariantModel, LowNoiseModel),
     prompt_parts=(GlowPrompt,),
     ready=ready,
+    source_parts=(BrightSource,),
+    items=items,
 )
