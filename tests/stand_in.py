@@ -81,7 +81,7 @@ def write_flux(folder: Path) -> None:
     """The files of FLUX.1 and Chroma under the names that people have, and T5's tokenizer."""
     from runner.families.parts.clip import clip_layers, t5_layers
     from runner.families.parts.files import CONFIGS
-    from runner.families.sd3.tiny import write_t5_tokenizer
+    from runner.families.parts.tiny import write_t5_tokenizer
     from runner.model.layers import parameters
 
     for name, keys in (("flux1-dev", "flux1_dev"), ("flux1-kontext-dev", "flux1_dev"), ("Chroma1-HD", "chroma")):

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from runner.errors import RunFailed
 from runner.families.hunyuan_video.tiny import write_llama_tokenizer
 from runner.families.parts.text import load_tokenizers
-from runner.families.parts.tiny import write_clip_tokenizer
+from runner.families.parts.tiny import write_clip_tokenizer, write_t5_tokenizer
 from runner.families.parts.tokenizer_fit import misfit
 from runner.families.parts.tokenizer_kinds import clip_tokenizer, llama_3_tokenizer, t5_tokenizer
-from runner.families.sd3.tiny import write_t5_tokenizer
 from runner.families.token_counts import NoTokenizer, count_tokens
 from runner.model.model import Model, ModelProblem
 from tests.fuzzing import bounded, fuzz, read_or_refused

@@ -26,7 +26,7 @@ GB = 10**9
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stand-ins of the three full-size checkpoints, pictures, and a T5 tokenizer."""
-    from runner.families.sd3.tiny import write_t5_tokenizer
+    from runner.families.parts.tiny import write_t5_tokenizer
 
     folder = tmp_path_factory.mktemp("stand_ins")
     for name in ("sd15", "sdxl", "sd3"):

@@ -14,11 +14,10 @@ import pytest
 from runner.errors import InvalidConfig, RunFailed
 from runner.families.hunyuan_video.tiny import write_llama_tokenizer
 from runner.families.parts.files import CONFIGS, read_json
-from runner.families.parts.tiny import write_clip_tokenizer
+from runner.families.parts.tiny import write_clip_tokenizer, write_t5_tokenizer
 from runner.families.parts.tokenizer_fit import misfit
 from runner.families.parts.tokenizer_kinds import clip_tokenizer, llama_3_tokenizer, t5_tokenizer
 from runner.families.registry import family
-from runner.families.sd3.tiny import write_t5_tokenizer
 from runner.families.token_counts import NoTokenizer, count_tokens, tokenizer_file
 from runner.model.model import TokenizerKind
 from tests.inprocess import prepared

@@ -9,11 +9,11 @@ from pathlib import Path
 from runner.families.chroma.architecture import chroma_layers, comfyui_layers, fitted
 from runner.families.flux1.architecture import BLOCK
 from runner.families.flux1.spec import ATTENTION, PLAIN, VAE, comfyui_name, swap_rule
-from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.identify import FileNames, Kind
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import T5_ENCODER
 from runner.families.parts.files import CHECKPOINT, CONFIGS
+from runner.families.parts.joint_memory import entering, forward, saved, widest
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset

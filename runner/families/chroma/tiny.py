@@ -7,9 +7,8 @@ from typing import Any
 
 from diffusers import ChromaTransformer2DModel
 
-from runner.families.flux1.tiny import write_t5
 from runner.families.parts.files import CONFIGS
-from runner.families.parts.tiny import write_settings, write_vae
+from runner.families.parts.tiny import write_settings, write_t5, write_vae
 from runner.rng import forked
 
 TRANSFORMER: dict[str, Any] = {
@@ -31,5 +30,5 @@ def write_tiny(folder: Path) -> None:
     with forked(0, "tiny"):
         ChromaTransformer2DModel(**TRANSFORMER).save_pretrained(folder / "transformer")
         write_vae(folder / "vae", shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
-        write_t5(folder / "text_encoder", folder / "tokenizer")
+        write_t5(folder / "text_encoder", folder / "tokenizer", TRANSFORMER["joint_attention_dim"])
     write_settings(folder, CONFIGS / "chroma")

@@ -12,11 +12,11 @@ from typing import Any
 from runner.families import references as seen
 from runner.families.flux1.architecture import BLOCK, comfyui_layers, fitted, flux_layers
 from runner.families.flux1.recognise import recognise
-from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.locate import KeyPath
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT, T5_ENCODER
 from runner.families.parts.files import CHECKPOINT, CONFIGS, read_json
+from runner.families.parts.joint_memory import entering, forward, saved, widest
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import FluxTransformer2DModel
-from transformers import T5Config, T5EncoderModel
 
 from runner.families.parts.files import CONFIGS
-from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
-from runner.families.sd3.tiny import write_t5_tokenizer
+from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_t5, write_vae
 from runner.rng import forked
 
 TRANSFORMER: dict[str, Any] = {
@@ -33,22 +31,5 @@ def write_tiny(folder: Path, **changes: Any) -> None:
         FluxTransformer2DModel(**{**TRANSFORMER, **changes}).save_pretrained(folder / "transformer")
         write_vae(folder / "vae", shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
         write_clip(folder / "text_encoder", size, projected=False)
-        write_t5(folder / "text_encoder_2", folder / "tokenizer_2")
+        write_t5(folder / "text_encoder_2", folder / "tokenizer_2", TRANSFORMER["joint_attention_dim"])
     write_settings(folder, CONFIGS / "flux1")
-
-
-def write_t5(folder: Path, tokenizer: Path) -> None:
-    """A T5 of the transformer's width and its tokenizer."""
-    T5EncoderModel(
-        T5Config(
-            d_model=TRANSFORMER["joint_attention_dim"],
-            d_kv=8,
-            num_heads=2,
-            d_ff=32,
-            num_layers=2,
-            vocab_size=write_t5_tokenizer(tokenizer),
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            is_encoder_decoder=True,
-        )
-    ).save_pretrained(folder)

@@ -11,7 +11,6 @@ from runner.families.framepack.architecture import framepack_layers
 from runner.families.framepack.items import items, sources
 from runner.families.framepack.prompts import ready
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
-from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.hunyuan_video.spec import (
     CLIP,
     LLAMA,
@@ -29,6 +28,7 @@ from runner.families.identify import FileNames, Kind
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import SIGLIP_VISION
 from runner.families.parts.files import CHECKPOINT, CONFIGS
+from runner.families.parts.joint_memory import entering, forward, saved, widest
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset

@@ -10,7 +10,6 @@ from typing import Any
 
 from runner.dataset.clips import ClipRule
 from runner.families.hunyuan_video.architecture import BLOCK, comfyui_layer, hunyuan_layers
-from runner.families.hunyuan_video.memory import entering, forward, saved, widest
 from runner.families.hunyuan_video.prompts import ready
 from runner.families.identify import FileNames, Kind
 from runner.families.locate import KeyPath
@@ -18,6 +17,7 @@ from runner.families.parts import classes
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import AUTOENCODER_KL_HUNYUAN_VIDEO, CLIP_TEXT
 from runner.families.parts.files import CHECKPOINT, CONFIGS
+from runner.families.parts.joint_memory import entering, forward, saved, widest
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import ModuleClass, Naming, Part
 from runner.families.parts.targets import Adaptable, Names, Preset

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 VAE: dict[str, Any] = {
@@ -64,3 +73,35 @@ def write_settings(folder: Path, shipped: Path, scheduler: Mapping[str, Any] | N
     for name in ("scheduler/scheduler_config.json", "model_index.json"):
         content = json.loads((shipped / name).read_text(encoding="utf-8"))
         (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def write_t5_tokenizer(folder: Path, least: int = 0) -> int:
+    """A tokenizer of T5's kind over single letters, filled up to `least` tokens; returns the size of its vocabulary."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+    pieces += [f"unused {number}" for number in range(least - len(pieces))]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    ).save_pretrained(folder)
+    return len(pieces)
+
+
+def write_t5(folder: Path, tokenizer: Path, width: int) -> None:
+    """A T5 of a transformer's width [width], and its tokenizer."""
+    T5EncoderModel(
+        T5Config(
+            d_model=width,
+            d_kv=8,
+            num_heads=2,
+            d_ff=32,
+            num_layers=2,
+            vocab_size=write_t5_tokenizer(tokenizer),
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            is_encoder_decoder=True,
+        )
+    ).save_pretrained(folder)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import SD3Transformer2DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from runner.families.parts.files import CONFIGS
-from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_vae
+from runner.families.parts.tiny import write_clip, write_clip_tokenizer, write_settings, write_t5_tokenizer, write_vae
 from runner.rng import forked
 
 _WIDTH = 48
@@ -54,18 +53,3 @@ def write_tiny(folder: Path, **changes: Any) -> None:
         )
         T5EncoderModel(t5).save_pretrained(folder / "text_encoder_3")
     write_settings(folder, CONFIGS / "sd3")
-
-
-def write_t5_tokenizer(folder: Path, least: int = 0) -> int:
-    """A tokenizer of T5's kind over single letters, filled up to `least` tokens; returns the size of its vocabulary."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
-    pieces += [f"unused {number}" for number in range(least - len(pieces))]
-    tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-    ).save_pretrained(folder)
-    return len(pieces)

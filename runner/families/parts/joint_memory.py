@@ -1,4 +1,5 @@
-"""Predicted activations of HunyuanVideo's and FramePack's transformer, by counting, in the order of the forward pass.
+"""Predicted activations of transformers with two streams (HunyuanVideo, FramePack, FLUX.1, Chroma), by counting, in the order
+of the forward pass.
 
 Positions are patches of all frames, those of the history included, and text tokens; a modulation has one per item.
 """
