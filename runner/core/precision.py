@@ -20,6 +20,12 @@ def autocast(mixed_precision: str, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=DTYPES[mixed_precision])
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast narrows to where it is on; PyTorch's meta device knows none."""
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Without automatic mixed precision, inside it too; PyTorch's meta device knows none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -31,7 +31,7 @@ from runner.stages.modules import build
 from runner.weights.tensors import write_hashed_tensors, write_tensors
 
 MANIFEST = "manifest.json"
-_IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)\.")
+_IN_ADAPTER = re.compile(r"\.(lora_(A|B|magnitude_vector)|hada_w\d_[ab]|lokr_w\d(_[ab])?|oft_R)(\.|$)")
 FORMATS = ("kohya", "diffusers", "comfyui", "single_file")
 
 
@@ -150,7 +150,7 @@ def whole_model(
 
 
 def plain_states(modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """Component → state dict on the CPU without adapters: the key of a layer that peft wraps is its own again."""
+    """Component → state dict on the CPU without adapters: the key of a layer with an adapter is its own again."""
     return {
         name: {
             key.replace(".base_layer.", "."): tensor.detach().cpu()

@@ -1,4 +1,5 @@
-"""Adapters through peft on exactly the planned layers: LoRA, LoCon, DoRA, LoHa, LoKr, OFT; what trains is kept in fp32."""
+"""Adapters on exactly the planned layers: LoRA and LoCon of our own, DoRA, LoHa, LoKr and OFT through peft; what trains is
+kept in fp32."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.model.targets import Target
+from runner.networks.lora import FirstProduct, LoraLayer, LoraLinear, wrapped
 from runner.networks.shapes import oft_block
 from runner.rng import generator
 
@@ -36,22 +38,40 @@ def attach(
 
     Each tensor is drawn (Kaiming uniform, as peft and Kohya do) from a generator of its own, or zero.
     """
-    from peft import inject_adapter_in_model
-
     trainable: dict[str, nn.Parameter] = {}
     for component, module in modules.items():
         own = [target for target in targets if target.component == component]
         if not own:
             continue
-        for config in _configs(own, dropouts, decompose_factor):
-            inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+        if own[0].adapter == "lora":
+            _wrap(module, own, dropouts)
+        else:
+            from peft import inject_adapter_in_model
+
+            for config in _configs(own, dropouts, decompose_factor):
+                inject_adapter_in_model(config, module, adapter_name=ADAPTER)
         shared: dict[str, nn.Parameter] = {}
         for target in own:
-            layer: Any = module.get_submodule(target.name)
-            trainable |= _fresh(layer, target, seed, shared)
-            if target.adapter == "lora":
-                _drop_out(layer, dropouts)
+            trainable |= _fresh(module.get_submodule(target.name), target, seed, shared)
     return trainable
+
+
+def _wrap(module: nn.Module, targets: Sequence[Target], dropouts: Dropouts) -> None:
+    """A LoRA layer around each target; those that share their first factor make the first product once."""
+    products: dict[str, FirstProduct] = {}
+    for target in targets:
+        layer = wrapped(
+            module.get_submodule(target.name),
+            target.rank,
+            target.scale,
+            dropouts.inputs,
+            dropouts.ranks,
+            dropouts.modules,
+        )
+        module.set_submodule(target.name, layer)
+        if target.tied and isinstance(layer, LoraLinear):
+            layer.shared = products.setdefault(target.kohya, FirstProduct())
+            layer.shared.layers += 1
 
 
 def _configs(targets: Sequence[Target], dropouts: Dropouts, decompose_factor: int) -> list[Any]:
@@ -63,15 +83,10 @@ def _configs(targets: Sequence[Target], dropouts: Dropouts, decompose_factor: in
         "rank_pattern": {re.escape(target.name): target.rank for target in targets},
         "alpha_pattern": {re.escape(target.name): target.alpha for target in targets},
     }
-    if first.adapter in ("lora", "dora"):
+    if first.adapter == "dora":
         return [
             peft.LoraConfig(
-                r=first.rank,
-                lora_alpha=first.alpha,
-                lora_dropout=dropouts.inputs,
-                use_dora=first.adapter == "dora",
-                **names,
-                **patterns,
+                r=first.rank, lora_alpha=first.alpha, lora_dropout=dropouts.inputs, use_dora=True, **names, **patterns
             )
         ]
     if first.adapter in ("loha", "lokr"):
@@ -118,8 +133,10 @@ def _fresh(layer: Any, target: Target, seed: int, shared: dict[str, nn.Parameter
 
 
 def _places(layer: Any) -> dict[str, tuple[Any, str]]:
-    """Name of an adapter's tensor → where peft keeps it."""
+    """Name of an adapter's tensor → where it is kept."""
     found: dict[str, tuple[Any, str]] = {}
+    if isinstance(layer, LoraLayer):
+        return {name: (layer, name) for name in layer.adapter_layer_names}
     for name in layer.adapter_layer_names:
         holder = getattr(layer, name, None)
         if holder is None or ADAPTER not in holder:
@@ -138,27 +155,3 @@ def _draw(parameter: nn.Parameter, name: str, seed: int, target: Target, layer: 
             index = (target.component, target.name) if name == "lora_A" else (target.component, target.name, name)
             drawn = torch.rand(parameter.shape, generator=generator(seed, "adapter.init", *index))
             parameter.copy_((drawn * 2 - 1) * bound)
-
-
-def _drop_out(layer: Any, dropouts: Dropouts) -> None:
-    """Rank and module dropout of LoRA as in sd-scripts: a rank is left out for a whole item and the rest made stronger;
-    a module is left out for a whole batch."""
-    if dropouts.ranks > 0:
-
-        def without_ranks(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-            if not module.training:
-                return output
-            dim = 1 if output.dim() == 4 else -1
-            shape = [output.shape[0]] + [1] * (output.dim() - 1)
-            shape[dim] = output.shape[dim]
-            kept = torch.rand(shape) >= dropouts.ranks
-            return output * kept.to(output.device, output.dtype) / (1 - dropouts.ranks)
-
-        layer.lora_A[ADAPTER].register_forward_hook(without_ranks)
-    if dropouts.modules > 0:
-
-        def left_out(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-            dropped = module.training and float(torch.rand(())) < dropouts.modules
-            return torch.zeros_like(output) if dropped else output
-
-        layer.lora_B[ADAPTER].register_forward_hook(left_out)

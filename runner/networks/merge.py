@@ -96,10 +96,8 @@ def merge_into(modules: Mapping[str, nn.Module], changes: Sequence[Change]) -> N
 
 
 def _layer(component: nn.Module, name: str) -> Any:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     layer = component.get_submodule(name)
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return getattr(layer, "base_layer", layer)
 
 
 def _swapped(piece: Target, rows: Tensor) -> Tensor:

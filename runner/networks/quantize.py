@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.precision import autocast_dtype
+
 BLOCK = 64
 """Weights that share a scale in fp8_scaled, along the input; as in musubi-tuner."""
 NF4_BLOCK = 64
@@ -68,8 +70,7 @@ class QuantizedLinear(nn.Linear):
         return dequantize_4bit(data, state).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = x.to(autocast_dtype(x.device) or x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         answer: Tensor = _Product.apply(x, self, bias)
         return answer

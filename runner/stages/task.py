@@ -16,6 +16,7 @@ from runner.diffusion.losses import distance, flow_weight, snr_weight
 from runner.families.contract import Conditioning
 from runner.inputs.train import TrainInputs
 from runner.networks.merge import scale_down
+from runner.networks.narrow import NarrowFactors
 from runner.stages.context import Context, on_device
 from runner.stages.denoising import Denoisers
 from runner.stages.encode import LatentEncoding
@@ -50,6 +51,7 @@ class DiffusionTask:
         self.compiling: set[tuple[int, ...]] | None = set() if runtime.compile else None
         if runtime.compile:
             compile_blocks(denoising_blocks(context, trained), _shapes(inputs, len(runtime.model.denoisers)))
+        self.narrow = NarrowFactors(() if runtime.compile else trained.modules.values())
         self.weights = frozenset(
             parameter.untyped_storage().data_ptr()
             for module in trained.modules.values()
@@ -65,6 +67,7 @@ class DiffusionTask:
             module.train(on)
 
     def stepped(self) -> None:
+        self.narrow.clear()
         adapter = self.inputs.adapter
         if adapter is not None and adapter.scale_weight_norms is not None and self.inputs.targets is not None:
             scale_down(self.inputs.targets, self.trained.parameters, adapter.scale_weight_norms)
@@ -84,6 +87,7 @@ class DiffusionTask:
             )
         offload = saved_on_host(self.device, self.weights) if self.context.runtime.activation_offload else nullcontext()
         with autocast(self.inputs.numerics.mixed_precision, self.device), offload:
+            self.narrow.refresh()
             conditioning = self._conditioning(batch, tensors)
             prediction = self.denoisers(noisy.x_t, noisy.t, batch.timesteps, conditioning)
         settings = self.inputs.loss
