@@ -129,6 +129,7 @@ class Place:
         """
         environment = {**os.environ, "RUNNER_STORE": "", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
         environment.pop("RUNNER_STORE") if not environment["RUNNER_STORE"] else None
+        environment["PYTHONPATH"] = str(ROOT)  # this checkout, whatever is installed
         if kill is not None:
             environment["RUNNER_TEST_KILL"] = kill
             environment["PYTHONPATH"] = os.pathsep.join([str(FAULTS), str(ROOT)])

@@ -17,7 +17,7 @@ import pytest
 from runner.config.optimizer_kinds import OPTIMIZERS
 from tests.inprocess import prepared, stopped_anew, trained_bytes
 from tests.kill_and_resume import FEW, PLACES, SETTINGS, compare
-from tests.support import Place, new_place, run_bytes
+from tests.support import ROOT, Place, new_place, run_bytes
 
 
 def test_kills_change_no_byte(tmp_path: Path, tiny_model: Path) -> None:
@@ -172,7 +172,7 @@ def test_signals_save_and_leave(tmp_path: Path, tiny_model: Path, number: int, c
     calm = new_place(tmp_path / "calm", tiny_model)
     calm.file.write_text(place.file.read_text())
     calm.run("apply").ok()
-    environment = {**os.environ, "NO_COLOR": "1"}
+    environment = {**os.environ, "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [sys.executable, "-m", "runner", "apply"],
         cwd=place.folder,
@@ -201,6 +201,7 @@ def test_a_second_apply_is_refused_and_names_the_holder(place: Place) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "runner", "apply"],
         cwd=place.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

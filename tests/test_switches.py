@@ -156,7 +156,7 @@ def test_accumulated_steps_are_the_mean_over_their_items(
         parts = [batch.tensors for batch in next(loader.steps_from(step))]
         whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         noisy = process.noisy(whole["latents"], whole["noise"], whole["timesteps"])
-        answer = task.denoiser(
+        answer = task.denoisers.modules["denoiser"](
             noisy.x_t, whole["timesteps"], encoder_hidden_states=whole["cond.hidden"], return_dict=False
         )[0]
         loss = ((answer - noisy.target) ** 2).mean()
