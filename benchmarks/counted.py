@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -243,14 +243,14 @@ def caller() -> str:
 
 
 @contextmanager
-def keeping(meter: Meter, weights: set[int]) -> Iterator[None]:
+def keeping(meter: Meter, weights: Iterable[Tensor]) -> Iterator[None]:
     """Adds up what autograd keeps for the backward pass: each storage once, no weights."""
-    seen: dict[int, Any] = {}
+    seen = {x.untyped_storage()._cdata: x.untyped_storage() for x in weights}
 
     def keep(x: Tensor) -> Tensor:
         if isinstance(x, FakeTensor) and x.device.type == "cuda":
             storage = x.untyped_storage()
-            if storage._cdata not in weights and storage._cdata not in seen:
+            if storage._cdata not in seen:
                 seen[storage._cdata] = storage  # held, so that no other one gets its address
                 if meter.on:
                     meter.count.kept += storage.nbytes()

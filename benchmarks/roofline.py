@@ -80,11 +80,8 @@ def step_of(run: FullSize, meter: Meter) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes its states
     optimizer.zero_grad(set_to_none=True)
-    weights = {
-        x.untyped_storage()._cdata
-        for module in run.trained.modules.values()
-        for x in (*module.parameters(), *module.buffers())
-    }
+    modules = run.trained.modules.values()
+    weights = [x for module in modules for x in (*module.parameters(), *module.buffers())]
     steps, loss = task.steps_from, task.loss
 
     def counted_steps(first: int) -> Iterator[Any]:

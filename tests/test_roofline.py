@@ -83,7 +83,7 @@ def test_a_layer_is_counted_as_a_gpu_runs_it() -> None:
 
         def call() -> None:
             assert x.device.type == "cuda"
-            with keeping(found, {x.untyped_storage()._cdata for x in (first, second)}), autocast("bf16", GPU):
+            with keeping(found, (first, second)), autocast("bf16", GPU):
                 loss = F.linear(F.linear(x, first), second).view(-1).float().sum()
             found.phase = "backward"
             loss.backward()
@@ -121,7 +121,7 @@ def test_views_are_nothing_and_what_is_expanded_is_there_once() -> None:
 def test_what_is_kept_twice_counts_once_and_weights_do_not() -> None:
     def make() -> Callable[[], Any]:
         x = torch.empty(4, 8, device=GPU).requires_grad_()
-        weights.add(x.untyped_storage()._cdata)
+        weights.append(x)
 
         def call() -> None:
             with keeping(found, weights):
@@ -130,7 +130,7 @@ def test_what_is_kept_twice_counts_once_and_weights_do_not() -> None:
 
         return call
 
-    weights: set[int] = set()
+    weights: list[Tensor] = []
     found = Meter()
     with pretended(found):
         call = make()
