@@ -45,7 +45,7 @@ def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.M
         theirs = peft.inject_adapter_in_model(peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0"]), model)[0]
         base = BASES[name][0]().requires_grad_(False)
         base.load_state_dict(state)
-        ours = wrapped(base.to(dtype), 2, 1.5, 0.0, 0.0, 0.0)
+        ours = wrapped(base.to(dtype), 2, 1.5)
         theirs.base_layer.to(dtype)
         with torch.no_grad():
             for part in ("lora_A", "lora_B"):

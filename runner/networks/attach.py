@@ -6,29 +6,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runner.model.targets import Target
-from runner.networks.lora import FirstProduct, LoraLayer, LoraLinear, wrapped
+from runner.networks.lora import Dropouts, FirstProduct, LoraLayer, LoraLinear, wrapped
 from runner.networks.shapes import oft_block
 from runner.rng import generator
 
 ADAPTER = "default"
 _ZERO = ("lora_B", "hada_w2_b", "lokr_w1", "oft_R")
 """What starts at zero, so that a fresh adapter changes nothing."""
-
-
-@dataclass(frozen=True)
-class Dropouts:
-    """Shares that are left out while training."""
-
-    inputs: float = 0.0
-    ranks: float = 0.0
-    modules: float = 0.0
 
 
 def attach(
@@ -60,14 +50,7 @@ def _wrap(module: nn.Module, targets: Sequence[Target], dropouts: Dropouts) -> N
     """A LoRA layer around each target; those that share their first factor make the first product once."""
     products: dict[str, FirstProduct] = {}
     for target in targets:
-        layer = wrapped(
-            module.get_submodule(target.name),
-            target.rank,
-            target.scale,
-            dropouts.inputs,
-            dropouts.ranks,
-            dropouts.modules,
-        )
+        layer = wrapped(module.get_submodule(target.name), target.rank, target.scale, dropouts)
         module.set_submodule(target.name, layer)
         if target.tied and isinstance(layer, LoraLinear):
             layer.shared = products.setdefault(target.kohya, FirstProduct())

@@ -7,13 +7,28 @@ is (`addmm`), the scale with it; layers that share A (q, k and v that files keep
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner.core.precision import autocast_dtype
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Dropouts:
+    """Shares that are left out while training, as in sd-scripts: of the input; of the ranks, for a whole item, the rest made
+    stronger; the adapter for a whole batch."""
+
+    inputs: float = 0.0
+    ranks: float = 0.0
+    modules: float = 0.0
 
 
 class FirstProduct:
@@ -45,23 +60,18 @@ def narrowed(x: Tensor) -> Tensor:
 
 
 class LoraLayer(nn.Module):
-    """What both kinds have. `ranks` and `modules` are shares that are left out while training, as in sd-scripts: a rank for
-    a whole item, the rest made stronger; the adapter for a whole batch."""
+    """What both kinds have."""
 
     adapter_layer_names = ("lora_A", "lora_B")
 
-    def __init__(self, base: nn.Module, scale: float, inputs: float, ranks: float, modules: float) -> None:
+    def __init__(self, base: nn.Module, scale: float, dropouts: Dropouts) -> None:
         super().__init__()
         self.base_layer = base
-        self.scale = scale
-        self.inputs, self.ranks, self.modules_left_out = inputs, ranks, modules
+        self.scale, self.dropouts = scale, dropouts
         self.lora_A: nn.Parameter
         self.lora_B: nn.Parameter
         self.narrow: tuple[Tensor | None, Tensor | None] | None = None
         """Both factors as autocast has them, while NarrowFactors holds them."""
-
-    def get_base_layer(self) -> nn.Module:
-        return self.base_layer
 
     @property
     def weight(self) -> Tensor:
@@ -86,29 +96,35 @@ class LoraLayer(nn.Module):
 
     @property
     def drops(self) -> bool:
-        return self.training and bool(self.inputs or self.ranks or self.modules_left_out)
+        return self.training and self.dropouts != Dropouts()
 
-    def kept_ranks(self, low: Tensor, dim: int) -> Tensor:
+    def apart(self, x: Tensor, first: Product, second: Product, ranks: int) -> Tensor:
+        """B(A x) without what is left out; `first` and `second` multiply by a factor, `ranks` is their dimension."""
+        wide = x.to(autocast_dtype(x.device) or self.lora_A.dtype)
+        low = first(F.dropout(wide, self.dropouts.inputs, self.training), self.down(wide.dtype))
+        up = second(self._kept_ranks(low, ranks), self.up(wide.dtype))
+        return torch.zeros_like(up) if self._left_out() else up
+
+    def _kept_ranks(self, low: Tensor, dim: int) -> Tensor:
         """A x without the ranks that are left out of each item."""
-        if not self.training or not self.ranks:
+        if not self.training or not self.dropouts.ranks:
             return low
         shape = [low.shape[0]] + [1] * (low.dim() - 1)
         shape[dim] = low.shape[dim]
-        kept = torch.rand(shape) >= self.ranks
-        return low * kept.to(low.device, low.dtype) / (1 - self.ranks)
+        kept = torch.rand(shape) >= self.dropouts.ranks
+        return low * kept.to(low.device, low.dtype) / (1 - self.dropouts.ranks)
 
-    def left_out(self) -> bool:
+    def _left_out(self) -> bool:
         """Whether the adapter is left out of this batch."""
-        return self.training and self.modules_left_out > 0 and float(torch.rand(())) < self.modules_left_out
+        share = self.dropouts.modules
+        return self.training and share > 0 and float(torch.rand(())) < share
 
 
 class LoraLinear(LoraLayer):
     """On x [..., inputs] → [..., outputs]; `lora_A` [rank, inputs], `lora_B` [outputs, rank]."""
 
-    def __init__(
-        self, base: nn.Linear, rank: int, scale: float, inputs: float = 0.0, ranks: float = 0.0, modules: float = 0.0
-    ) -> None:
-        super().__init__(base, scale, inputs, ranks, modules)
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropouts: Dropouts = Dropouts()) -> None:
+        super().__init__(base, scale, dropouts)
         self.in_features, self.out_features = base.in_features, base.out_features
         device = device_of(base)
         self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, device=device))
@@ -117,10 +133,12 @@ class LoraLinear(LoraLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.drops:
-            return self._plainly(narrowed(x))
+            x = narrowed(x)
+            answer: Tensor = self.base_layer(x)
+            return answer + (self.apart(x, F.linear, F.linear, -1) * self.scale).to(answer.dtype)
         together = self.shared is not None and not torch.compiler.is_compiling()
         flat, low = self.shared.of(x, self) if together and self.shared is not None else self.first(x)
-        answer: Tensor = self.base_layer(flat)
+        answer = self.base_layer(flat)
         if answer.dtype == low.dtype:
             answer = answer.addmm_(low, self.up(low.dtype).t(), alpha=self.scale)
         else:  # weights in 16 bit, computed with as they are: the adapter stays in fp32
@@ -134,39 +152,22 @@ class LoraLinear(LoraLayer):
         wide = flat.to(autocast_dtype(x.device) or self.lora_A.dtype)
         return flat, F.linear(wide, self.down(wide.dtype))
 
-    def _plainly(self, x: Tensor) -> Tensor:
-        """With what is left out."""
-        answer: Tensor = self.base_layer(x)
-        wide = x.to(autocast_dtype(x.device) or self.lora_A.dtype)
-        low = F.linear(F.dropout(wide, self.inputs, self.training), self.down(wide.dtype))
-        up = F.linear(self.kept_ranks(low, -1), self.up(wide.dtype))
-        if self.left_out():
-            up = torch.zeros_like(up)
-        return answer + (up * self.scale).to(answer.dtype)
-
 
 class LoraConv(LoraLayer):
     """On x [B, inputs, …] of a convolution over pictures or videos; `lora_A` has its kernel, `lora_B` one of 1."""
 
-    def __init__(
-        self, base: Any, rank: int, scale: float, inputs: float = 0.0, ranks: float = 0.0, modules: float = 0.0
-    ) -> None:
-        super().__init__(base, scale, inputs, ranks, modules)
+    def __init__(self, base: Any, rank: int, scale: float, dropouts: Dropouts = Dropouts()) -> None:
+        super().__init__(base, scale, dropouts)
         self.in_channels, self.out_channels = base.in_channels, base.out_channels
         device, ones = device_of(base), [1] * len(base.kernel_size)
         self.lora_A = nn.Parameter(torch.zeros(rank, base.in_channels, *base.kernel_size, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_channels, rank, *ones, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = narrowed(x)
-        answer: Tensor = self.base_layer(x)
-        wide = x.to(autocast_dtype(x.device) or self.lora_A.dtype)
-        base: Any = self.base_layer
-        low = base._conv_forward(F.dropout(wide, self.inputs, self.training), self.down(wide.dtype), None)
-        pointwise = F.conv2d if low.dim() == 4 else F.conv3d
-        up = pointwise(self.kept_ranks(low, 1), self.up(wide.dtype))
-        if self.left_out():
-            up = torch.zeros_like(up)
+        x, base = narrowed(x), cast(Any, self.base_layer)
+        answer: Tensor = base(x)
+        pointwise = F.conv2d if answer.dim() == 4 else F.conv3d
+        up = self.apart(x, partial(base._conv_forward, bias=None), pointwise, 1)
         return torch.add(answer, up.to(answer.dtype), alpha=self.scale)
 
 
@@ -175,8 +176,8 @@ def device_of(layer: nn.Module) -> torch.device:
     return next(itertools.chain(layer.parameters(), layer.buffers())).device
 
 
-def wrapped(layer: nn.Module, rank: int, scale: float, inputs: float, ranks: float, modules: float) -> LoraLayer:
+def wrapped(layer: nn.Module, rank: int, scale: float, dropouts: Dropouts = Dropouts()) -> LoraLayer:
     """A layer with an adapter that is zero."""
     if isinstance(layer, nn.Linear):
-        return LoraLinear(layer, rank, scale, inputs, ranks, modules)
-    return LoraConv(layer, rank, scale, inputs, ranks, modules)
+        return LoraLinear(layer, rank, scale, dropouts)
+    return LoraConv(layer, rank, scale, dropouts)

@@ -3,7 +3,7 @@ one of the gradients, where there would be two of each for every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ class NarrowFactors:
         factors = (factor for layer in self.layers for factor in (layer.lora_A, layer.lora_B) if factor.requires_grad)
         self.factors = list({id(factor): factor for factor in factors}.values())
         self.flat = torch.empty(0)
+        self.places: list[int] = []
+        """Where the buffer has each of them."""
 
     def refresh(self) -> None:
         """Before each forward pass whose backward pass follows; inside autocast."""
@@ -40,30 +42,30 @@ class NarrowFactors:
 
     def _lay_out(self) -> None:
         """Where a factor is not in its place: at first, and where something gave it other storage."""
-        places = self._places(self.flat) if self.flat.numel() else []
-        if places and all(factor.data_ptr() == place.data_ptr() for factor, place in zip(self.factors, places)):  # noqa: B905
+        if [factor.data_ptr() for factor in self.factors] == self.places:
             return
         with torch.no_grad():
             self.flat = torch.cat([factor.reshape(-1) for factor in self.factors])
-            for factor, place in zip(self.factors, self._places(self.flat), strict=True):
+            for factor, place in zip(self.factors, _cut(self.flat, self.factors), strict=True):
                 factor.data = place
-
-    def _places(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([factor.numel() for factor in self.factors])
-        return [part.view(factor.shape) for part, factor in zip(parts, self.factors, strict=True)]
+        self.places = [factor.data_ptr() for factor in self.factors]
 
 
 class _Narrow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, flat: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        parts = flat.to(dtype).split([factor.numel() for factor in factors])
-        return tuple(part.view(factor.shape) for part, factor in zip(parts, factors, strict=True))
+        return tuple(_cut(flat.to(dtype), factors))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of a factor that took no part there is none."""
         given = [gradient for gradient in gradients if gradient is not None]
-        wide = torch.cat([gradient.reshape(-1) for gradient in given]).float()
-        parts = iter(wide.split([gradient.numel() for gradient in given]))
-        return None, None, *(None if old is None else next(parts).view(old.shape) for old in gradients)
+        wide = iter(_cut(torch.cat([gradient.reshape(-1) for gradient in given]).float(), given))
+        return None, None, *(None if gradient is None else next(wide) for gradient in gradients)
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A buffer's parts, one of each one's shape."""
+    parts = flat.split([one.numel() for one in like])
+    return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]

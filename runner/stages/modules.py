@@ -89,11 +89,8 @@ def build_swapped(context: Context, inputs: TrainInputs) -> Trained:
 def swap_blocks(context: Context, trained: Trained, swapped: int) -> None:
     """Has so many of the denoiser's blocks wait on the host; of several denoisers one has room, as they take turns."""
     if swapped:
-        blocks, (total, largest) = (
-            denoising_blocks(context, trained),
-            context.family.spec.count_blocks(context.runtime.model),
-        )
-        trained.swap = BlockSwap(blocks, total - largest + swapped, context.device)
+        total, largest = context.family.spec.count_blocks(context.runtime.model)
+        trained.swap = BlockSwap(denoising_blocks(context, trained), total - largest + swapped, context.device)
         context.free()
 
 

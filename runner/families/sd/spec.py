@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from runner.config.prompt_options import SAMPLERS
 from runner.families.parts.checkpoint import Finder
 from runner.families.parts.classes import AUTOENCODER_KL, CLIP_TEXT, CLIP_TEXT_PROJECTED
 from runner.families.parts.clip import open_clip_layers
@@ -22,22 +23,6 @@ from runner.families.spec import STILLS_REFUSED, Defaults, FamilySpec
 from runner.model.model import Component, Model, ModelProblem
 from schemas import RunConfig
 
-ALL_SAMPLERS = (
-    "ddim",
-    "ddpm",
-    "euler",
-    "euler_a",
-    "heun",
-    "lms",
-    "pndm",
-    "unipc",
-    "dpm2",
-    "dpm2_a",
-    "dpm++_2m",
-    "dpm++_2m_karras",
-    "dpm++_sde",
-    "dpm++_sde_karras",
-)
 _UNET = Part(
     name="denoiser",
     folder="unet",
@@ -250,7 +235,7 @@ SD15 = FamilySpec(
     layers=_SD15_ADAPTABLE.layers,
     memory=partial(predict, DenoiserMemory(parts=SD15_FINDER.parts, saved=saved, forward=forward)),
     blocks=SD15_FINDER.blocks,
-    samplers=ALL_SAMPLERS,
+    samplers=SAMPLERS,
     text_limit=_text_limit,
     token_lengths=(75, 150, 225),
     refused_keys={
@@ -283,7 +268,7 @@ SDXL = FamilySpec(
     layers=_SDXL_ADAPTABLE.layers,
     memory=partial(predict, DenoiserMemory(parts=SDXL_FINDER.parts, saved=saved, forward=forward)),
     blocks=SDXL_FINDER.blocks,
-    samplers=ALL_SAMPLERS,
+    samplers=SAMPLERS,
     text_limit=_text_limit,
     token_lengths=(75, 150, 225),
     version=2,  # sizes in fp32
