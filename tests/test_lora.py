@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runner.networks.lora import FirstProduct, LoraLinear, wrapped
 from runner.networks.narrow import NarrowFactors, _Narrow
 from tests.inprocess import trained_bytes
+from tests.ready import ready
 from tests.support import Place
 
 BASES: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -190,6 +191,18 @@ def test_factors_are_narrowed_together(family_place: Callable[..., Place], monke
     shutil.rmtree(place.folder / ".runner" / "artifacts")
     monkeypatch.setattr(NarrowFactors, "refresh", lambda self: None)
     assert trained_bytes(place.file) == together
+
+
+def test_a_step_ends_what_was_narrowed(family_place: Callable[..., Place]) -> None:
+    """Samples and scores between two steps are made with the weights as they are then."""
+    place = family_place("sd15")
+    place.write({"training": {"mixed_precision": "bf16"}})
+    task, loader = ready(place, torch.device("cpu")).task()
+    (batch, *_) = next(loader.steps_from(0))
+    task.loss(batch).backward()
+    assert all(layer.narrow is not None for layer in task.narrow.layers)
+    task.stepped()
+    assert [layer for layer in task.narrow.layers if layer.narrow is not None] == []
 
 
 def test_narrow_factors_follow_the_weights() -> None:

@@ -19,8 +19,9 @@ from runner import registry
 from runner.config import schema
 from runner.errors import Invalid, InvalidConfig
 from runner.facts import leaves
+from runner.families.identify import Kind, identify
 from tests.inprocess import Verbs, actions, applied, planned, prepared, stopped_anew, trained_bytes, verb  # noqa: F401
-from tests.support import ROOT, Place, draw_pictures, merged
+from tests.support import DATA, ROOT, Place, draw_pictures, merged
 
 PACKAGE = ROOT / "tests" / "made_up"
 
@@ -145,6 +146,15 @@ def test_another_tools_name_of_it_is_a_hint(place: Place) -> None:
     with pytest.raises(InvalidConfig) as caught:
         prepared(place.file)
     assert caught.value.diagnostics[0].hint == 'here: "made_up"'
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_files_are_told_from_those_of_a_built_in_family() -> None:
+    """Which has the same keys and does not know its mark."""
+    keys = json.loads((DATA / "checkpoint_sd15_keys.json").read_text(encoding="utf-8"))
+    tensors = {key: ("F16", tuple(shape)) for key, shape in keys.items()}
+    assert identify(tensors) == Kind("a Stable Diffusion 1.5 checkpoint", "sd15")
+    assert identify({**tensors, "made_up.mark": ("F16", (1,))}) == Kind("a made-up checkpoint", "made_up")
 
 
 @pytest.mark.usefixtures("installed")

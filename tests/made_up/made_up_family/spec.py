@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from runner.dataset.parts import Found, ItemPart, Piece
+from runner.families.identify import FileNames, Kind
 from runner.families.parts.memory import DenoiserMemory, predict
 from runner.families.parts.part import Naming
 from runner.families.parts.targets import Adaptable, Names, Preset
@@ -122,12 +123,18 @@ def items(model: Model, found: Found) -> list[Piece]:
     return [Piece(found.clip, BrightItem(brightness=found.said.get("brightness", 1.0)))]
 
 
+def recognise(file: FileNames) -> Kind | None:
+    """Its files are Stable Diffusion 1.5's, with a mark."""
+    return Kind("a made-up checkpoint", "made_up") if file.has("made_up.mark") else None
+
+
 MADE_UP = replace(
     SD15,
     name="made_up",
     title="Made-up",
     implementation="made_up_family.model:MADE_UP",
     other_names=("glowing",),
+    recognise=recognise,
     inspect=inspect,
     derived=derived,
     targets=ADAPTABLE.targets,
